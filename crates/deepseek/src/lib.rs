@@ -1,1 +1,4 @@
 //! deepseek
+
+pub mod hf;
+pub mod reference;

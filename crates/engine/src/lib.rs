@@ -1,1 +1,47 @@
-//! engine
+//! Text generation over any [`LanguageModel`]: sequences, pages, sampler, tokenizer and chat templates.
+//!
+//! The data of one request flows through the files in this order:
+//!
+//! ```text
+//! messages --chat--> text --tokenizer--> ids --generate--> model (prefill in chunks, then token by token)
+//!                                                            | logits
+//!      text <--stop-- text pieces <--detokenizer-- id <--sampler
+//! ```
+//!
+//! [`Sequence`] holds all that belongs to one request, its [`PageTable`] included, and never touches the model;
+//! [`Generator`] drives one sequence at a time. Nothing here knows DeepSeek, threads or sockets: the model is a
+//! trait of two functions, so that the tests run the whole loop over an automaton.
+
+#![forbid(unsafe_code)]
+
+mod chat;
+mod detokenizer;
+mod error;
+mod files;
+mod filter;
+mod generate;
+mod generation_config;
+mod model;
+mod pages;
+mod prompts;
+mod report;
+mod sampler;
+mod sequence;
+mod stop;
+mod tokenizer;
+mod tokenizer_config;
+
+pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
+pub use detokenizer::Detokenizer;
+pub use error::Error;
+pub use generate::{Generation, Generator, Rate, Timings};
+pub use generation_config::GenerationConfig;
+pub use model::{LanguageModel, ModelLimits};
+pub use pages::{PagePool, PageTable};
+pub use prompts::read_prompts;
+pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path, write_report};
+pub use sampler::{SampledToken, Sampler, SamplingParams, random_seed};
+pub use sequence::{Event, Request, Sequence};
+pub use stop::{Finish, FinishReason, StopMatcher};
+pub use tokenizer::{Bos, Tokenizer};
+pub use tokenizer_config::{NamedTemplate, TokenizerConfig};

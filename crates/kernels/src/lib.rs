@@ -1,1 +1,35 @@
-//! kernels
+//! The unsafe wall of dsv3: kernels that take slices and give slices, on one thread, without allocating.
+//!
+//! Everything above this crate is safe Rust. Here an operation has a folder and an instruction set has a file:
+//! `matmul/scalar.rs` says what matmul is, `matmul/avx2.rs` says it faster. [`Kernels`] is the table of one
+//! instruction set; its methods check lengths, also in release, and then jump. The operator above chooses how work
+//! is split and over which threads.
+//!
+//! Tables today: [`Isa::Scalar`] (specification, fallback and oracle) and [`Isa::Avx2`]. AVX-512 and NEON are not
+//! written yet; machines with the first use the AVX2 table, machines with the second the scalar one. A new table
+//! starts as `..SCALAR` or `..AVX2`, replaces what it does better, and is tested from the moment it is registered.
+//!
+//! Weights are [`MatrixView`]s in F32, BF16 or FP8 and are turned to f32 in registers or in a buffer on the stack;
+//! activations are always f32 ([`MatrixRef`], [`MatrixMut`]).
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are read in place, and checkpoints are little-endian");
+
+mod activation;
+mod activations;
+mod dequantize;
+mod elementwise;
+mod format;
+mod isa;
+mod kernels;
+mod matmul;
+mod matmul_transposed;
+mod reduce;
+mod rope;
+mod view;
+
+pub use activations::{MatrixMut, MatrixRef};
+pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
+pub use isa::Isa;
+pub use kernels::Kernels;
+pub use view::{BlockScales, MatrixView};

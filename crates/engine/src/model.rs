@@ -1,0 +1,55 @@
+//! What the engine knows of a model: its limits and two functions from tokens to logits.
+
+use dsv3_runtime::{DecodeStep, PrefillStep, Tensor, TokenId};
+
+/// What a model with its state can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelLimits {
+    /// The number of ids that have an embedding and a logit; it may exceed the tokenizer's (padding).
+    pub vocab_size: usize,
+    /// Positions that the state can hold for one sequence.
+    pub max_context: usize,
+    /// Positions of one page.
+    pub page_size: usize,
+    /// Pages of the cache, shared by all sequences.
+    pub page_count: usize,
+}
+
+impl ModelLimits {
+    /// Positions that one sequence can have when it is alone in the cache.
+    pub fn context(&self) -> usize {
+        self.max_context.min(self.page_size.saturating_mul(self.page_count))
+    }
+}
+
+/// A language model with its state: a cache of pages that the caller hands out.
+pub trait LanguageModel {
+    /// What the model and its state can hold; constant.
+    fn limits(&self) -> ModelLimits;
+
+    /// Runs one chunk of one sequence's prompt.
+    ///
+    /// # Shapes
+    /// tokens `[t]` -> logits `[rows by step.logits, vocab]`
+    ///
+    /// # Errors
+    /// If the step is outside of what the state can hold, or the model fails.
+    fn forward_prefill(
+        &mut self,
+        tokens: &[TokenId],
+        step: &PrefillStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error>;
+
+    /// Runs one token of each of several sequences ("users").
+    ///
+    /// # Shapes
+    /// tokens `[users]` -> logits `[users, vocab]`
+    ///
+    /// # Errors
+    /// If the step is outside of what the state can hold, or the model fails.
+    fn forward_decode(
+        &mut self,
+        tokens: &[TokenId],
+        step: &DecodeStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error>;
+}

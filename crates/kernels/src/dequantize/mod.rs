@@ -1,0 +1,3 @@
+//! A row of weights as f32.
+
+pub(crate) mod scalar;

@@ -1,0 +1,38 @@
+//! The specification: the value of an element is its stored value times its block's scale.
+
+use crate::{Format, MatrixView, bf16_to_f32, fp8_e4m3_to_f32};
+
+/// Row `row` of `w`.
+pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
+    dequantize(w, row, 0, out);
+}
+
+/// Columns `first..first + out.len()` of row `row` of `w`.
+pub(crate) fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
+    for columns in w.column_blocks(first..first + out.len()) {
+        let scale = w.scale(row, columns.start);
+        let out = &mut out[columns.start - first..columns.end - first];
+        dequantize_block(w.format(), w.row_bytes(row, columns), scale, out);
+    }
+}
+
+/// Elements that share a scale; the scale is 1 unless the format is FP8.
+pub(crate) fn dequantize_block(format: Format, bytes: &[u8], scale: f32, out: &mut [f32]) {
+    match format {
+        Format::F32 => {
+            for (value, &bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value = f32::from_le_bytes(bytes);
+            }
+        }
+        Format::Bf16 => {
+            for (value, &bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *value = bf16_to_f32(u16::from_le_bytes(bytes));
+            }
+        }
+        Format::Fp8 => {
+            for (value, &byte) in out.iter_mut().zip(bytes) {
+                *value = fp8_e4m3_to_f32(byte) * scale;
+            }
+        }
+    }
+}

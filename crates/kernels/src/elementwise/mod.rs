@@ -1,0 +1,3 @@
+//! Sums and products of vectors, element by element.
+
+pub(crate) mod scalar;

@@ -1,0 +1,242 @@
+//! The table: one function for each operation, one table for each instruction set, and the safe door to them.
+
+use crate::{Isa, MatrixMut, MatrixRef, MatrixView};
+use crate::{activation, dequantize, elementwise, matmul, matmul_transposed, reduce, rope};
+use std::{fmt, sync::OnceLock};
+
+/// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
+/// its methods check the lengths, so they are safe to call.
+///
+/// SAFETY of calling any pointer: the table's ISA is available, and the arguments have passed the checks of the
+/// method of the same name.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    isa: Isa,
+    matmul_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    matmul_transposed_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
+    dot: unsafe fn(&[f32], &[f32]) -> f32,
+    sum_of_squares: unsafe fn(&[f32]) -> f32,
+    max: unsafe fn(&[f32]) -> f32,
+    scale_mul: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
+    add: unsafe fn(&mut [f32], &[f32]),
+    add_scaled: unsafe fn(&mut [f32], f32, &[f32]),
+    scale: unsafe fn(&mut [f32], f32),
+    silu_mul: unsafe fn(&mut [f32], &[f32]),
+    sigmoid: unsafe fn(&mut [f32]),
+    exp_sum: unsafe fn(&mut [f32], f32) -> f32,
+    rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+}
+
+static SCALAR: Kernels = Kernels {
+    isa: Isa::Scalar,
+    matmul_add: matmul::scalar::matmul_add,
+    matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
+    dequantize_row: dequantize::scalar::dequantize_row,
+    dot: reduce::scalar::dot,
+    sum_of_squares: reduce::scalar::sum_of_squares,
+    max: reduce::scalar::max,
+    scale_mul: elementwise::scalar::scale_mul,
+    add: elementwise::scalar::add,
+    add_scaled: elementwise::scalar::add_scaled,
+    scale: elementwise::scalar::scale,
+    silu_mul: activation::scalar::silu_mul,
+    sigmoid: activation::scalar::sigmoid,
+    exp_sum: activation::scalar::exp_sum,
+    rope_interleaved: rope::scalar::rope_interleaved,
+};
+
+impl Kernels {
+    /// The table of an instruction set, if this machine has it.
+    pub fn for_isa(isa: Isa) -> Option<&'static Kernels> {
+        isa.is_available().then_some(match isa {
+            Isa::Scalar | Isa::Avx2 => &SCALAR,
+        })
+    }
+
+    /// The tables that this machine can use, the slowest first.
+    pub fn available() -> impl Iterator<Item = &'static Kernels> {
+        Isa::ALL.into_iter().filter_map(Kernels::for_isa)
+    }
+
+    /// The fastest table that this machine can use; detected once.
+    pub fn best() -> &'static Kernels {
+        static BEST: OnceLock<&Kernels> = OnceLock::new();
+        BEST.get_or_init(|| Kernels::available().last().expect("the scalar table is always available"))
+    }
+
+    /// The instruction set that this table uses.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `out[t, r] = sum over c of x[t, c] * w[r, c]`: a linear layer.
+    ///
+    /// # Shapes
+    /// w [rows, cols], x [tokens, cols], out [tokens, rows].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+        fill_zero(&mut out);
+        self.matmul_add(w, x, out);
+    }
+
+    /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+    ///
+    /// # Shapes
+    /// w [rows, cols], x [tokens, cols], out [tokens, rows].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_add(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+        assert_eq!(x.cols(), w.cols(), "columns of x and of w");
+        assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
+        assert_eq!(out.rows(), x.rows(), "rows of out and of x");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.matmul_add)(w, x, out) }
+    }
+
+    /// `out[t, c] = sum over r of x[t, r] * w[r, c]`: absorbs W_uk into the query; weighs latents by probabilities.
+    ///
+    /// # Shapes
+    /// w [rows, cols], x [tokens, rows], out [tokens, cols].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_transposed(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+        fill_zero(&mut out);
+        self.matmul_transposed_add(w, x, out);
+    }
+
+    /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
+    ///
+    /// # Shapes
+    /// w [rows, cols], x [tokens, rows], out [tokens, cols].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_transposed_add(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+        assert_eq!(x.cols(), w.rows(), "columns of x and rows of w");
+        assert_eq!(out.cols(), w.cols(), "columns of out and of w");
+        assert_eq!(out.rows(), x.rows(), "rows of out and of x");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.matmul_transposed_add)(w, x, out) }
+    }
+
+    /// Row `row` of `w` as f32, into `out` [cols]. Exact for F32 and BF16; one rounding (value times scale) for FP8.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not `cols` long.
+    pub fn dequantize_row(&self, w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
+        assert!(row < w.rows(), "row {row} of {}", w.rows());
+        assert_eq!(out.len(), w.cols(), "length of out and columns of w");
+        // SAFETY: a table is handed out only where its ISA is available; the row exists and out is as long as it.
+        unsafe { (self.dequantize_row)(w, row, out) }
+    }
+
+    /// `sum of a[i] * b[i]`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len(), "lengths of a and b");
+        // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
+        unsafe { (self.dot)(a, b) }
+    }
+
+    /// `sum of x[i]^2`: the first half of RMSNorm.
+    pub fn sum_of_squares(&self, x: &[f32]) -> f32 {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.sum_of_squares)(x) }
+    }
+
+    /// The largest value; negative infinity for no values. A NaN is passed over.
+    pub fn max(&self, x: &[f32]) -> f32 {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.max)(x) }
+    }
+
+    /// `out[i] = x[i] * scale * weight[i]`: the second half of RMSNorm.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn scale_mul(&self, x: &[f32], scale: f32, weight: &[f32], out: &mut [f32]) {
+        assert_eq!(x.len(), weight.len(), "lengths of x and weight");
+        assert_eq!(x.len(), out.len(), "lengths of x and out");
+        // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
+        unsafe { (self.scale_mul)(x, scale, weight, out) }
+    }
+
+    /// `x[i] += y[i]`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "lengths of x and y");
+        // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
+        unsafe { (self.add)(x, y) }
+    }
+
+    /// `x[i] += scale * y[i]`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_scaled(&self, x: &mut [f32], scale: f32, y: &[f32]) {
+        assert_eq!(x.len(), y.len(), "lengths of x and y");
+        // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
+        unsafe { (self.add_scaled)(x, scale, y) }
+    }
+
+    /// `x[i] *= scale`.
+    pub fn scale(&self, x: &mut [f32], scale: f32) {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.scale)(x, scale) }
+    }
+
+    /// `gate[i] = silu(gate[i]) * up[i]`, where `silu(x) = x / (1 + exp(-x))`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "lengths of gate and up");
+        // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
+        unsafe { (self.silu_mul)(gate, up) }
+    }
+
+    /// `x[i] = 1 / (1 + exp(-x[i]))`.
+    pub fn sigmoid(&self, x: &mut [f32]) {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.sigmoid)(x) }
+    }
+
+    /// `x[i] = exp(x[i] - max)`; the sum of the results. With the largest value as `max`: softmax but for the
+    /// division. A masked score is negative infinity and becomes 0, as long as `max` is finite.
+    pub fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.exp_sum)(x, max) }
+    }
+
+    /// Rotates the pairs `(x[2i], x[2i + 1])` by the angles whose cosines and sines are given, [pairs] each.
+    ///
+    /// # Panics
+    /// If `x` does not have one pair for each cosine and each sine.
+    pub fn rope_interleaved(&self, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert_eq!(x.len(), 2 * cos.len(), "length of x and pairs of cos");
+        assert_eq!(x.len(), 2 * sin.len(), "length of x and pairs of sin");
+        // SAFETY: a table is handed out only where its ISA is available; the lengths agree.
+        unsafe { (self.rope_interleaved)(x, cos, sin) }
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
+    }
+}
+
+fn fill_zero(out: &mut MatrixMut<'_>) {
+    for row in 0..out.rows() {
+        out.row_mut(row).fill(0.0);
+    }
+}

@@ -1,0 +1,3 @@
+//! A linear layer: activations times the transpose of a weight matrix.
+
+pub(crate) mod scalar;

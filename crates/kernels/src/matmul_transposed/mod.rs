@@ -1,0 +1,3 @@
+//! Activations times a weight matrix: sums over its rows.
+
+pub(crate) mod scalar;

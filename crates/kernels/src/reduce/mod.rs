@@ -1,0 +1,3 @@
+//! Sums and maxima of vectors.
+
+pub(crate) mod scalar;

@@ -1,0 +1,175 @@
+//! Weights as the kernels read them: borrowed, in their stored format, from any alignment.
+
+use crate::Format;
+use std::ops::Range;
+
+/// Scales of the blocks of an FP8 matrix, in place in the checkpoint.
+///
+/// The value of element `[r, c]` is its byte's value times
+/// `grid[(first_row + r) / block_rows, c / block_cols]`.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockScales<'a> {
+    /// The grid: f32, little-endian, row-major, of any alignment.
+    pub bytes: &'a [u8],
+    /// Rows of the matrix that share a scale (128 in DeepSeek's checkpoints).
+    pub block_rows: usize,
+    /// Columns of the matrix that share a scale.
+    pub block_cols: usize,
+    /// Scales in a row of the grid.
+    pub grid_cols: usize,
+    /// The row of the whole matrix that row 0 of the view is. Blocks are counted from the whole matrix.
+    pub first_row: usize,
+}
+
+/// A borrowed weight matrix `[rows, cols]`, row-major with a stride between rows, read in place: the bytes may be
+/// a part of a mapped file and need no alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixView<'a> {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    /// Elements from the start of a row to the start of the next.
+    row_stride: usize,
+    /// Holds `(rows - 1) * row_stride + cols` elements at least, or any number when there is no row.
+    bytes: &'a [u8],
+    /// Present exactly for FP8; covers every element of the view.
+    scales: Option<BlockScales<'a>>,
+}
+
+impl<'a> MatrixView<'a> {
+    /// Rows that follow one another without gaps.
+    ///
+    /// # Panics
+    /// If `values` is not `rows * cols` long.
+    pub fn f32(values: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(Some(values.len()), rows.checked_mul(cols), "a matrix of {rows} x {cols}");
+        Self::f32_strided(values, rows, cols, cols)
+    }
+
+    /// Rows whose starts lie `row_stride` values apart: one head's keys inside `[tokens, heads * width]`.
+    ///
+    /// # Panics
+    /// If rows overlap or the last row ends past the end of `values`.
+    pub fn f32_strided(values: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        let needed = strided_len(rows, cols, row_stride);
+        assert!(needed <= values.len(), "{rows} x {cols} by {row_stride} takes {needed}, got {}", values.len());
+        // SAFETY: any initialised f32 is four initialised bytes, u8 has no alignment, and the length in bytes is
+        // that of the same slice, borrowed for the same lifetime.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        Self { format: Format::F32, rows, cols, row_stride, bytes, scales: None }
+    }
+
+    /// Rows that follow one another without gaps, in any format.
+    ///
+    /// # Panics
+    /// If `bytes` is not `rows * cols` elements long, if scales are missing for FP8 or given for another format,
+    /// or if the grid of scales does not cover the view. Who reads a file checks before.
+    pub fn from_bytes(
+        format: Format,
+        bytes: &'a [u8],
+        rows: usize,
+        cols: usize,
+        scales: Option<BlockScales<'a>>,
+    ) -> Self {
+        let needed = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(format.bytes()));
+        assert_eq!(Some(bytes.len()), needed, "bytes of a matrix of {rows} x {cols} in {format:?}");
+        assert_eq!(scales.is_some(), format == Format::Fp8, "scales belong to FP8, and to nothing else");
+        if let Some(scales) = &scales {
+            assert!(scales.block_rows > 0 && scales.block_cols > 0, "a block has at least one element");
+            let grid_cols = cols.div_ceil(scales.block_cols);
+            assert_eq!(scales.grid_cols, grid_cols, "scales in a row of the grid for {cols} columns");
+            let end = scales.first_row.checked_add(rows).expect("the row after the last is a usize");
+            let needed = end.div_ceil(scales.block_rows).checked_mul(grid_cols * size_of::<f32>());
+            let covered = needed.is_some_and(|needed| needed <= scales.bytes.len());
+            assert!(rows == 0 || covered, "{} bytes of scales for {end} rows", scales.bytes.len());
+        }
+        Self { format, rows, cols, row_stride: cols, bytes, scales }
+    }
+
+    /// How many rows: outputs of [`matmul`](crate::Kernels::matmul).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How many columns: inputs of [`matmul`](crate::Kernels::matmul).
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How elements are stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Some of the rows. Scales stay right: blocks are counted from the whole matrix.
+    ///
+    /// # Panics
+    /// If the range ends past the last row.
+    pub fn row_range(&self, range: Range<usize>) -> MatrixView<'a> {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let scales = self.scales.map(|scales| BlockScales { first_row: scales.first_row + range.start, ..scales });
+        let bytes = self.element_range(range.start, 0, range.len(), self.cols);
+        MatrixView { rows: range.len(), bytes, scales, ..*self }
+    }
+
+    /// Some of the columns, of every row.
+    ///
+    /// # Panics
+    /// If the range ends past the last column, or starts within a block of an FP8 matrix.
+    pub fn column_range(&self, range: Range<usize>) -> MatrixView<'a> {
+        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
+        let scales = self.scales.map(|scales| {
+            assert!(range.start.is_multiple_of(scales.block_cols), "columns {range:?} start within a block");
+            let skipped = (range.start / scales.block_cols) * size_of::<f32>();
+            BlockScales { bytes: scales.bytes.get(skipped..).unwrap_or(&[]), ..scales }
+        });
+        let bytes = self.element_range(0, range.start, self.rows, range.len());
+        MatrixView { cols: range.len(), bytes, scales, ..*self }
+    }
+
+    /// The bytes from element `[row, col]` to the end of a submatrix of `rows x cols` that starts there.
+    fn element_range(&self, row: usize, col: usize, rows: usize, cols: usize) -> &'a [u8] {
+        if rows == 0 {
+            return &[];
+        }
+        let start = row * self.row_stride + col;
+        let end = start + (rows - 1) * self.row_stride + cols;
+        &self.bytes[start * self.format.bytes()..end * self.format.bytes()]
+    }
+
+    /// The stored bytes of columns `columns` of row `row`.
+    pub(crate) fn row_bytes(&self, row: usize, columns: Range<usize>) -> &'a [u8] {
+        debug_assert!(row < self.rows && columns.end <= self.cols);
+        self.element_range(row, columns.start, 1, columns.len())
+    }
+
+    /// Cuts `columns` where the scale changes: every piece has one scale in any given row. One piece, unless FP8.
+    pub(crate) fn column_blocks(&self, columns: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let block = self.scales.map_or(usize::MAX, |scales| scales.block_cols);
+        let mut start = columns.start;
+        std::iter::from_fn(move || {
+            let piece = start..columns.end.min((start / block).saturating_add(1).saturating_mul(block));
+            start = piece.end;
+            (!piece.is_empty()).then_some(piece)
+        })
+    }
+
+    /// The scale of element `[row, col]`; 1 unless FP8.
+    pub(crate) fn scale(&self, row: usize, col: usize) -> f32 {
+        let Some(scales) = &self.scales else { return 1.0 };
+        let block_row = (scales.first_row + row) / scales.block_rows;
+        let index = block_row * scales.grid_cols + col / scales.block_cols;
+        let bytes = scales.bytes[index * 4..].first_chunk().expect("the grid covers the view");
+        f32::from_le_bytes(*bytes)
+    }
+}
+
+/// Elements from the start of the first row to the end of the last.
+pub(crate) fn strided_len(rows: usize, cols: usize, row_stride: usize) -> usize {
+    assert!(rows <= 1 || cols <= row_stride, "rows of {cols} overlap at a stride of {row_stride}");
+    if rows == 0 {
+        return 0;
+    }
+    let last = (rows - 1).checked_mul(row_stride).and_then(|start| start.checked_add(cols));
+    last.expect("a matrix in memory has a length that is a usize")
+}

@@ -1,0 +1,162 @@
+//! The module contract and its three stages.
+//!
+//! A module is a namespace of stateless functions: an uninhabited enum that implements [`Module`]. Configs are
+//! immutable and serialisable, weights immutable and shared by both modes, state mutable and beside them.
+
+use crate::{
+    Checkpoint, DecodeStep, Device, Error, LeafFn, Prefix, PrefillStep, SavedWeight, Weight, WeightOutput,
+    WeightPath, WeightSpec,
+};
+use dsv3_mesh::MeshShape;
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt::Debug;
+
+/// How much state to make: the size of the latent cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Positions that one sequence may use.
+    pub max_context: usize,
+    /// Tokens in a page.
+    pub page_size: usize,
+    /// Pages in each layer's cache, for all sequences together.
+    pub pages: usize,
+}
+
+/// A namespace of stateless functions. Implementors are uninhabited.
+pub trait Module: Sized {
+    /// The model's config, as its author parsed it from config.json.
+    type Hf;
+    /// The weight tree.
+    type Weights<W>;
+    /// Typed operator configs for prefill.
+    type PrefillConfig: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync;
+    /// Typed operator configs for decode.
+    type DecodeConfig: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync;
+    /// What a forward pass changes.
+    type State: Send;
+    /// What a forward pass takes.
+    type Input<'a>;
+    /// What a forward pass gives.
+    type Output;
+
+    /// What stage 1 is to do, for the tensors under the prefix `at`.
+    fn weight_specs(hf: &Self::Hf, at: &Prefix) -> Self::Weights<WeightSpec>;
+
+    /// Replaces every leaf of a weight tree.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    fn try_map<A, B, E>(
+        weights: Self::Weights<A>,
+        path: &mut WeightPath,
+        f: LeafFn<'_, A, B, E>,
+    ) -> Result<Self::Weights<B>, E>;
+
+    /// Stage 1: saves every weight, or notes where it already lies, and returns the WeightConfig.
+    ///
+    /// # Errors
+    /// A tensor that is missing, misshapen, or of a type that is not supported; a failing write.
+    fn convert_weights(
+        hf: &Self::Hf,
+        at: &Prefix,
+        checkpoint: &Checkpoint,
+        out: &mut WeightOutput<'_>,
+    ) -> Result<Self::Weights<SavedWeight>, Error> {
+        Self::try_map(Self::weight_specs(hf, at), &mut WeightPath::default(), &mut |path, spec| {
+            out.save(path, &spec, checkpoint)
+        })
+    }
+
+    /// Stage 2: the operator configs of prefill.
+    ///
+    /// # Errors
+    /// If the model does not divide over the mesh.
+    fn prefill_model_config(hf: &Self::Hf, mesh: MeshShape) -> Result<Self::PrefillConfig, Error>;
+
+    /// Stage 2: the operator configs of decode.
+    ///
+    /// # Errors
+    /// If the model does not divide over the mesh.
+    fn decode_model_config(hf: &Self::Hf, mesh: MeshShape) -> Result<Self::DecodeConfig, Error>;
+
+    /// Stage 3: fresh state.
+    ///
+    /// # Errors
+    /// If the model does not divide over the mesh.
+    fn create_state(hf: &Self::Hf, mesh: MeshShape, capacity: &Capacity) -> Result<Self::State, Error>;
+
+    /// Stage 3: one chunk of one sequence.
+    ///
+    /// # Errors
+    /// A step that the state cannot hold.
+    fn forward_prefill(
+        x: Self::Input<'_>,
+        step: &PrefillStep<'_>,
+        run: PrefillRun<'_, Self>,
+    ) -> Result<Self::Output, Error>;
+
+    /// Stage 3: one token of each of several sequences.
+    ///
+    /// # Errors
+    /// A step that the state cannot hold.
+    fn forward_decode(
+        x: Self::Input<'_>,
+        step: &DecodeStep<'_>,
+        run: DecodeRun<'_, Self>,
+    ) -> Result<Self::Output, Error>;
+}
+
+/// What a forward pass sees: operator configs, weights, its own state, the device.
+pub struct Run<'a, C, W, S> {
+    /// Operator configs.
+    pub cfg: &'a C,
+    /// Weights.
+    pub w: &'a W,
+    /// What the pass may change.
+    pub state: &'a mut S,
+    /// Where it runs.
+    pub device: &'a Device,
+}
+
+/// What a prefill pass of `M` sees.
+pub type PrefillRun<'a, M> =
+    Run<'a, <M as Module>::PrefillConfig, <M as Module>::Weights<Weight>, <M as Module>::State>;
+
+/// What a decode pass of `M` sees.
+pub type DecodeRun<'a, M> =
+    Run<'a, <M as Module>::DecodeConfig, <M as Module>::Weights<Weight>, <M as Module>::State>;
+
+/// Stage 3: everything but the state, bound in one place. Both modes share the weights.
+pub struct RunConfig<M: Module> {
+    prefill: M::PrefillConfig,
+    decode: M::DecodeConfig,
+    weights: M::Weights<Weight>,
+    device: Device,
+}
+
+impl<M: Module> RunConfig<M> {
+    /// Merges model configs, loaded weights and a device.
+    pub fn new(
+        prefill: M::PrefillConfig,
+        decode: M::DecodeConfig,
+        weights: M::Weights<Weight>,
+        device: Device,
+    ) -> Self {
+        Self { prefill, decode, weights, device }
+    }
+
+    /// Joins the run config with a state for a prefill pass.
+    pub fn prefill<'a>(&'a self, state: &'a mut M::State) -> PrefillRun<'a, M> {
+        Run { cfg: &self.prefill, w: &self.weights, state, device: &self.device }
+    }
+
+    /// Joins the run config with a state for a decode pass.
+    pub fn decode<'a>(&'a self, state: &'a mut M::State) -> DecodeRun<'a, M> {
+        Run { cfg: &self.decode, w: &self.weights, state, device: &self.device }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}

@@ -1,0 +1,185 @@
+//! The life of a weight: what to do with it, where it lies, and its bytes in place.
+
+use crate::{Bytes, Error};
+use dsv3_kernels::{BlockScales, Format, MatrixView};
+use dsv3_mesh::Placement;
+use serde::{Deserialize, Serialize};
+use std::{path::PathBuf, sync::Arc};
+
+/// What stage 1 is to do with one weight. Made from the model's config alone, without a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WeightSpec {
+    /// The tensor's name in the checkpoint.
+    pub source: String,
+    /// The whole tensor's shape.
+    pub shape: Vec<usize>,
+    /// How it lies on the mesh.
+    pub placement: Placement,
+    /// Rows and columns of an FP8 block, where the model is quantised.
+    pub scale_block: Option<[usize; 2]>,
+}
+
+/// Where a weight lies: the leaf of a WeightConfig.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedWeight {
+    /// The tensor's name in the checkpoint.
+    pub source: String,
+    /// How its elements are stored.
+    pub format: Format,
+    /// This device's part of the tensor.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub data: Extent,
+    /// The block scales of an FP8 matrix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scales: Option<SavedScales>,
+}
+
+/// Where the block scales of an FP8 matrix lie: f32, `[ceil(rows / block rows), ceil(cols / block columns)]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedScales {
+    /// Rows and columns of a block.
+    pub block: [usize; 2],
+    /// Their bytes.
+    pub data: Extent,
+}
+
+/// A run of bytes in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extent {
+    /// The directory that `file` is relative to.
+    pub location: Location,
+    /// The file.
+    pub file: PathBuf,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}
+
+/// A directory that weights lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Location {
+    /// The checkpoint: the bytes are used in place.
+    Checkpoint,
+    /// The cache: stage 1 wrote them.
+    Cache,
+}
+
+/// A weight ready to compute with.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Norm weights and biases: few values, widened to f32 when they are loaded.
+    Vector(Arc<[f32]>),
+    /// A matrix, read in place in the format it is stored in.
+    Matrix(Matrix),
+}
+
+/// A weight matrix `[rows, cols]` over bytes that lie in a mapped file.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    bytes: Bytes,
+    scales: Option<([usize; 2], Bytes)>,
+}
+
+impl SavedWeight {
+    /// Checks that shape, format and byte counts agree with each other.
+    ///
+    /// # Errors
+    /// Names the tensor, with expected and got.
+    pub fn validate(&self) -> Result<(), Error> {
+        let fail = |message: String| Err(Error::Tensor { name: self.source.clone(), message });
+        let bytes = |elements: Option<usize>, each: usize| elements.and_then(|n| n.checked_mul(each));
+        let elements = self.shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
+        let expected = bytes(elements, self.format.bytes());
+        if expected.map(|n| n as u64) != Some(self.data.length) {
+            return fail(format!(
+                "{:?} of {:?} does not take {} bytes",
+                self.shape, self.format, self.data.length
+            ));
+        }
+        match (self.format, &self.scales, &self.shape[..]) {
+            (Format::Fp8, Some(scales), &[rows, cols]) if !scales.block.contains(&0) => {
+                let grid = scales_shape([rows, cols], scales.block);
+                let expected = bytes(grid[0].checked_mul(grid[1]), 4);
+                if expected.map(|n| n as u64) == Some(scales.data.length) {
+                    Ok(())
+                } else {
+                    fail(format!("scales {grid:?} do not take {} bytes", scales.data.length))
+                }
+            }
+            (Format::Fp8, ..) => fail("FP8 is for matrices with block scales".to_owned()),
+            (_, None, &[_] | &[_, _]) => Ok(()),
+            (_, None, shape) => fail(format!("expected a vector or a matrix, got shape {shape:?}")),
+            (format, Some(_), _) => fail(format!("{format:?} has no block scales")),
+        }
+    }
+}
+
+/// The grid of scales of a matrix: `[ceil(rows / block rows), ceil(cols / block columns)]`.
+pub(crate) fn scales_shape([rows, cols]: [usize; 2], block: [usize; 2]) -> [usize; 2] {
+    [rows.div_ceil(block[0]), cols.div_ceil(block[1])]
+}
+
+impl Weight {
+    /// The weight over its bytes.
+    pub(crate) fn new(saved: &SavedWeight, bytes: Bytes, scales: Option<Bytes>) -> Self {
+        match (&saved.shape[..], saved.format) {
+            (&[_], Format::F32) => Self::Vector(widen(bytes.as_slice(), f32::from_le_bytes)),
+            (&[_], Format::Bf16) => Self::Vector(widen(bytes.as_slice(), |bytes| {
+                dsv3_kernels::bf16_to_f32(u16::from_le_bytes(bytes))
+            })),
+            (&[rows, cols], format) => {
+                let scales = saved.scales.as_ref().map(|scales| scales.block).zip(scales);
+                Self::Matrix(Matrix { format, rows, cols, bytes, scales })
+            }
+            (shape, format) => unreachable!("validated as a vector or a matrix: {shape:?} of {format:?}"),
+        }
+    }
+
+    /// The values of a vector, `[length]`.
+    ///
+    /// # Panics
+    /// If the weight is a matrix: a module's specs and forwards contradict each other.
+    pub fn vector(&self) -> &[f32] {
+        match self {
+            Self::Vector(values) => values,
+            Self::Matrix(matrix) => panic!("a vector is asked of a {}x{} matrix", matrix.rows, matrix.cols),
+        }
+    }
+
+    /// The matrix, `[rows, cols]`.
+    ///
+    /// # Panics
+    /// If the weight is a vector: a module's specs and forwards contradict each other.
+    pub fn matrix(&self) -> MatrixView<'_> {
+        match self {
+            Self::Matrix(matrix) => matrix.view(),
+            Self::Vector(values) => panic!("a matrix is asked of a vector of {}", values.len()),
+        }
+    }
+}
+
+impl Matrix {
+    fn view(&self) -> MatrixView<'_> {
+        let scales = self.scales.as_ref().map(|(block, bytes)| BlockScales {
+            bytes: bytes.as_slice(),
+            block_rows: block[0],
+            block_cols: block[1],
+            grid_cols: self.cols.div_ceil(block[1]),
+            first_row: 0,
+        });
+        MatrixView::from_bytes(self.format, self.bytes.as_slice(), self.rows, self.cols, scales)
+    }
+}
+
+fn widen<const N: usize>(bytes: &[u8], convert: impl Fn([u8; N]) -> f32) -> Arc<[f32]> {
+    bytes.as_chunks::<N>().0.iter().map(|&bytes| convert(bytes)).collect()
+}
