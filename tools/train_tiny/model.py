@@ -13,7 +13,7 @@ from torch import nn
 @dataclass
 class Config:
     vocab: int = 1024
-    hidden: int = 192
+    hidden: int = 128
     layers: int = 4  # one dense, three MoE; the MTP layer comes on top
     dense_layers: int = 1
     heads: int = 8

@@ -15,6 +15,8 @@ import time
 if os.environ.get("MALLOC_MMAP_MAX_") != "0":
     import sys
     os.environ.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_="17179869184", MALLOC_TOP_PAD_="268435456")
+    # Threads that wait must sleep: spinning is ruinous where other programs want the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
 import torch
@@ -172,7 +174,7 @@ def main():
         import evaluate
         import export
         export.export(args.work, args.out)
-        evaluate.evaluate(args.out, args.work)
+        evaluate.evaluate(args.out, os.path.join(os.path.dirname(os.path.abspath(__file__)), "results.json"))
 
 
 if __name__ == "__main__":

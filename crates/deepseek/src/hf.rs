@@ -184,6 +184,14 @@ impl HfConfig {
         layer >= self.first_k_dense_replace
     }
 
+    /// The shape of the MoE layers.
+    ///
+    /// # Panics
+    /// If the model has none; modules of MoE layers are only made for models that do.
+    pub fn moe(&self) -> &MoeConfig {
+        self.moe.as_ref().expect("a model with MoE layers")
+    }
+
     /// Factor on the attention scores: `qk_head_dim^-0.5`, times the square of YaRN's mscale where
     /// `mscale_all_dim` is given, whatever context is served. 1.8739 times the plain one for DeepSeek-V3.
     pub fn softmax_scale(&self) -> f32 {

@@ -1,4 +1,40 @@
-//! deepseek
+//! DeepSeek-V3: the configuration, the modules, and a naive reference to hold them to.
+//!
+//! A module is a namespace: an uninhabited enum that implements [`Module`](dsv3_runtime::Module), one file each, with
+//! the same parts in the same order. [`Model`] is the whole; every other module also runs alone.
 
+#![forbid(unsafe_code)]
+
+mod decoder_block;
+mod embedding;
+mod experts;
 pub mod hf;
+mod lm_head;
+mod mla;
+mod mlp;
+mod model;
+mod moe;
+mod moe_gate;
+mod mtp;
 pub mod reference;
+mod rms_norm;
+mod rope;
+mod shared_expert;
+mod spec;
+
+pub use decoder_block::{
+    DecoderBlock, DecoderBlockConfig, DecoderBlockWeights, FeedForward, MlpDecoderBlock, MoeDecoderBlock,
+};
+pub use embedding::{Embedding, EmbeddingWeights};
+pub use experts::{Experts, ExpertsInput};
+pub use hf::HfConfig;
+pub use lm_head::{LmHead, LmHeadConfig, LmHeadWeights};
+pub use mla::{Mla, MlaConfig, MlaState, MlaWeights};
+pub use mlp::{Mlp, MlpConfig, MlpWeights};
+pub use model::{Model, ModelConfig, ModelOutput, ModelState, ModelWeights};
+pub use moe::{Moe, MoeConfig, MoeWeights};
+pub use moe_gate::{MoeGate, MoeGateConfig, MoeGateWeights};
+pub use mtp::{Mtp, MtpConfig, MtpInput, MtpWeights};
+pub use rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights};
+pub use rope::{Rope, RopeInput};
+pub use shared_expert::SharedExpert;

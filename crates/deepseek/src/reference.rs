@@ -286,12 +286,19 @@ pub fn experts(moe: &MoeConfig, weights: &Scope<'_>, x: &Tensor, routes: &[Route
     assert_eq!(routes.len(), x.rows(), "one route a token");
     let mut output = Tensor::zeros(x.rows(), x.cols());
     for expert in 0..moe.routed_experts {
-        for (token, route) in routes.iter().enumerate() {
-            let Some(&(_, weight)) = route.iter().find(|(chosen, _)| *chosen == expert) else { continue };
-            let row = Tensor::from_vec(1, x.cols(), x.row(token).to_vec());
-            let computed = mlp(&weights.enter(expert), moe.intermediate_size, &row)?; // [1, hidden]
+        let weight =
+            |route: &Route| route.iter().find(|(chosen, _)| *chosen == expert).map(|&(_, weight)| weight);
+        let visitors: Vec<(usize, f32)> =
+            routes.iter().enumerate().filter_map(|(token, route)| Some((token, weight(route)?))).collect();
+        if visitors.is_empty() {
+            continue;
+        }
+        let rows = visitors.iter().flat_map(|&(token, _)| x.row(token)).copied().collect();
+        let rows = Tensor::from_vec(visitors.len(), x.cols(), rows);
+        let computed = mlp(&weights.enter(expert), moe.intermediate_size, &rows)?; // [visitors, hidden]
+        for (row, &(token, weight)) in visitors.iter().enumerate() {
             let sums = output.row_mut(token).iter_mut();
-            sums.zip(computed.values()).for_each(|(sum, value)| *sum += weight * value);
+            sums.zip(computed.row(row)).for_each(|(sum, value)| *sum += weight * value);
         }
     }
     Ok(output)

@@ -31,6 +31,9 @@ mod stop;
 mod tokenizer;
 mod tokenizer_config;
 
+#[cfg(test)]
+mod testing;
+
 pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
 pub use detokenizer::Detokenizer;
 pub use error::Error;

@@ -29,7 +29,11 @@ impl<'a> MatrixRef<'a> {
     /// If rows overlap or the last row ends past the end of `values`.
     pub fn strided(values: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let needed = strided_len(rows, cols, row_stride);
-        assert!(needed <= values.len(), "{rows} x {cols} by {row_stride} takes {needed}, got {}", values.len());
+        assert!(
+            needed <= values.len(),
+            "{rows} x {cols} by {row_stride} takes {needed}, got {}",
+            values.len()
+        );
         Self { values, rows, cols, row_stride }
     }
 
@@ -99,7 +103,11 @@ impl<'a> MatrixMut<'a> {
     /// If rows overlap or the last row ends past the end of `values`.
     pub fn strided(values: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let needed = strided_len(rows, cols, row_stride);
-        assert!(needed <= values.len(), "{rows} x {cols} by {row_stride} takes {needed}, got {}", values.len());
+        assert!(
+            needed <= values.len(),
+            "{rows} x {cols} by {row_stride} takes {needed}, got {}",
+            values.len()
+        );
         Self { first: values.as_mut_ptr(), rows, cols, row_stride, borrowed: PhantomData }
     }
 

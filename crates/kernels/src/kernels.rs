@@ -46,12 +46,36 @@ static SCALAR: Kernels = Kernels {
     rope_interleaved: rope::scalar::rope_interleaved,
 };
 
+#[cfg(target_arch = "x86_64")]
+static AVX2: Kernels = Kernels {
+    isa: Isa::Avx2,
+    matmul_add: matmul::avx2::matmul_add,
+    matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
+    dequantize_row: dequantize::avx2::dequantize_row,
+    dot: reduce::avx2::dot,
+    sum_of_squares: reduce::avx2::sum_of_squares,
+    max: reduce::avx2::max,
+    scale_mul: elementwise::avx2::scale_mul,
+    add: elementwise::avx2::add,
+    add_scaled: elementwise::avx2::add_scaled,
+    scale: elementwise::avx2::scale,
+    silu_mul: activation::avx2::silu_mul,
+    sigmoid: activation::avx2::sigmoid,
+    exp_sum: activation::avx2::exp_sum,
+    rope_interleaved: rope::avx2::rope_interleaved,
+};
+
 impl Kernels {
     /// The table of an instruction set, if this machine has it.
     pub fn for_isa(isa: Isa) -> Option<&'static Kernels> {
-        isa.is_available().then_some(match isa {
-            Isa::Scalar | Isa::Avx2 => &SCALAR,
-        })
+        let table = match isa {
+            Isa::Scalar => &SCALAR,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &AVX2,
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => return None,
+        };
+        isa.is_available().then_some(table)
     }
 
     /// The tables that this machine can use, the slowest first.

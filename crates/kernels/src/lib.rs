@@ -17,6 +17,8 @@ compile_error!("weights are read in place, and checkpoints are little-endian");
 
 mod activation;
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod dequantize;
 mod elementwise;
 mod format;
@@ -26,6 +28,8 @@ mod matmul;
 mod matmul_transposed;
 mod reduce;
 mod rope;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub use activations::{MatrixMut, MatrixRef};

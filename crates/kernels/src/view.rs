@@ -52,7 +52,11 @@ impl<'a> MatrixView<'a> {
     /// If rows overlap or the last row ends past the end of `values`.
     pub fn f32_strided(values: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
         let needed = strided_len(rows, cols, row_stride);
-        assert!(needed <= values.len(), "{rows} x {cols} by {row_stride} takes {needed}, got {}", values.len());
+        assert!(
+            needed <= values.len(),
+            "{rows} x {cols} by {row_stride} takes {needed}, got {}",
+            values.len()
+        );
         // SAFETY: any initialised f32 is four initialised bytes, u8 has no alignment, and the length in bytes is
         // that of the same slice, borrowed for the same lifetime.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
@@ -101,13 +105,19 @@ impl<'a> MatrixView<'a> {
         self.format
     }
 
+    /// Elements from the start of a row to the start of the next.
+    pub fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
     /// Some of the rows. Scales stay right: blocks are counted from the whole matrix.
     ///
     /// # Panics
     /// If the range ends past the last row.
     pub fn row_range(&self, range: Range<usize>) -> MatrixView<'a> {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let scales = self.scales.map(|scales| BlockScales { first_row: scales.first_row + range.start, ..scales });
+        let scales =
+            self.scales.map(|scales| BlockScales { first_row: scales.first_row + range.start, ..scales });
         let bytes = self.element_range(range.start, 0, range.len(), self.cols);
         MatrixView { rows: range.len(), bytes, scales, ..*self }
     }
@@ -121,6 +131,7 @@ impl<'a> MatrixView<'a> {
         let scales = self.scales.map(|scales| {
             assert!(range.start.is_multiple_of(scales.block_cols), "columns {range:?} start within a block");
             let skipped = (range.start / scales.block_cols) * size_of::<f32>();
+            // Nothing is left of an empty grid, and nothing is read of it.
             BlockScales { bytes: scales.bytes.get(skipped..).unwrap_or(&[]), ..scales }
         });
         let bytes = self.element_range(0, range.start, self.rows, range.len());
@@ -143,24 +154,67 @@ impl<'a> MatrixView<'a> {
         self.element_range(row, columns.start, 1, columns.len())
     }
 
-    /// Cuts `columns` where the scale changes: every piece has one scale in any given row. One piece, unless FP8.
-    pub(crate) fn column_blocks(&self, columns: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
-        let block = self.scales.map_or(usize::MAX, |scales| scales.block_cols);
-        let mut start = columns.start;
-        std::iter::from_fn(move || {
-            let piece = start..columns.end.min((start / block).saturating_add(1).saturating_mul(block));
-            start = piece.end;
-            (!piece.is_empty()).then_some(piece)
-        })
+    /// Cuts `columns` where the scale changes: in any row, all elements of a piece have one scale. One piece, unless
+    /// the format is FP8.
+    pub(crate) fn column_blocks(&self, columns: Range<usize>) -> ColumnBlocks {
+        let size = self.scales.map_or(usize::MAX, |scales| scales.block_cols);
+        let index = columns.start / size;
+        ColumnBlocks { size, next: ColumnBlock { index, start: columns.start, end: 0 }, end: columns.end }
     }
 
-    /// The scale of element `[row, col]`; 1 unless FP8.
-    pub(crate) fn scale(&self, row: usize, col: usize) -> f32 {
-        let Some(scales) = &self.scales else { return 1.0 };
-        let block_row = (scales.first_row + row) / scales.block_rows;
-        let index = block_row * scales.grid_cols + col / scales.block_cols;
-        let bytes = scales.bytes[index * 4..].first_chunk().expect("the grid covers the view");
-        f32::from_le_bytes(*bytes)
+    /// The scales of a row; looked up once a row, because finding the blocks takes a division.
+    pub(crate) fn row_scales(&self, row: usize) -> RowScales<'a> {
+        RowScales(self.scales.map(|scales| {
+            let block_row = (scales.first_row + row) / scales.block_rows;
+            &scales.bytes[block_row * scales.grid_cols * size_of::<f32>()..]
+        }))
+    }
+}
+
+/// Columns that share a scale in any given row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ColumnBlock {
+    /// The number of the block, as [`RowScales::of`] takes it.
+    pub(crate) index: usize,
+    /// The first column.
+    pub(crate) start: usize,
+    /// The column after the last.
+    pub(crate) end: usize,
+}
+
+/// The pieces that [`MatrixView::column_blocks`] cuts, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct ColumnBlocks {
+    size: usize,
+    /// The piece to give next; its end is not set yet.
+    next: ColumnBlock,
+    end: usize,
+}
+
+impl Iterator for ColumnBlocks {
+    type Item = ColumnBlock;
+
+    fn next(&mut self) -> Option<ColumnBlock> {
+        let ColumnBlock { index, start, .. } = self.next;
+        if start >= self.end {
+            return None;
+        }
+        let end = self.end.min((index + 1).saturating_mul(self.size));
+        self.next = ColumnBlock { index: index + 1, start: end, end: 0 };
+        Some(ColumnBlock { index, start, end })
+    }
+}
+
+/// The scales of one row of a matrix, and of the rows in its block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowScales<'a>(Option<&'a [u8]>);
+
+impl RowScales<'_> {
+    /// The scale of a block of columns; 1 unless the format is FP8.
+    pub(crate) fn of(self, block: ColumnBlock) -> f32 {
+        let Some(bytes) = self.0 else { return 1.0 };
+        let scale = bytes[block.index * size_of::<f32>()..].first_chunk();
+        f32::from_le_bytes(*scale.expect("the grid of scales covers the view"))
     }
 }
 

@@ -5,6 +5,9 @@ use dsv3_kernels::{Kernels, MatrixMut};
 use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig};
 use rayon::prelude::*;
 
+/// Values that one task of an element-wise operator takes: some microseconds of work.
+const ROW_CHUNK_VALUES: usize = 1 << 14;
+
 /// One rank's device. On CPUs: a pool of threads, the kernels of its instruction set, and its view of the mesh.
 pub struct Device {
     mesh: Mesh,
@@ -59,6 +62,19 @@ impl Device {
             1 => f(tasks.remove(0)),
             _ => self.run(|| tasks.into_par_iter().with_max_len(1).for_each(f)),
         }
+    }
+
+    /// Runs `f` on ranges of whole rows of a matrix `[rows, width]`; `f` gets the number of its first row. Small
+    /// matrices stay on the caller's thread.
+    pub fn for_each_row_chunk(
+        &self,
+        values: &mut [f32],
+        width: usize,
+        f: impl Fn(usize, &mut [f32]) + Send + Sync,
+    ) {
+        let rows = (ROW_CHUNK_VALUES / width.max(1)).max(1);
+        let tasks = values.chunks_mut(rows * width.max(1)).enumerate().collect();
+        self.for_each(tasks, |(index, chunk)| f(index * rows, chunk));
     }
 
     /// Concatenates column-wise over the config's axis: `[rows, cols]` to `[rows, cols * devices]`.

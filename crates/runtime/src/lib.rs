@@ -3,10 +3,34 @@
 //! It knows no model. A model author writes modules ([`Module`]) in a crate of their own; this crate carries them
 //! through the three stages.
 
+#![deny(unsafe_code)] // one file maps files: checkpoint/map.rs
+
+mod checkpoint;
+mod convert;
+mod device;
 mod error;
+mod module;
+pub mod ops;
 mod step;
 mod tensor;
+mod tree;
+mod weight;
+mod weight_cache;
 
+#[cfg(any(test, feature = "testing"))]
+pub use checkpoint::testing;
+pub use checkpoint::{
+    Bytes, Checkpoint, Cursor, Dtype, MappedFile, Prefix, RawTensor, ShardFile, TensorInfo, validate_scales,
+};
+pub use convert::{ConvertProgress, ConvertReport, Tally, WeightOutput};
+pub use device::Device;
+pub use dsv3_kernels::{Format, Isa, Kernels};
 pub use error::Error;
-pub use step::{DecodeStep, LogitRows, PageId, PrefillStep, TokenId};
+pub use module::{Capacity, DecodeRun, Module, PrefillRun, Run, RunConfig};
+pub use step::{DecodeStep, LogitRows, Mode, PageId, PrefillStep, TokenId};
 pub use tensor::Tensor;
+pub use tree::{Leaf, LeafFn, WeightPath, WeightTree};
+pub use weight::{Extent, Location, SavedScales, SavedWeight, Weight, WeightSpec};
+pub use weight_cache::{
+    Converted, Fingerprint, Source, WEIGHT_CONFIG_FILE, WeightCache, WeightConfigHeader, WeightLoader,
+};

@@ -4,7 +4,7 @@
 //! immutable and serialisable, weights immutable and shared by both modes, state mutable and beside them.
 
 use crate::{
-    Checkpoint, DecodeStep, Device, Error, LeafFn, Prefix, PrefillStep, SavedWeight, Weight, WeightOutput,
+    Checkpoint, DecodeStep, Device, Error, LeafFn, PrefillStep, Prefix, SavedWeight, Weight, WeightOutput,
     WeightPath, WeightSpec,
 };
 use dsv3_mesh::MeshShape;

@@ -1,5 +1,6 @@
 //! What changes from step to step: tokens, positions, pages. Made by the engine, read by the modules.
 
+use crate::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// An id of the tokenizer's vocabulary.
@@ -12,6 +13,15 @@ pub struct TokenId(pub u32);
 #[serde(transparent)]
 pub struct PageId(pub u32);
 
+/// The two ways to run a model. Each has operator configs of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Many tokens of one sequence.
+    Prefill,
+    /// One token of each of several sequences.
+    Decode,
+}
+
 /// Which rows of a prefill the language-model head is run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitRows {
@@ -21,6 +31,21 @@ pub enum LogitRows {
     Last,
     /// Every token of the chunk.
     All,
+}
+
+impl LogitRows {
+    /// The rows of a chunk's hidden states that the head is run on.
+    ///
+    /// # Shapes
+    /// `[tokens, features]` to `[rows, features]`.
+    pub fn select(self, hidden: &Tensor) -> Tensor {
+        let cols = hidden.cols();
+        match self {
+            Self::None => Tensor::zeros(0, cols),
+            Self::Last => Tensor::from_vec(1, cols, hidden.row(hidden.rows() - 1).to_vec()),
+            Self::All => hidden.clone(),
+        }
+    }
 }
 
 /// One chunk of one sequence's prompt: tokens at the positions `start .. start + tokens`.

@@ -1,5 +1,7 @@
 //! Activations: a row-major matrix of f32. Everything that flows between operators has this form.
 
+use dsv3_kernels::{MatrixMut, MatrixRef};
+
 /// A row-major f32 matrix `[rows, cols]`: one row a token (or user), one column a feature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
@@ -56,5 +58,42 @@ impl Tensor {
     /// The values without the shape.
     pub fn into_vec(self) -> Vec<f32> {
         self.values
+    }
+
+    /// The whole as the kernels read it.
+    pub fn as_ref(&self) -> MatrixRef<'_> {
+        MatrixRef::new(&self.values, self.rows, self.cols)
+    }
+
+    /// The columns from `first` on, `[rows, width]`, as the kernels read them.
+    pub fn columns(&self, first: usize, width: usize) -> MatrixRef<'_> {
+        assert!(first + width <= self.cols, "columns {first}..{} of {}", first + width, self.cols);
+        // An empty matrix has no first row to start in.
+        let values = self.values.get(first..).unwrap_or_default();
+        MatrixRef::strided(values, self.rows, width, self.cols)
+    }
+
+    /// The whole as the kernels write it.
+    pub fn as_mut(&mut self) -> MatrixMut<'_> {
+        MatrixMut::new(&mut self.values, self.rows, self.cols)
+    }
+
+    /// The columns from `first` on, `[rows, width]`, as the kernels write them.
+    pub fn columns_mut(&mut self, first: usize, width: usize) -> MatrixMut<'_> {
+        assert!(first + width <= self.cols, "columns {first}..{} of {}", first + width, self.cols);
+        let values = self.values.get_mut(first..).unwrap_or_default();
+        MatrixMut::strided(values, self.rows, width, self.cols)
+    }
+
+    /// The columns of `self`, then those of `other`.
+    ///
+    /// # Shapes
+    /// `[rows, a]` and `[rows, b]` to `[rows, a + b]`.
+    pub fn concat_columns(&self, other: &Self) -> Self {
+        assert_eq!(self.rows, other.rows, "both have one number of rows");
+        let cols = self.cols + other.cols;
+        let values =
+            (0..self.rows).flat_map(|row| [self.row(row), other.row(row)]).flatten().copied().collect();
+        Self { rows: self.rows, cols, values }
     }
 }

@@ -4,12 +4,23 @@
 //! type, so that a missing or an extra name is a compile error in the code and a load error that names it in a file.
 
 use serde::{Deserialize, Serialize};
-use std::fmt::{self, Display, Write as _};
+use std::{
+    fmt::{self, Display, Write as _},
+    ops::Deref,
+};
 
 /// A leaf of a weight tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Leaf<W>(pub W);
+
+impl<W> Deref for Leaf<W> {
+    type Target = W;
+
+    fn deref(&self) -> &W {
+        &self.0
+    }
+}
 
 /// The way from the root of a tree to a leaf, as in `moe_blocks.3.mla.wo`.
 #[derive(Clone, Debug, Default)]
@@ -144,7 +155,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<Outer<u32, Inner<u32>>>(&json).unwrap(), tree());
         let missing = serde_json::from_str::<Inner<u32>>(r#"{"bias":null}"#).unwrap_err().to_string();
         assert!(missing.contains("missing field `w1`"), "{missing}");
-        let extra = serde_json::from_str::<Inner<u32>>(r#"{"w1":1,"bias":null,"w4":1}"#).unwrap_err().to_string();
+        let extra =
+            serde_json::from_str::<Inner<u32>>(r#"{"w1":1,"bias":null,"w4":1}"#).unwrap_err().to_string();
         assert!(extra.contains("unknown field `w4`"), "{extra}");
     }
 }

@@ -1,3 +1,8 @@
 //! Functions of the exponential: softmax's, the gate's, the MLP's.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
 pub(crate) mod scalar;
+
+#[cfg(test)]
+mod tests;

@@ -9,15 +9,15 @@ pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
 
 /// Columns `first..first + out.len()` of row `row` of `w`.
 pub(crate) fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
-    for columns in w.column_blocks(first..first + out.len()) {
-        let scale = w.scale(row, columns.start);
-        let out = &mut out[columns.start - first..columns.end - first];
-        dequantize_block(w.format(), w.row_bytes(row, columns), scale, out);
+    let scales = w.row_scales(row);
+    for block in w.column_blocks(first..first + out.len()) {
+        let out = &mut out[block.start - first..block.end - first];
+        dequantize_block(w.format(), w.row_bytes(row, block.start..block.end), scales.of(block), out);
     }
 }
 
 /// Elements that share a scale; the scale is 1 unless the format is FP8.
-pub(crate) fn dequantize_block(format: Format, bytes: &[u8], scale: f32, out: &mut [f32]) {
+fn dequantize_block(format: Format, bytes: &[u8], scale: f32, out: &mut [f32]) {
     match format {
         Format::F32 => {
             for (value, &bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

@@ -1,3 +1,8 @@
 //! A linear layer: activations times the transpose of a weight matrix.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
 pub(crate) mod scalar;
+
+#[cfg(test)]
+mod tests;

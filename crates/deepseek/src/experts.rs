@@ -1,0 +1,92 @@
+//! The routed experts, each split over the columns by intermediate features.
+
+use crate::{
+    hf::HfConfig,
+    mlp::{MlpWeights, mlp_weight_specs, projections},
+};
+use dsv3_mesh::MeshShape;
+use dsv3_runtime::{
+    Capacity, DecodeRun, DecodeStep, Device, Error, LeafFn, Mode, Module, PrefillRun, PrefillStep, Prefix,
+    Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops,
+};
+
+/// The MLPs that tokens are routed to.
+pub enum Experts {}
+
+/// What [`Experts`] takes.
+pub struct ExpertsInput<'a> {
+    /// `[tokens, hidden]`.
+    pub x: &'a Tensor,
+    /// Where each token goes.
+    pub routing: &'a ops::Routing,
+}
+
+impl Module for Experts {
+    type Hf = HfConfig;
+    type Weights<W> = Vec<MlpWeights<W>>;
+    type PrefillConfig = ops::ExpertsConfig;
+    type DecodeConfig = ops::ExpertsConfig;
+    type State = ();
+    type Input<'a> = ExpertsInput<'a>;
+    type Output = Tensor;
+
+    fn weight_specs(hf: &HfConfig, at: &Prefix) -> Vec<MlpWeights<WeightSpec>> {
+        let moe = hf.moe();
+        (0..moe.routed_experts)
+            .map(|expert| mlp_weight_specs(hf, &at.enter(expert), moe.intermediate_size))
+            .collect()
+    }
+
+    fn try_map<A, B, E>(
+        weights: Vec<MlpWeights<A>>,
+        path: &mut WeightPath,
+        f: LeafFn<'_, A, B, E>,
+    ) -> Result<Vec<MlpWeights<B>>, E> {
+        weights.try_map(path, f)
+    }
+
+    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
+        projections(hf, mesh, Mode::Prefill, "moe_intermediate_size", hf.moe().intermediate_size)
+    }
+
+    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
+        projections(hf, mesh, Mode::Decode, "moe_intermediate_size", hf.moe().intermediate_size)
+    }
+
+    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// # Shapes
+    /// `[tokens, hidden]` to `[tokens, hidden]`, to be added up over the columns.
+    fn forward_prefill(
+        input: ExpertsInput<'_>,
+        _: &PrefillStep<'_>,
+        Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
+    ) -> Result<Tensor, Error> {
+        Ok(forward(&input, cfg, w, device))
+    }
+
+    /// # Shapes
+    /// `[users, hidden]` to `[users, hidden]`, to be added up over the columns.
+    fn forward_decode(
+        input: ExpertsInput<'_>,
+        _: &DecodeStep<'_>,
+        Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
+    ) -> Result<Tensor, Error> {
+        Ok(forward(&input, cfg, w, device))
+    }
+}
+
+fn forward(
+    input: &ExpertsInput<'_>,
+    cfg: &ops::ExpertsConfig,
+    w: &[MlpWeights<Weight>],
+    device: &Device,
+) -> Tensor {
+    let matrices = |expert: usize| {
+        let MlpWeights { w1, w2, w3 } = &w[expert];
+        ops::ExpertMatrices { w1: w1.matrix(), w2: w2.matrix(), w3: w3.matrix() }
+    };
+    ops::experts(input.x, input.routing, matrices, cfg, device)
+}

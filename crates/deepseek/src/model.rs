@@ -1,0 +1,234 @@
+//! The whole model.
+
+use crate::{
+    decoder_block::{DecoderBlockConfig, DecoderBlockWeights, MlpDecoderBlock, MoeDecoderBlock},
+    embedding::{Embedding, EmbeddingWeights},
+    hf::HfConfig,
+    lm_head::{LmHead, LmHeadConfig, LmHeadWeights},
+    mla::MlaState,
+    mlp::{MlpConfig, MlpWeights},
+    moe::{MoeConfig, MoeWeights},
+    mtp::{Mtp, MtpConfig, MtpWeights},
+    rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
+    rope::Rope,
+};
+use dsv3_mesh::MeshShape;
+use dsv3_runtime::{
+    Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
+    TokenId, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
+};
+use serde::{Deserialize, Serialize};
+
+/// Embedding, decoder layers, norm and head; the MTP layer beside them.
+pub enum Model {}
+
+/// What a model gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelOutput {
+    /// `[rows, vocab]`, for the rows that the step asks for.
+    pub logits: Tensor,
+    /// The hidden state of every token before the final norm, `[tokens, hidden / columns]`.
+    pub hidden: Tensor,
+}
+
+weight_tree! {
+    /// Weights of [`Model`].
+    pub struct ModelWeights<W> {
+        /// `model.embed_tokens`.
+        embedding: EmbeddingWeights<W>,
+        /// The dense layers, which come first.
+        mlp_decoder_block: Vec<DecoderBlockWeights<W, MlpWeights<W>>>,
+        /// The MoE layers.
+        moe_decoder_block: Vec<DecoderBlockWeights<W, MoeWeights<W>>>,
+        /// `model.norm`.
+        norm: RmsNormWeights<W>,
+        /// `lm_head`.
+        lm_head: LmHeadWeights<W>,
+        /// The MTP layer, in checkpoints that have one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        mtp: Option<MtpWeights<W>>,
+    }
+}
+
+/// Operator configs of [`Model`]: one for each kind of layer, for layers of a kind are alike.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The tokens' embeddings.
+    pub embedding: ops::EmbeddingConfig,
+    /// The dense layers, in models that have some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_decoder_block: Option<DecoderBlockConfig<MlpConfig>>,
+    /// The MoE layers, in models that have some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moe_decoder_block: Option<DecoderBlockConfig<MoeConfig>>,
+    /// Before the head.
+    pub norm: RmsNormConfig,
+    /// The head.
+    pub lm_head: LmHeadConfig,
+    /// The MTP layer, in checkpoints that have one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtp: Option<MtpConfig>,
+}
+
+/// State of [`Model`]: each layer's cache, and the table of rotations that they share.
+pub struct ModelState {
+    mlp_decoder_block: Vec<MlaState>,
+    moe_decoder_block: Vec<MlaState>,
+    mtp: Option<MlaState>,
+}
+
+impl Module for Model {
+    type Hf = HfConfig;
+    type Weights<W> = ModelWeights<W>;
+    type PrefillConfig = ModelConfig;
+    type DecodeConfig = ModelConfig;
+    type State = ModelState;
+    type Input<'a> = &'a [TokenId];
+    type Output = ModelOutput;
+
+    fn weight_specs(hf: &HfConfig, at: &Prefix) -> ModelWeights<WeightSpec> {
+        let model = at.enter("model");
+        let layer = |index| model.enter("layers").enter(index);
+        let dense = hf.first_k_dense_replace;
+        ModelWeights {
+            embedding: Embedding::weight_specs(hf, &model.enter("embed_tokens")),
+            mlp_decoder_block: (0..dense).map(|i| MlpDecoderBlock::weight_specs(hf, &layer(i))).collect(),
+            moe_decoder_block: (dense..hf.num_hidden_layers)
+                .map(|i| MoeDecoderBlock::weight_specs(hf, &layer(i)))
+                .collect(),
+            norm: RmsNorm::weight_specs(hf, &model.enter("norm")),
+            lm_head: LmHead::weight_specs(hf, at),
+            mtp: (hf.mtp_layers > 0).then(|| Mtp::weight_specs(hf, at)),
+        }
+    }
+
+    fn try_map<A, B, E>(
+        weights: ModelWeights<A>,
+        path: &mut WeightPath,
+        f: LeafFn<'_, A, B, E>,
+    ) -> Result<ModelWeights<B>, E> {
+        weights.try_map(path, f)
+    }
+
+    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ModelConfig, Error> {
+        let (mlp, moe) = (has_mlp_layers(hf), has_moe_layers(hf));
+        Ok(ModelConfig {
+            embedding: Embedding::prefill_model_config(hf, mesh)?,
+            mlp_decoder_block: mlp.then(|| MlpDecoderBlock::prefill_model_config(hf, mesh)).transpose()?,
+            moe_decoder_block: moe.then(|| MoeDecoderBlock::prefill_model_config(hf, mesh)).transpose()?,
+            norm: RmsNorm::prefill_model_config(hf, mesh)?,
+            lm_head: LmHead::prefill_model_config(hf, mesh)?,
+            mtp: (hf.mtp_layers > 0).then(|| Mtp::prefill_model_config(hf, mesh)).transpose()?,
+        })
+    }
+
+    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ModelConfig, Error> {
+        let (mlp, moe) = (has_mlp_layers(hf), has_moe_layers(hf));
+        Ok(ModelConfig {
+            embedding: Embedding::decode_model_config(hf, mesh)?,
+            mlp_decoder_block: mlp.then(|| MlpDecoderBlock::decode_model_config(hf, mesh)).transpose()?,
+            moe_decoder_block: moe.then(|| MoeDecoderBlock::decode_model_config(hf, mesh)).transpose()?,
+            norm: RmsNorm::decode_model_config(hf, mesh)?,
+            lm_head: LmHead::decode_model_config(hf, mesh)?,
+            mtp: (hf.mtp_layers > 0).then(|| Mtp::decode_model_config(hf, mesh)).transpose()?,
+        })
+    }
+
+    fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<ModelState, Error> {
+        let rope = Rope::create_state(hf, mesh, capacity)?;
+        let states = |count| (0..count).map(|_| MlaState::new(hf, rope.clone(), capacity)).collect();
+        Ok(ModelState {
+            mlp_decoder_block: states(hf.first_k_dense_replace),
+            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace),
+            mtp: (hf.mtp_layers > 0).then(|| MlaState::new(hf, rope.clone(), capacity)),
+        })
+    }
+
+    /// # Shapes
+    /// `[tokens]`; logits as the step asks, hidden `[tokens, hidden / columns]`.
+    fn forward_prefill(
+        tokens: &[TokenId],
+        step: &PrefillStep<'_>,
+        Run { cfg, w, state, device }: PrefillRun<'_, Self>,
+    ) -> Result<ModelOutput, Error> {
+        let unit = &mut ();
+        let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
+        let mut hidden = Embedding::forward_prefill(tokens, step, embedding)?; // [tokens, hidden / columns]
+        for (cfg, w, state) in
+            layers(&cfg.mlp_decoder_block, &w.mlp_decoder_block, &mut state.mlp_decoder_block)
+        {
+            hidden = MlpDecoderBlock::forward_prefill(hidden, step, Run { cfg, w, state, device })?;
+        }
+        for (cfg, w, state) in
+            layers(&cfg.moe_decoder_block, &w.moe_decoder_block, &mut state.moe_decoder_block)
+        {
+            hidden = MoeDecoderBlock::forward_prefill(hidden, step, Run { cfg, w, state, device })?;
+        }
+        let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
+        let normed = RmsNorm::forward_prefill(&step.logits.select(&hidden), step, norm)?;
+        let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
+        Ok(ModelOutput { logits: LmHead::forward_prefill(normed, step, head)?, hidden })
+    }
+
+    /// # Shapes
+    /// `[users]`; logits `[users, vocab]`, hidden `[users, hidden / columns]`.
+    fn forward_decode(
+        tokens: &[TokenId],
+        step: &DecodeStep<'_>,
+        Run { cfg, w, state, device }: DecodeRun<'_, Self>,
+    ) -> Result<ModelOutput, Error> {
+        let unit = &mut ();
+        let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
+        let mut hidden = Embedding::forward_decode(tokens, step, embedding)?; // [users, hidden / columns]
+        for (cfg, w, state) in
+            layers(&cfg.mlp_decoder_block, &w.mlp_decoder_block, &mut state.mlp_decoder_block)
+        {
+            hidden = MlpDecoderBlock::forward_decode(hidden, step, Run { cfg, w, state, device })?;
+        }
+        for (cfg, w, state) in
+            layers(&cfg.moe_decoder_block, &w.moe_decoder_block, &mut state.moe_decoder_block)
+        {
+            hidden = MoeDecoderBlock::forward_decode(hidden, step, Run { cfg, w, state, device })?;
+        }
+        let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
+        let normed = RmsNorm::forward_decode(&hidden, step, norm)?;
+        let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
+        Ok(ModelOutput { logits: LmHead::forward_decode(normed, step, head)?, hidden })
+    }
+}
+
+impl Model {
+    /// Narrows a prefill run to the MTP layer, where the model has one.
+    pub fn mtp_prefill(run: PrefillRun<'_, Self>) -> Option<PrefillRun<'_, Mtp>> {
+        let Run { cfg, w, state, device } = run;
+        Some(Run { cfg: cfg.mtp.as_ref()?, w: w.mtp.as_ref()?, state: state.mtp.as_mut()?, device })
+    }
+
+    /// Narrows a decode run to the MTP layer, where the model has one.
+    pub fn mtp_decode(run: DecodeRun<'_, Self>) -> Option<DecodeRun<'_, Mtp>> {
+        let Run { cfg, w, state, device } = run;
+        Some(Run { cfg: cfg.mtp.as_ref()?, w: w.mtp.as_ref()?, state: state.mtp.as_mut()?, device })
+    }
+}
+
+fn has_mlp_layers(hf: &HfConfig) -> bool {
+    hf.first_k_dense_replace > 0
+}
+
+fn has_moe_layers(hf: &HfConfig) -> bool {
+    hf.first_k_dense_replace < hf.num_hidden_layers
+}
+
+/// Joins the layers of one kind: their one config, each one's weights and state.
+fn layers<'a, C, W, S>(
+    cfg: &'a Option<C>,
+    weights: &'a [W],
+    states: &'a mut [S],
+) -> impl Iterator<Item = (&'a C, &'a W, &'a mut S)> {
+    assert_eq!(weights.len(), states.len(), "weights and state have the same layers");
+    weights
+        .iter()
+        .zip(states)
+        .map(move |(w, state)| (cfg.as_ref().expect("layers of a kind have that kind's config"), w, state))
+}

@@ -1,0 +1,81 @@
+//! The expert that every token goes to: one MLP as wide as all shared experts together. It stands inside
+//! [`Moe`](crate::Moe), which gathers its input and adds up its output, so it has no collectives of its own.
+
+use crate::{
+    hf::HfConfig,
+    mlp::{MlpWeights, mlp_weight_specs, projections},
+};
+use dsv3_mesh::MeshShape;
+use dsv3_runtime::{
+    Capacity, DecodeRun, DecodeStep, Device, Error, LeafFn, Mode, Module, PrefillRun, PrefillStep, Prefix,
+    Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops,
+};
+
+/// `w2(silu(w1 x) * w3 x)`, a part of the sum on each device.
+pub enum SharedExpert {}
+
+impl Module for SharedExpert {
+    type Hf = HfConfig;
+    type Weights<W> = MlpWeights<W>;
+    type PrefillConfig = ops::ExpertsConfig;
+    type DecodeConfig = ops::ExpertsConfig;
+    type State = ();
+    type Input<'a> = &'a Tensor;
+    type Output = Tensor;
+
+    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlpWeights<WeightSpec> {
+        mlp_weight_specs(hf, at, hf.moe().shared_intermediate_size())
+    }
+
+    fn try_map<A, B, E>(
+        weights: MlpWeights<A>,
+        path: &mut WeightPath,
+        f: LeafFn<'_, A, B, E>,
+    ) -> Result<MlpWeights<B>, E> {
+        weights.try_map(path, f)
+    }
+
+    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
+        config(hf, mesh, Mode::Prefill)
+    }
+
+    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
+        config(hf, mesh, Mode::Decode)
+    }
+
+    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// # Shapes
+    /// `[tokens, hidden]` to `[tokens, hidden]`, to be added up over the columns.
+    fn forward_prefill(
+        x: &Tensor,
+        _: &PrefillStep<'_>,
+        Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
+    ) -> Result<Tensor, Error> {
+        Ok(forward(x, cfg, w, device))
+    }
+
+    /// # Shapes
+    /// `[users, hidden]` to `[users, hidden]`, to be added up over the columns.
+    fn forward_decode(
+        x: &Tensor,
+        _: &DecodeStep<'_>,
+        Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
+    ) -> Result<Tensor, Error> {
+        Ok(forward(x, cfg, w, device))
+    }
+}
+
+fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
+    let intermediate = hf.moe().shared_intermediate_size();
+    projections(hf, mesh, mode, "n_shared_experts * moe_intermediate_size", intermediate)
+}
+
+fn forward(x: &Tensor, cfg: &ops::ExpertsConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
+    let gate = ops::linear(x, &w.w1, &cfg.w1, device); // [tokens, intermediate / columns]
+    let up = ops::linear(x, &w.w3, &cfg.w3, device);
+    let gated = ops::mul(gate, &up, &cfg.mul_activation, device);
+    ops::linear(&gated, &w.w2, &cfg.w2, device) // [tokens, hidden]
+}

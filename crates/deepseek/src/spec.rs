@@ -1,0 +1,35 @@
+//! Shorthands for weight specs and sharded sizes.
+
+use crate::hf::HfConfig;
+use dsv3_mesh::{Axis, MeshShape, Placement, shard};
+use dsv3_runtime::{Error, Leaf, Prefix, WeightSpec};
+
+/// Split over the columns by output features: whole rows of `[out, in]`, in place in the checkpoint.
+pub(crate) const BY_OUTPUT: Placement = Placement::Shard { dim: 0, axis: Axis::Columns };
+/// Split over the columns by input features.
+pub(crate) const BY_INPUT: Placement = Placement::Shard { dim: 1, axis: Axis::Columns };
+
+/// The spec of `AT.weight`, a `[rows, cols]` matrix.
+pub(crate) fn matrix(
+    hf: &HfConfig,
+    at: &Prefix,
+    [rows, cols]: [usize; 2],
+    placement: Placement,
+) -> Leaf<WeightSpec> {
+    Leaf(WeightSpec {
+        source: at.name("weight"),
+        shape: vec![rows, cols],
+        placement,
+        scale_block: hf.quantization.map(|blocks| [blocks.rows, blocks.cols]),
+    })
+}
+
+/// The spec of the vector of this full name.
+pub(crate) fn vector(source: String, length: usize, placement: Placement) -> Leaf<WeightSpec> {
+    Leaf(WeightSpec { source, shape: vec![length], placement, scale_block: None })
+}
+
+/// What one device holds of a size that is split over the columns.
+pub(crate) fn over_columns(what: &str, size: usize, mesh: MeshShape) -> Result<usize, Error> {
+    Ok(shard(what, size, mesh.size(Axis::Columns), 0)?.len())
+}

@@ -1,0 +1,150 @@
+//! For the tests: a byte-level tokenizer in the shape of DeepSeek's, and a model that is an automaton.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
+use serde_json::{Value, json};
+
+use crate::{LanguageModel, ModelLimits, Tokenizer, TokenizerConfig};
+
+pub(crate) const BOS: TokenId = TokenId(0);
+pub(crate) const EOS: TokenId = TokenId(1);
+pub(crate) const THINK: TokenId = TokenId(258 + 6);
+/// Padded beyond the tokenizer's ids, as DeepSeek's is.
+pub(crate) const VOCAB_SIZE: usize = 280;
+
+/// Merges that make tokens of several bytes, cut inside characters too (the second half of an é with a space).
+const MERGES: [(&str, &str); 6] = [("h", "e"), ("Ġ", "t"), ("Ġt", "he"), ("Ã", "©"), ("ð", "Ł"), ("Ł", "ĺ")];
+
+/// A `tokenizer.json`: 2 special tokens, 256 bytes, the merges, and 4 added tokens that are not special.
+pub(crate) fn tokenizer_json() -> Value {
+    // The special tokens stand in the vocabulary too: the crate gives its own ids to added tokens that do not.
+    let special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"].map(str::to_owned);
+    let mut vocab = serde_json::Map::new();
+    let mut alphabet: Vec<char> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let bytes = alphabet.iter().map(char::to_string);
+    let merged = MERGES.iter().map(|(left, right)| format!("{left}{right}"));
+    for (token, id) in special.into_iter().chain(bytes).chain(merged).zip(0..) {
+        vocab.insert(token, Value::from(id));
+    }
+    let added = |id: u32, content: &str, special: bool| {
+        json!({"id": id, "content": content, "special": special, "normalized": true,
+               "single_word": false, "lstrip": false, "rstrip": false})
+    };
+    json!({
+        "version": "1.0",
+        "added_tokens": [
+            added(0, "<｜begin▁of▁sentence｜>", true), added(1, "<｜end▁of▁sentence｜>", true),
+            added(264, "<think>", false), added(265, "</think>", false),
+            added(266, "<｜User｜>", false), added(267, "<｜Assistant｜>", false),
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": MERGES.map(|(left, right)| json!([left, right]))},
+    })
+}
+
+pub(crate) fn config() -> TokenizerConfig {
+    TokenizerConfig {
+        bos_token: Some("<｜begin▁of▁sentence｜>".to_owned()),
+        eos_token: Some("<｜end▁of▁sentence｜>".to_owned()),
+        add_bos_token: true,
+        ..TokenizerConfig::default()
+    }
+}
+
+pub(crate) fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+        let json = tokenizer_json().to_string();
+        Tokenizer::parse(Path::new("tokenizer.json"), json.as_bytes(), &config(), VOCAB_SIZE).unwrap()
+    });
+    &TOKENIZER
+}
+
+/// A model whose cache holds the tokens themselves: what comes next is a function of what the pages give back, so
+/// a wrong page, position or chunk changes the text.
+pub(crate) struct FakeModel<F> {
+    pub(crate) limits: ModelLimits,
+    /// From all tokens of the sequence to the logits, `[vocab]`.
+    pub(crate) next: F,
+    pub(crate) cache: HashMap<(PageId, usize), TokenId>,
+    /// Start, length and rows of each prefill.
+    pub(crate) prefills: Vec<(usize, usize, LogitRows)>,
+    pub(crate) decodes: usize,
+}
+
+impl<F: FnMut(&[TokenId]) -> Vec<f32>> FakeModel<F> {
+    pub(crate) fn new(limits: ModelLimits, next: F) -> Self {
+        Self { limits, next, cache: HashMap::new(), prefills: Vec::new(), decodes: 0 }
+    }
+
+    fn slot(&self, position: usize, pages: &[PageId]) -> (PageId, usize) {
+        let page = pages.get(position / self.limits.page_size).expect("the pages cover the position");
+        assert!((page.0 as usize) < self.limits.page_count, "a page of the cache");
+        (*page, position % self.limits.page_size)
+    }
+
+    fn write(&mut self, position: usize, token: TokenId, pages: &[PageId]) {
+        assert!(position < self.limits.max_context, "a position of the state");
+        let slot = self.slot(position, pages);
+        self.cache.insert(slot, token);
+    }
+
+    fn logits_after(&mut self, position: usize, pages: &[PageId]) -> Vec<f32> {
+        let tokens: Vec<TokenId> =
+            (0..=position).map(|position| self.cache[&self.slot(position, pages)]).collect();
+        (self.next)(&tokens)
+    }
+}
+
+impl<F: FnMut(&[TokenId]) -> Vec<f32>> LanguageModel for FakeModel<F> {
+    fn limits(&self) -> ModelLimits {
+        self.limits
+    }
+
+    fn forward_prefill(
+        &mut self,
+        tokens: &[TokenId],
+        step: &PrefillStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        self.prefills.push((step.start, tokens.len(), step.logits));
+        let positions = step.start..step.start + tokens.len();
+        for (position, &token) in positions.clone().zip(tokens) {
+            self.write(position, token, step.pages);
+        }
+        let rows = match step.logits {
+            LogitRows::None => positions.end..positions.end,
+            LogitRows::Last => positions.end - 1..positions.end,
+            LogitRows::All => positions,
+        };
+        let count = rows.len();
+        let values = rows.flat_map(|position| self.logits_after(position, step.pages)).collect();
+        Ok(Tensor::from_vec(count, self.limits.vocab_size, values))
+    }
+
+    fn forward_decode(
+        &mut self,
+        tokens: &[TokenId],
+        step: &DecodeStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        self.decodes += 1;
+        let mut values = Vec::new();
+        for (user, &token) in tokens.iter().enumerate() {
+            self.write(step.positions[user], token, step.pages[user]);
+            values.extend(self.logits_after(step.positions[user], step.pages[user]));
+        }
+        Ok(Tensor::from_vec(tokens.len(), self.limits.vocab_size, values))
+    }
+}
+
+/// Logits that leave one token only.
+pub(crate) fn one_hot(token: TokenId) -> Vec<f32> {
+    let mut logits = vec![-1e9; VOCAB_SIZE];
+    logits[token.0 as usize] = 0.0;
+    logits
+}

@@ -1,0 +1,174 @@
+//! What the AVX2 files share: loads of weights as f32, sums across a vector, and the ends of rows.
+//!
+//! A vector is eight f32. Functions here are compiled for AVX2, FMA and F16C and inlined into kernels that are, too.
+
+use crate::Format;
+use std::arch::x86_64::*;
+
+/// Values in a vector.
+pub(crate) const LANES: usize = 8;
+
+/// A format as a type, so that a loop is compiled once for each.
+pub(crate) trait Encoding {
+    /// The format.
+    const FORMAT: Format;
+    /// Bytes of an element.
+    const BYTES: usize = Self::FORMAT.bytes();
+    /// What the values that [`load16`] gives must be multiplied by: a power of two.
+    const UNIT: f32 = 1.0;
+}
+
+pub(crate) enum F32 {}
+pub(crate) enum Bf16 {}
+pub(crate) enum Fp8 {}
+
+impl Encoding for F32 {
+    const FORMAT: Format = Format::F32;
+}
+
+impl Encoding for Bf16 {
+    const FORMAT: Format = Format::Bf16;
+}
+
+impl Encoding for Fp8 {
+    const FORMAT: Format = Format::Fp8;
+    const UNIT: f32 = 256.0;
+}
+
+/// Sixteen weights as f32, divided by [`Encoding::UNIT`]. An FP8 NaN comes out as 480, the value its bits would have
+/// otherwise: who calls this looks for NaN with [`watch_nan`], which is cheaper than a test of every element.
+///
+/// FP8 goes through half precision, whose exponent is one bit wider and biased by 8 more: the same bits, moved, are
+/// the value divided by 2^8, subnormals included, and the processor's conversion from half is exact. (Through f32
+/// it would be one instruction less, but subnormals would be f32 subnormals, which some processors trap on.)
+///
+/// # Safety
+/// `weights` points to 16 readable elements.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) unsafe fn load16<E: Encoding>(weights: *const u8) -> [__m256; 2] {
+    match E::FORMAT {
+        // SAFETY: 16 elements of 4 bytes are two loads of 32; they need no alignment.
+        Format::F32 => unsafe { [_mm256_loadu_ps(weights.cast()), _mm256_loadu_ps(weights.add(32).cast())] },
+        Format::Bf16 => {
+            // SAFETY: 16 elements of 2 bytes are two loads of 16; they need no alignment.
+            let halves =
+                unsafe { [_mm_loadu_si128(weights.cast()), _mm_loadu_si128(weights.add(16).cast())] };
+            [widen_bf16(halves[0]), widen_bf16(halves[1])]
+        }
+        Format::Fp8 => {
+            // SAFETY: 16 elements of 1 byte are one load of 16; it needs no alignment.
+            widen_half(fp8_to_half(unsafe { _mm_loadu_si128(weights.cast()) }))
+        }
+    }
+}
+
+/// As [`load16`], but an FP8 NaN is NaN.
+///
+/// # Safety
+/// `weights` points to 16 readable elements.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) unsafe fn load16_with_nan<E: Encoding>(weights: *const u8) -> [__m256; 2] {
+    if E::FORMAT != Format::Fp8 {
+        // SAFETY: what the caller promises is what `load16` asks for.
+        return unsafe { load16::<E>(weights) };
+    }
+    // SAFETY: 16 elements of 1 byte are one load of 16; it needs no alignment.
+    let halves = fp8_to_half(unsafe { _mm_loadu_si128(weights.cast()) });
+    let magnitude = _mm256_and_si256(halves, _mm256_set1_epi16(0x7fff));
+    let is_nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f << 7));
+    widen_half(_mm256_or_si256(halves, is_nan)) // all bits set is a NaN in half precision, too
+}
+
+/// The sign to bit 15, exponent and mantissa from bit 7 on. The shift carries two copies of the sign; one stays.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn fp8_to_half(bytes: __m128i) -> __m256i {
+    let shifted = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(bytes));
+    _mm256_and_si256(shifted, _mm256_set1_epi16(0xbf80_u16.cast_signed()))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn widen_half(halves: __m256i) -> [__m256; 2] {
+    [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves))]
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn widen_bf16(halves: __m128i) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+}
+
+/// Remembers in `seen` whether a byte of `bytes` is an FP8 NaN: only those are 0xff once the sign bit is set.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn watch_nan(seen: __m256i, bytes: __m256i) -> __m256i {
+    _mm256_max_epu8(seen, _mm256_or_si256(bytes, _mm256_set1_epi8(i8::MIN)))
+}
+
+/// Whether [`watch_nan`] has met an FP8 NaN.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn saw_nan(seen: __m256i) -> bool {
+    _mm256_movemask_epi8(_mm256_cmpeq_epi8(seen, _mm256_set1_epi8(-1))) != 0
+}
+
+/// Asks for the cache line of `address` ahead of time. Any address may be asked for, mapped or not: a prefetch never
+/// faults and reads nothing that the program can see.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn prefetch(address: *const u8) {
+    _mm_prefetch::<_MM_HINT_T0>(address.cast());
+}
+
+/// Eight values.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load(values: &[f32; LANES]) -> __m256 {
+    // SAFETY: a reference to eight floats; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(values.as_ptr()) }
+}
+
+/// Eight values.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn store(values: &mut [f32; LANES], vector: __m256) {
+    // SAFETY: an exclusive reference to eight floats; the store needs no alignment.
+    unsafe { _mm256_storeu_ps(values.as_mut_ptr(), vector) }
+}
+
+/// Fewer than `N` values, zeros behind them.
+#[inline]
+pub(crate) fn padded<T: Copy + Default, const N: usize>(values: &[T]) -> [T; N] {
+    let mut all = [T::default(); N];
+    all[..values.len()].copy_from_slice(values);
+    all
+}
+
+/// A mask for the first `count` lanes, `count < 8`, as `_mm256_maskload_ps` takes it.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn first_lanes(count: usize) -> __m256i {
+    let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lane)
+}
+
+/// The sum of the eight lanes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn sum(vector: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps::<1>(vector));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// The sums of the lanes of four vectors, in their order.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn sum_each(vectors: [__m256; 4]) -> __m128 {
+    let pairs = [_mm256_hadd_ps(vectors[0], vectors[1]), _mm256_hadd_ps(vectors[2], vectors[3])];
+    let halves = _mm256_hadd_ps(pairs[0], pairs[1]);
+    _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
+}

@@ -1,0 +1,54 @@
+//! Every table gives the exact value, rounded once.
+
+use crate::testing::{Random, Weights, specs, tables};
+use crate::{BlockScales, Format, MatrixView, fp8_e4m3_to_f32};
+
+#[test]
+fn rows_are_the_values_rounded_once() {
+    let mut random = Random(1);
+    for spec in specs(&[1, 4, 9], &[1, 7, 15, 16, 17, 31, 128, 129, 300]) {
+        let weights = Weights::random(spec, &mut random);
+        for kernels in tables() {
+            for row in 0..spec.rows {
+                let mut out = vec![f32::NAN; spec.cols];
+                kernels.dequantize_row(&weights.view(), row, &mut out);
+                for (col, got) in out.into_iter().enumerate() {
+                    assert_eq!(got, weights.value(row, col) as f32, "{kernels:?} {spec:?} [{row}, {col}]");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_fp8_byte_under_scales_small_and_large() {
+    let bytes: Vec<u8> = (0..=255).collect();
+    for scale in [1.0, 3.3e-5, 1e-38, f32::from_bits(1), 1e38, -2.0, 0.0] {
+        let scales = f32::to_le_bytes(scale);
+        let scales =
+            BlockScales { bytes: &scales, block_rows: 1, block_cols: 256, grid_cols: 1, first_row: 0 };
+        let w = MatrixView::from_bytes(Format::Fp8, &bytes, 1, 256, Some(scales));
+        for kernels in tables() {
+            let mut out = [0.0; 256];
+            kernels.dequantize_row(&w, 0, &mut out);
+            for (byte, got) in bytes.iter().zip(out) {
+                let expected = fp8_e4m3_to_f32(*byte) * scale;
+                let same = got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
+                assert!(same, "{kernels:?} {byte:#x} times {scale}: {got}, not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_bf16() {
+    let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let w = MatrixView::from_bytes(Format::Bf16, &bytes, 1, 1 << 16, None);
+    for kernels in tables() {
+        let mut out = vec![0.0; 1 << 16];
+        kernels.dequantize_row(&w, 0, &mut out);
+        for (upper, got) in out.into_iter().enumerate() {
+            assert_eq!(got.to_bits(), (upper as u32) << 16, "{kernels:?}");
+        }
+    }
+}

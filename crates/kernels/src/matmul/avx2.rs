@@ -1,0 +1,28 @@
+//! Two ways: few tokens read each weight once and use it from the register (`stream`, bound by memory); more
+//! tokens share weights turned to f32 in a buffer (`tile`, bound by arithmetic).
+
+mod stream;
+mod tile;
+
+use crate::avx2::{Bf16, Encoding, F32, Fp8};
+use crate::{Format, MatrixMut, MatrixRef, MatrixView};
+
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match w.format() {
+        Format::F32 => matmul_add_in::<F32>(w, x, out),
+        Format::Bf16 => matmul_add_in::<Bf16>(w, x, out),
+        Format::Fp8 => matmul_add_in::<Fp8>(w, x, out),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn matmul_add_in<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match x.rows() {
+        0 => (),
+        1 => stream::matmul_add::<E, 1>(w, x, out),
+        2 => stream::matmul_add::<E, 2>(w, x, out),
+        _ => tile::matmul_add::<E>(w, x, out),
+    }
+}

@@ -1,0 +1,153 @@
+//! Many tokens: the work is to multiply. Panels of eight rows of weights are turned to f32 in a buffer that stays in
+//! the first cache; tiles of three tokens by four rows keep twelve vectors of partial sums in registers, enough to
+//! hide the latency of FMA, at seven loads for twelve FMAs.
+
+use crate::avx2::{Encoding, LANES, first_lanes, prefetch, sum, sum_each};
+use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+/// Rows of a panel of weights.
+const ROWS: usize = 8;
+/// Columns of a panel of weights.
+const COLUMNS: usize = 512;
+/// Tokens that use a panel before the next panel: their part of `x` (256 kB) stays in the second cache.
+const TOKENS: usize = 128;
+/// Rows of a tile.
+const TILE_ROWS: usize = 4;
+/// Tokens of a tile, at most.
+const TILE_TOKENS: usize = 3;
+
+/// A panel of weights as f32, 16 kB.
+#[repr(align(64))]
+struct Panel([[f32; COLUMNS]; ROWS]);
+
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    let mut panel = Panel([[0.0; COLUMNS]; ROWS]);
+    for token in (0..x.rows()).step_by(TOKENS) {
+        let x = x.row_range(token..x.rows().min(token + TOKENS));
+        let (block, rest) = out.split_rows_at(x.rows());
+        let mut block = block;
+        for first in (0..w.cols()).step_by(COLUMNS) {
+            let length = COLUMNS.min(w.cols() - first);
+            for row in (0..w.rows()).step_by(ROWS) {
+                let rows = ROWS.min(w.rows() - row);
+                for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
+                    prefetch_below::<E>(w, row + r, first, length);
+                    dequantize::avx2::dequantize::<E>(w, row + r, first, &mut weights[..length]);
+                }
+                panel_add(&panel.0[..rows], Corner { row, first, length }, x, &mut block);
+            }
+        }
+        out = rest;
+    }
+}
+
+/// Asks for the part of the next panel that lies below this row.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn prefetch_below<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, length: usize) {
+    let start = w.row_bytes(row, first..first + length).as_ptr();
+    for line in (0..length * E::BYTES).step_by(64) {
+        prefetch(start.wrapping_add(ROWS * w.row_stride() * E::BYTES + line));
+    }
+}
+
+/// Where a panel lies in the matrix.
+#[derive(Clone, Copy)]
+struct Corner {
+    /// Its first row.
+    row: usize,
+    /// Its first column.
+    first: usize,
+    /// How many columns it has.
+    length: usize,
+}
+
+/// Adds the products of a panel with all tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn panel_add(panel: &[[f32; COLUMNS]], at: Corner, x: MatrixRef<'_>, out: &mut MatrixMut<'_>) {
+    let mut token = 0;
+    while token < x.rows() {
+        // Four are two and two, because a single token keeps too few sums to be fast.
+        let tokens = match x.rows() - token {
+            4 => 2,
+            left => left.min(TILE_TOKENS),
+        };
+        match tokens {
+            1 => tokens_add::<1>(panel, at, token, x, out),
+            2 => tokens_add::<2>(panel, at, token, x, out),
+            _ => tokens_add::<TILE_TOKENS>(panel, at, token, x, out),
+        }
+        token += tokens;
+    }
+}
+
+/// Adds the products of a panel with tokens `token..token + T`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tokens_add<const T: usize>(
+    panel: &[[f32; COLUMNS]],
+    at: Corner,
+    token: usize,
+    x: MatrixRef<'_>,
+    out: &mut MatrixMut<'_>,
+) {
+    let x: [&[f32]; T] = from_fn(|t| &x.row(token + t)[at.first..at.first + at.length]);
+    let (tiles, rest) = panel.as_chunks::<TILE_ROWS>();
+    for (number, weights) in tiles.iter().enumerate() {
+        let sums = tile::<T, TILE_ROWS>(weights, x);
+        for (t, sums) in sums.into_iter().enumerate() {
+            let row = at.row + number * TILE_ROWS;
+            let out =
+                out.row_mut(token + t)[row..].first_chunk_mut::<TILE_ROWS>().expect("a row of the tile");
+            // SAFETY: `out` is four floats, borrowed exclusively; load and store need no alignment.
+            unsafe {
+                let old = _mm_loadu_ps(out.as_ptr());
+                _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(old, sum_each(sums)));
+            }
+        }
+    }
+    for (r, weights) in rest.iter().enumerate() {
+        let sums = tile::<T, 1>(&[*weights], x);
+        for (t, sums) in sums.into_iter().enumerate() {
+            out.row_mut(token + t)[at.row + panel.len() - rest.len() + r] += sum(sums[0]);
+        }
+    }
+}
+
+/// The partial sums of `R` rows of weights with `T` tokens, over as many columns as tokens have here.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn tile<const T: usize, const R: usize>(weights: &[[f32; COLUMNS]; R], x: [&[f32]; T]) -> [[__m256; R]; T] {
+    let length = x[0].len();
+    assert!(length <= COLUMNS && x.iter().all(|x| x.len() == length), "tokens of one length");
+    let mut sums = [[_mm256_setzero_ps(); R]; T];
+    let whole = length - length % LANES;
+    for column in (0..whole).step_by(LANES) {
+        // SAFETY: `column + LANES <= length`, which all tokens have and rows of a panel exceed or equal.
+        let inputs: [__m256; T] = from_fn(|t| unsafe { _mm256_loadu_ps(x[t].as_ptr().add(column)) });
+        for r in 0..R {
+            // SAFETY: as above.
+            let weights = unsafe { _mm256_loadu_ps(weights[r].as_ptr().add(column)) };
+            for t in 0..T {
+                sums[t][r] = _mm256_fmadd_ps(inputs[t], weights, sums[t][r]);
+            }
+        }
+    }
+    if whole < length {
+        let mask = first_lanes(length - whole);
+        for t in 0..T {
+            // SAFETY: a masked load touches only the lanes of the mask: `whole..length`.
+            let input = unsafe { _mm256_maskload_ps(x[t].as_ptr().add(whole), mask) };
+            for r in 0..R {
+                // SAFETY: as above.
+                let weights = unsafe { _mm256_maskload_ps(weights[r].as_ptr().add(whole), mask) };
+                sums[t][r] = _mm256_fmadd_ps(input, weights, sums[t][r]);
+            }
+        }
+    }
+    sums
+}

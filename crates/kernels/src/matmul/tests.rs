@@ -1,0 +1,135 @@
+//! Every table against sums in f64, on shapes around every boundary of the kernels.
+
+use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
+use crate::{Format, MatrixMut, MatrixRef, MatrixView};
+
+/// What lies between the rows of a strided matrix, and must not change.
+const GAP: f32 = -77.0;
+
+/// Adds `w` times random tokens to an output that is not zero, all strided, and compares.
+fn check(weights: &Weights, w: &MatrixView<'_>, tokens: usize, random: &mut Random) {
+    let (x_stride, out_stride) = (w.cols() + 3, w.rows() + 2);
+    let x_values = random.values(tokens * x_stride);
+    let x = MatrixRef::strided(&x_values, tokens, w.cols(), x_stride);
+    let before = 0.5;
+    for kernels in tables() {
+        let mut out = vec![GAP; tokens * out_stride];
+        for out in out.chunks_exact_mut(out_stride) {
+            out[..w.rows()].fill(before);
+        }
+        kernels.matmul_add(w, x, MatrixMut::strided(&mut out, tokens, w.rows(), out_stride));
+        for (token, out) in out.chunks_exact(out_stride).enumerate() {
+            for (row, &got) in out[..w.rows()].iter().enumerate() {
+                let products =
+                    x.row(token).iter().enumerate().map(|(c, x)| f64::from(*x) * weights.value(row, c));
+                let (sum, magnitude) = products
+                    .fold((f64::from(before), f64::from(before)), |(sum, all), p| (sum + p, all + p.abs()));
+                let (error, bound) = ((f64::from(got) - sum).abs(), sum_error(w.cols() + 1, magnitude));
+                assert!(
+                    error <= bound,
+                    "{kernels:?} {w:?} token {token} of {tokens}, row {row}: {got}, not {sum}"
+                );
+            }
+            assert_eq!(out[w.rows()..], [GAP; 2], "{kernels:?} wrote between the rows");
+        }
+    }
+}
+
+#[test]
+fn every_table_agrees_with_f64() {
+    let mut random = Random(1);
+    let rows = [1, 2, 3, 4, 5, 8, 9, 17, 40];
+    for spec in specs(&rows, &[1, 7, 8, 31, 64, 65, 128, 129, 300, 511, 513]) {
+        let weights = Weights::random(spec, &mut random);
+        for tokens in [1, 2, 3, 4, 5, 8, 17] {
+            check(&weights, &weights.view(), tokens, &mut random);
+        }
+    }
+}
+
+#[test]
+fn more_tokens_than_a_block_of_them() {
+    let mut random = Random(2);
+    for spec in specs(&[13], &[70, 520]) {
+        let weights = Weights::random(spec, &mut random);
+        for tokens in [127, 128, 129, 257] {
+            check(&weights, &weights.view(), tokens, &mut random);
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_wider_matrix() {
+    let mut random = Random(3);
+    let values = random.values(9 * 50);
+    let spec = Spec { format: Format::F32, rows: 9, cols: 33, block: (1, 1), first_row: 0, offset: 0 };
+    for kernels in tables() {
+        for tokens in [1, 4] {
+            let x = random.values(tokens * spec.cols);
+            let x = MatrixRef::new(&x, tokens, spec.cols);
+            let narrow: Vec<f32> = values.chunks(50).flat_map(|row| row[..33].to_vec()).collect();
+            let (mut strided, mut contiguous) = (vec![0.0; tokens * 9], vec![0.0; tokens * 9]);
+            let w = MatrixView::f32_strided(&values, 9, 33, 50);
+            kernels.matmul(&w, x, MatrixMut::new(&mut strided, tokens, 9));
+            kernels.matmul(&MatrixView::f32(&narrow, 9, 33), x, MatrixMut::new(&mut contiguous, tokens, 9));
+            assert_eq!(strided, contiguous, "{kernels:?}");
+        }
+    }
+}
+
+#[test]
+fn a_product_with_a_unit_vector_is_the_weight_exactly() {
+    let mut random = Random(4);
+    for spec in specs(&[5], &[150]) {
+        let weights = Weights::random(spec, &mut random);
+        for kernels in tables() {
+            for tokens in [1, 3] {
+                for col in 0..spec.cols {
+                    let mut x = vec![0.0; tokens * spec.cols];
+                    x.chunks_exact_mut(spec.cols).for_each(|x| x[col] = 1.0);
+                    let mut out = vec![f32::NAN; tokens * spec.rows];
+                    let x = MatrixRef::new(&x, tokens, spec.cols);
+                    kernels.matmul(&weights.view(), x, MatrixMut::new(&mut out, tokens, spec.rows));
+                    for (index, got) in out.into_iter().enumerate() {
+                        let expected = weights.value(index % spec.rows, col) as f32;
+                        assert_eq!(got, expected, "{kernels:?} {spec:?} column {col}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_fp8_nan_reaches_its_row_and_no_other() {
+    let mut random = Random(5);
+    let spec = Spec { format: Format::Fp8, rows: 6, cols: 141, block: (4, 100), first_row: 0, offset: 1 };
+    for kernels in tables() {
+        for (tokens, nan) in [(1, 0x7f), (1, 0xff), (2, 0x7f), (5, 0xff)] {
+            for (row, col) in [(0, 0), (3, 63), (3, 64), (4, 99), (5, 100), (5, 140)] {
+                let mut weights = Weights::random(spec, &mut random);
+                *weights.fp8_mut(row, col) = nan;
+                let x = vec![0.0; tokens * spec.cols];
+                let x = MatrixRef::new(&x, tokens, spec.cols);
+                let mut out = vec![1.0; tokens * spec.rows];
+                kernels.matmul(&weights.view(), x, MatrixMut::new(&mut out, tokens, spec.rows));
+                for (index, got) in out.into_iter().enumerate() {
+                    assert_eq!(got.is_nan(), index % spec.rows == row, "{kernels:?} {tokens} {row} {col}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_columns_and_no_tokens() {
+    for kernels in tables() {
+        let mut out = [3.0; 4];
+        let w = MatrixView::f32(&[], 2, 0);
+        kernels.matmul_add(&w, MatrixRef::new(&[], 2, 0), MatrixMut::new(&mut out, 2, 2));
+        assert_eq!(out, [3.0; 4]);
+        kernels.matmul(&w, MatrixRef::new(&[], 2, 0), MatrixMut::new(&mut out, 2, 2));
+        assert_eq!(out, [0.0; 4]);
+        kernels.matmul(&w, MatrixRef::new(&[], 0, 0), MatrixMut::new(&mut [], 0, 2));
+    }
+}

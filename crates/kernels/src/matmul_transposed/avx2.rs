@@ -1,0 +1,28 @@
+//! Two ways, as for matmul: few tokens add up rows of weights where they are read (`stream`); more tokens share
+//! weights turned to f32 in a buffer (`tile`).
+
+mod stream;
+mod tile;
+
+use crate::avx2::{Bf16, Encoding, F32, Fp8};
+use crate::{Format, MatrixMut, MatrixRef, MatrixView};
+
+/// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match w.format() {
+        Format::F32 => matmul_transposed_add_in::<F32>(w, x, out),
+        Format::Bf16 => matmul_transposed_add_in::<Bf16>(w, x, out),
+        Format::Fp8 => matmul_transposed_add_in::<Fp8>(w, x, out),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn matmul_transposed_add_in<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match x.rows() {
+        0 => (),
+        1 => stream::matmul_transposed_add::<E, 1>(w, x, out),
+        2 => stream::matmul_transposed_add::<E, 2>(w, x, out),
+        _ => tile::matmul_transposed_add::<E>(w, x, out),
+    }
+}

@@ -1,0 +1,42 @@
+//! The lookup of token embeddings.
+
+use crate::{Device, Error, Tensor, TokenId, Weight};
+use serde::{Deserialize, Serialize};
+
+/// Config of [`embedding`], for this device's part of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingConfig {
+    /// Rows of the table.
+    pub vocab_size: usize,
+    /// Columns of the table on this device.
+    pub features: usize,
+}
+
+/// The table's rows of the tokens, widened to f32.
+///
+/// # Shapes
+/// `tokens` `[tokens]`, `table` `[vocab, features]`; gives `[tokens, features]`.
+///
+/// # Errors
+/// An id beyond the vocabulary.
+pub fn embedding(
+    tokens: &[TokenId],
+    table: &Weight,
+    config: &EmbeddingConfig,
+    device: &Device,
+) -> Result<Tensor, Error> {
+    let table = table.matrix();
+    let mut out = Tensor::zeros(tokens.len(), config.features);
+    for (row, &TokenId(id)) in tokens.iter().enumerate() {
+        let id = id as usize;
+        if id >= config.vocab_size {
+            return Err(Error::Request(format!(
+                "token id {id} is beyond the vocabulary of {} ids",
+                config.vocab_size
+            )));
+        }
+        device.kernels().dequantize_row(&table, id, out.row_mut(row));
+    }
+    Ok(out)
+}

@@ -1,0 +1,67 @@
+//! Matrix products with a weight.
+
+use crate::{Device, Mode, Tensor, Weight, device::column_tasks};
+use serde::{Deserialize, Serialize};
+
+/// Weight elements that one task of a decode step reads: a few microseconds of memory bandwidth, long enough to pay
+/// for handing the task to a thread, short enough that threads end together.
+const DECODE_TASK_ELEMENTS: usize = 1 << 16;
+/// The same for prefill, where each weight is used for many tokens.
+const PREFILL_TASK_ELEMENTS: usize = 1 << 14;
+/// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
+const ROW_TILE: usize = 8;
+
+/// Config of [`linear`], for this device's part of the weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinearConfig {
+    /// Columns of the weight.
+    pub in_features: usize,
+    /// Rows of the weight.
+    pub out_features: usize,
+    /// Weight rows that one task multiplies.
+    pub rows_per_task: usize,
+}
+
+impl LinearConfig {
+    /// The config of a weight `[out, in]` in one mode.
+    pub fn new(mode: Mode, in_features: usize, out_features: usize) -> Self {
+        let elements = match mode {
+            Mode::Prefill => PREFILL_TASK_ELEMENTS,
+            Mode::Decode => DECODE_TASK_ELEMENTS,
+        };
+        let rows_per_task = (elements / in_features.max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
+        Self { in_features, out_features, rows_per_task }
+    }
+}
+
+/// `x` times the weight's transpose.
+///
+/// # Shapes
+/// `x` `[tokens, in]`, `w` `[out, in]`; gives `[tokens, out]`.
+pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) -> Tensor {
+    let w = w.matrix();
+    assert_eq!(
+        [w.rows(), w.cols()],
+        [config.out_features, config.in_features],
+        "the weight has the shape that its config was made for"
+    );
+    let mut out = Tensor::zeros(x.rows(), w.rows());
+    let kernels = device.kernels();
+    let tasks = column_tasks(out.as_mut(), config.rows_per_task);
+    device.for_each(tasks, |(row, out)| {
+        kernels.matmul(&w.row_range(row..row + out.cols()), x.as_ref(), out);
+    });
+    out
+}
+
+/// Adds a bias to every row.
+///
+/// # Shapes
+/// `x` `[tokens, out]`, `bias` `[out]`.
+pub fn add_bias(x: &mut Tensor, bias: Option<&Weight>, device: &Device) {
+    let Some(bias) = bias else { return };
+    for row in 0..x.rows() {
+        device.kernels().add(x.row_mut(row), bias.vector());
+    }
+}

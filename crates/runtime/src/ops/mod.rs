@@ -1,0 +1,28 @@
+//! Operators: one file each, a config and a function. The config is data that stage 2 writes; the function splits the
+//! work over the device's threads and calls the kernels.
+
+mod absorb;
+mod attention;
+mod cache;
+mod embedding;
+mod experts;
+mod gate;
+mod linear;
+mod mul;
+mod norm;
+mod residual;
+mod rope;
+
+pub use absorb::{absorb_queries, expand_values};
+pub use attention::{AttentionConfig, Expansion, Queries, paged_attention_decode, paged_attention_prefill};
+pub use cache::{LatentCache, PagedCacheConfig, paged_fill_cache, paged_update_cache};
+pub use embedding::{EmbeddingConfig, embedding};
+pub use experts::{ExpertMatrices, ExpertsConfig, experts};
+pub use gate::{GateConfig, Routing, grouped_top_k};
+pub use linear::{LinearConfig, add_bias, linear};
+pub use mul::{Activation, MulConfig, mul};
+pub use norm::{
+    RmsNormConfig, rms_norm, rms_norm_columns, rms_norm_post_all_gather, rms_norm_pre_all_gather,
+};
+pub use residual::add;
+pub use rope::{RopeConfig, RopeTable, rope};

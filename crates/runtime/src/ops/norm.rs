@@ -1,0 +1,70 @@
+//! Root-mean-square norms, whole and distributed over the mesh.
+
+use crate::{Device, Tensor, Weight};
+use serde::{Deserialize, Serialize};
+
+/// Config of a norm.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RmsNormConfig {
+    /// Added to the mean square.
+    pub epsilon: f32,
+    /// Features that the mean is taken over, on all devices together.
+    pub features: usize,
+}
+
+/// `x / sqrt(mean(x^2) + epsilon) * weight`, row by row, where one device holds whole rows.
+///
+/// # Shapes
+/// `x` `[tokens, features]`, `weight` `[features]`; gives `[tokens, features]`.
+pub fn rms_norm(x: &Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) -> Tensor {
+    let squares = rms_norm_pre_all_gather(x, device);
+    rms_norm_post_all_gather(x, &squares, weight, config, device)
+}
+
+/// The sum of squares of each row's part on this device: what the devices add up before they normalise.
+///
+/// # Shapes
+/// `x` `[tokens, features of this device]`; gives `[tokens, 1]`.
+pub fn rms_norm_pre_all_gather(x: &Tensor, device: &Device) -> Tensor {
+    let squares = (0..x.rows()).map(|row| device.kernels().sum_of_squares(x.row(row))).collect();
+    Tensor::from_vec(x.rows(), 1, squares)
+}
+
+/// Normalises with the sums of squares of whole rows.
+///
+/// # Shapes
+/// `x` `[tokens, features of this device]`, `squares` `[tokens, 1]`, `weight` `[features of this device]`.
+pub fn rms_norm_post_all_gather(
+    x: &Tensor,
+    squares: &Tensor,
+    weight: &Weight,
+    config: &RmsNormConfig,
+    device: &Device,
+) -> Tensor {
+    let kernels = device.kernels();
+    let width = x.cols();
+    let mut out = Tensor::zeros(x.rows(), width);
+    device.for_each_row_chunk(out.values_mut(), width, |first, chunk| {
+        for (row, out) in (first..).zip(chunk.chunks_exact_mut(width)) {
+            let mean = squares.row(row)[0] / config.features as f32;
+            kernels.scale_mul(x.row(row), 1.0 / (mean + config.epsilon).sqrt(), weight.vector(), out);
+        }
+    });
+    out
+}
+
+/// [`rms_norm`] of the first `features` columns only, in place; the others stay as they are.
+///
+/// # Shapes
+/// `x` `[tokens, features + others]`, `weight` `[features]`.
+pub fn rms_norm_columns(x: &mut Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) {
+    let kernels = device.kernels();
+    let mut normed = vec![0.0; config.features];
+    for row in 0..x.rows() {
+        let values = &mut x.row_mut(row)[..config.features];
+        let mean = kernels.sum_of_squares(values) / config.features as f32;
+        kernels.scale_mul(values, 1.0 / (mean + config.epsilon).sqrt(), weight.vector(), &mut normed);
+        values.copy_from_slice(&normed);
+    }
+}

@@ -1,0 +1,342 @@
+//! The cache that stage 1 leaves: a WeightConfig, and the bytes that had to be written. Whole or absent, never torn.
+
+use crate::{
+    Bytes, Checkpoint, ConvertProgress, ConvertReport, Error, Extent, Location, MappedFile, Module, Prefix,
+    SavedWeight, Weight, WeightOutput, WeightPath, convert::WEIGHTS_FILE,
+};
+use dsv3_mesh::{MeshShape, Rank};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Write,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
+
+/// Version of the cache's form. A cache of another version is refused, not guessed at.
+const FORMAT_VERSION: u32 = 1;
+/// The WeightConfig's file.
+pub const WEIGHT_CONFIG_FILE: &str = "weight_config.json";
+
+/// What a cache was made from: a hash over config.json, and the name, size and time of every shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    /// The fingerprint of a checkpoint as it lies there now. Reads no weights.
+    pub fn of(checkpoint: &Checkpoint, config_json: &[u8]) -> Self {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            // The length keeps neighbours apart.
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        part(config_json);
+        for shard in checkpoint.shards() {
+            let modified = shard.modified().duration_since(UNIX_EPOCH).unwrap_or_default();
+            part(shard.name().as_bytes());
+            part(&shard.size().to_le_bytes());
+            part(&modified.as_nanos().to_le_bytes());
+        }
+        Self(hex(&hash.finalize()))
+    }
+}
+
+/// What stands before the weights in a WeightConfig file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightConfigHeader {
+    /// Version of the file's form.
+    pub format_version: u32,
+    /// What the weights are for.
+    pub target: String,
+    /// The mesh that the weights are laid out for.
+    pub mesh: MeshShape,
+    /// The checkpoint's directory.
+    pub checkpoint: PathBuf,
+    /// What the checkpoint was then.
+    pub fingerprint: Fingerprint,
+    /// Bytes in the cache's own weight file.
+    pub written_bytes: u64,
+}
+
+/// The file: a header, then the weight tree.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WeightConfigFile<T> {
+    header: WeightConfigHeader,
+    weights: T,
+}
+
+/// The header alone, so that a file of another version still tells which.
+#[derive(Deserialize)]
+struct HeaderOnly {
+    header: WeightConfigHeader,
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    header: Version,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
+}
+
+/// A checkpoint's cache for one mesh.
+#[derive(Clone, Debug)]
+pub struct WeightCache {
+    dir: PathBuf,
+}
+
+/// What [`WeightCache::convert`] did.
+#[derive(Debug)]
+pub enum Converted {
+    /// It made the cache.
+    Made(ConvertReport),
+    /// A valid cache was there.
+    Present,
+}
+
+impl WeightCache {
+    /// The place of a checkpoint's cache under `root`: `NAME-HASH/cpu-RxC`, by the checkpoint's name and path.
+    pub fn locate(root: &Path, checkpoint: &Checkpoint, mesh: MeshShape) -> Self {
+        let dir = fs::canonicalize(checkpoint.dir()).unwrap_or_else(|_| checkpoint.dir().to_owned());
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..4]);
+        Self { dir: root.join(format!("{name}-{hash}")).join(format!("cpu-{mesh}")) }
+    }
+
+    /// The cache's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether there is one, valid or not.
+    pub fn exists(&self) -> bool {
+        self.dir.exists()
+    }
+
+    /// Stage 1 into this cache: under a lock, into a temporary directory, which is renamed when it is whole. Where a
+    /// valid cache is there already it is left alone, unless `force` asks for a new one.
+    ///
+    /// # Errors
+    /// A cache of something else is there and `force` is not given; an unusable checkpoint; a failing write.
+    pub fn convert<M: Module>(
+        &self,
+        hf: &M::Hf,
+        source: &Source<'_>,
+        mesh: MeshShape,
+        force: bool,
+        progress: &mut dyn FnMut(ConvertProgress<'_>),
+    ) -> Result<Converted, Error>
+    where
+        M::Weights<SavedWeight>: Serialize,
+    {
+        let parent = self.dir.parent().expect("a cache lies in its model's directory");
+        fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        let _lock = self.lock()?;
+        if !force && self.exists() {
+            return self.header(source).map(|_| Converted::Present);
+        }
+        let temporary = self.sibling("tmp");
+        remove_dir(&temporary)?;
+        fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
+        let made = Self::write::<M>(&temporary, hf, source, mesh, progress)
+            .and_then(|report| self.publish(&temporary).map(|()| Converted::Made(report)));
+        if made.is_err() {
+            // The error that counts is the first one.
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        made
+    }
+
+    fn write<M: Module>(
+        dir: &Path,
+        hf: &M::Hf,
+        source: &Source<'_>,
+        mesh: MeshShape,
+        progress: &mut dyn FnMut(ConvertProgress<'_>),
+    ) -> Result<ConvertReport, Error>
+    where
+        M::Weights<SavedWeight>: Serialize,
+    {
+        let mut out = WeightOutput::new(dir, mesh, Rank(0), progress);
+        let weights = M::convert_weights(hf, &Prefix::root(), source.checkpoint, &mut out)?;
+        let header = WeightConfigHeader {
+            format_version: FORMAT_VERSION,
+            target: "cpu".to_owned(),
+            mesh,
+            checkpoint: source.checkpoint.dir().to_owned(),
+            fingerprint: source.fingerprint.clone(),
+            written_bytes: out.written(),
+        };
+        let report = out.finish()?;
+        let path = dir.join(WEIGHT_CONFIG_FILE);
+        let mut json = serde_json::to_vec_pretty(&WeightConfigFile { header, weights })
+            .expect("a weight tree is made of strings, numbers and lists");
+        json.push(b'\n');
+        let mut file = File::create(&path).map_err(Error::io(&path))?;
+        file.write_all(&json).and_then(|()| file.sync_all()).map_err(Error::io(&path))?;
+        Ok(report)
+    }
+
+    /// Puts a whole directory in the cache's place.
+    fn publish(&self, temporary: &Path) -> Result<(), Error> {
+        let old = self.sibling("old");
+        remove_dir(&old)?;
+        if self.exists() {
+            fs::rename(&self.dir, &old).map_err(Error::io(&self.dir))?;
+        }
+        fs::rename(temporary, &self.dir).map_err(Error::io(&self.dir))?;
+        remove_dir(&old)
+    }
+
+    /// Waits until no other process writes this cache. The lock goes with the returned file.
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.sibling("lock");
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        file.lock().map_err(Error::io(&path))?;
+        Ok(file)
+    }
+
+    fn sibling(&self, extension: &str) -> PathBuf {
+        let mut name = self.dir.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{extension}"));
+        self.dir.with_file_name(name)
+    }
+
+    /// Reads and checks the header of the WeightConfig.
+    ///
+    /// # Errors
+    /// A cache that is torn, of another version, or made from something else; the message says what to do.
+    pub fn header(&self, source: &Source<'_>) -> Result<WeightConfigHeader, Error> {
+        let text = self.read()?;
+        let torn = |error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}"));
+        let version = serde_json::from_slice::<VersionOnly>(&text).map_err(torn)?.header.format_version;
+        if version != FORMAT_VERSION {
+            return Err(
+                self.refuse(&format!("has format version {version}, this program reads {FORMAT_VERSION}"))
+            );
+        }
+        let header = serde_json::from_slice::<HeaderOnly>(&text).map_err(torn)?.header;
+        if header.fingerprint != source.fingerprint {
+            return Err(self.refuse(&format!(
+                "was made from {} in another state: a file of it has changed since",
+                header.checkpoint.display()
+            )));
+        }
+        if header.written_bytes > 0 {
+            let path = self.dir.join(WEIGHTS_FILE);
+            let size = fs::metadata(&path).map_err(Error::io(&path))?.len();
+            if size != header.written_bytes {
+                return Err(
+                    self.torn(&format!("{WEIGHTS_FILE} has {size} bytes, expected {}", header.written_bytes))
+                );
+            }
+        }
+        Ok(header)
+    }
+
+    /// Stage 3: maps every weight.
+    ///
+    /// # Errors
+    /// As [`header`](Self::header), and weights that do not lie where the WeightConfig says.
+    pub fn load<M: Module>(&self, source: &Source<'_>) -> Result<M::Weights<Weight>, Error>
+    where
+        M::Weights<SavedWeight>: DeserializeOwned,
+    {
+        self.header(source)?;
+        let saved = serde_json::from_slice::<WeightConfigFile<M::Weights<SavedWeight>>>(&self.read()?)
+            .map_err(|error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}")))?
+            .weights;
+        let mut loader = WeightLoader::new(source.checkpoint.dir(), &self.dir);
+        M::try_map(saved, &mut WeightPath::default(), &mut |_, saved| loader.load(&saved))
+    }
+
+    fn read(&self) -> Result<Vec<u8>, Error> {
+        let path = self.dir.join(WEIGHT_CONFIG_FILE);
+        fs::read(&path).map_err(Error::io(path))
+    }
+
+    fn torn(&self, what: &str) -> Error {
+        self.refuse(&format!("is damaged ({what})"))
+    }
+
+    fn refuse(&self, what: &str) -> Error {
+        let message = format!("{what}; make it anew with `dsv3 convert --force`");
+        Error::Cache { path: self.dir.clone(), message }
+    }
+}
+
+/// A checkpoint and what it is at the moment.
+pub struct Source<'a> {
+    /// The checkpoint.
+    pub checkpoint: &'a Checkpoint,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+}
+
+/// Turns saved weights into mapped ones; each file is mapped once.
+pub struct WeightLoader<'a> {
+    checkpoint: &'a Path,
+    cache: &'a Path,
+    files: HashMap<PathBuf, Bytes>,
+}
+
+impl<'a> WeightLoader<'a> {
+    /// A loader of weights that lie in these two directories.
+    pub fn new(checkpoint: &'a Path, cache: &'a Path) -> Self {
+        Self { checkpoint, cache, files: HashMap::new() }
+    }
+
+    /// One weight.
+    ///
+    /// # Errors
+    /// Bytes that are not there, or not as many as shape and format need.
+    pub fn load(&mut self, saved: &SavedWeight) -> Result<Weight, Error> {
+        saved.validate()?;
+        let bytes = self.bytes(saved, &saved.data)?;
+        let scales = saved.scales.as_ref().map(|scales| self.bytes(saved, &scales.data)).transpose()?;
+        Ok(Weight::new(saved, bytes, scales))
+    }
+
+    fn bytes(&mut self, saved: &SavedWeight, extent: &Extent) -> Result<Bytes, Error> {
+        let fail = |message: String| Error::Tensor { name: saved.source.clone(), message };
+        if !extent.file.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(fail(format!("{} leads out of its directory", extent.file.display())));
+        }
+        let dir = match extent.location {
+            Location::Checkpoint => self.checkpoint,
+            Location::Cache => self.cache,
+        };
+        let path = dir.join(&extent.file);
+        if !self.files.contains_key(&path) {
+            let file = MappedFile::open(&path)?;
+            self.files.insert(path.clone(), Arc::new(file).into());
+        }
+        let file = &self.files[&path];
+        let end = extent.offset.checked_add(extent.length).filter(|&end| end <= file.len() as u64);
+        let end = end.ok_or_else(|| {
+            let Extent { offset, length, .. } = extent;
+            fail(format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), path.display()))
+        })?;
+        Ok(file.slice(extent.offset as usize..end as usize))
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
