@@ -1,1 +1,79 @@
-fn main() {}
+//! The binary `dsv3`: DeepSeek-V3 inference from the command line.
+//!
+//! Each command goes the same way: what was typed ([`args`]) is resolved into checked settings, then run
+//! ([`commands`]). Results go to stdout, everything said on the way to stderr. Exit codes: 1 for data that cannot be
+//! used, with one line that names it; 2 for a command line that cannot be understood.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod embedded;
+mod model;
+mod output;
+mod progress;
+mod session;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::{io, process::ExitCode};
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Generate(args) => commands::generate::run(*args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Config(args) => commands::config::run(&args),
+        Command::Logits(args) => commands::logits::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+    };
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    match error.downcast::<clap::Error>() {
+        Ok(usage) => usage.exit(),
+        // Who closes our stdout has read enough: `dsv3 generate … | head`.
+        Err(error) if is_closed_stdout(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(format_args!("dsv3: error: {}", one_line(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_stdout(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The error and its causes. A cause that its error already ends with is not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_are_joined_and_none_is_said_twice() {
+        let io = || io::Error::new(io::ErrorKind::NotFound, "no\nsuch file");
+        let error = dsv3_runtime::Error::io("a/config.json")(io());
+        let error = Err::<(), _>(error).context("the model cannot be opened").unwrap_err();
+        assert_eq!(one_line(&error), "the model cannot be opened: a/config.json: no such file");
+        let error = Err::<(), _>(io()).context("reading").unwrap_err();
+        assert_eq!(one_line(&error), "reading: no such file");
+    }
+
+    #[test]
+    fn only_a_broken_pipe_ends_quietly() {
+        let error = |kind| anyhow::Error::from(io::Error::from(kind));
+        assert!(is_closed_stdout(&error(io::ErrorKind::BrokenPipe).context("writing the text")));
+        assert!(!is_closed_stdout(&error(io::ErrorKind::StorageFull)));
+    }
+}

@@ -21,6 +21,7 @@ mod rms_norm;
 mod rope;
 mod shared_expert;
 mod spec;
+mod traffic;
 
 pub use decoder_block::{
     DecoderBlock, DecoderBlockConfig, DecoderBlockWeights, FeedForward, MlpDecoderBlock, MoeDecoderBlock,
@@ -38,3 +39,4 @@ pub use mtp::{Mtp, MtpConfig, MtpInput, MtpWeights};
 pub use rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights};
 pub use rope::{Rope, RopeInput};
 pub use shared_expert::SharedExpert;
+pub use traffic::decode_bytes;

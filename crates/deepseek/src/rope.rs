@@ -72,8 +72,8 @@ impl Module for Rope {
 /// Radians per position of each pair, `[rope / 2]`.
 fn frequencies(hf: &HfConfig) -> Vec<f32> {
     let features = hf.attention.qk_rope_head_dim;
-    let plain = (0..features / 2)
-        .map(|pair| (1.0 / (hf.rope.theta as f32).powf((2 * pair) as f32 / features as f32)));
+    let plain =
+        (0..features / 2).map(|pair| 1.0 / (hf.rope.theta as f32).powf((2 * pair) as f32 / features as f32));
     match &hf.rope.scaling {
         None => plain.collect(),
         Some(yarn) => {

@@ -7,42 +7,11 @@ use dsv3_deepseek::{
     reference::{Model, Weights},
 };
 use dsv3_runtime::{Error, TokenId};
-use std::{cell::RefCell, collections::BTreeSet, path::Path};
-use support::random::random_weights;
-
-/// A small model with every part; `changes` are fields with other values.
-fn config(changes: &serde_json::Value) -> HfConfig {
-    let mut config = serde_json::json!({
-        "model_type": "deepseek_v3", "hidden_size": 24, "num_hidden_layers": 3, "first_k_dense_replace": 1,
-        "intermediate_size": 20, "vocab_size": 50, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
-        "num_attention_heads": 3, "q_lora_rank": 10, "kv_lora_rank": 12, "qk_nope_head_dim": 5,
-        "qk_rope_head_dim": 4, "v_head_dim": 7, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_group": 3,
-        "topk_group": 2, "n_shared_experts": 1, "moe_intermediate_size": 9, "routed_scaling_factor": 1.5,
-        "num_nextn_predict_layers": 1,
-        "rope_scaling": { "type": "yarn", "factor": 4, "original_max_position_embeddings": 32,
-            "mscale": 1.0, "mscale_all_dim": 1.0 },
-    });
-    for (field, value) in changes.as_object().unwrap() {
-        config[field] = value.clone();
-    }
-    HfConfig::from_json(Path::new("config.json"), &config.to_string()).unwrap()
-}
-
-fn shapes() -> Vec<HfConfig> {
-    let changes = [
-        serde_json::json!({}),
-        serde_json::json!({ "q_lora_rank": null, "rope_scaling": null, "attention_bias": true }),
-        serde_json::json!({ "n_shared_experts": 0, "first_k_dense_replace": 0, "norm_topk_prob": false }),
-        serde_json::json!({ "n_shared_experts": 3, "n_group": 1, "topk_group": 1, "tie_word_embeddings": true }),
-        serde_json::json!({ "first_k_dense_replace": 3, "num_nextn_predict_layers": 0, "n_routed_experts": null }),
-        serde_json::json!({ "first_k_dense_replace": 3, "attention_bias": true }),
-    ];
-    changes.iter().map(config).collect()
-}
-
-fn text(hf: &HfConfig, len: usize) -> Vec<TokenId> {
-    (0..len).map(|position| TokenId((position * 17 % hf.vocab_size) as u32)).collect()
-}
+use std::{cell::RefCell, collections::BTreeSet};
+use support::{
+    random::random_weights,
+    shapes::{shapes, text},
+};
 
 /// No row depends on later tokens, to the last bit.
 #[test]

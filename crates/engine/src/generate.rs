@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use dsv3_runtime::{DecodeStep, LogitRows, PrefillStep, Tensor, TokenId};
-use serde::Serialize;
 
 use crate::{Error, Event, Finish, LanguageModel, ModelLimits, PagePool, Request, Sequence, Tokenizer};
 
@@ -32,7 +31,7 @@ pub struct Generation {
 }
 
 /// How long a generation took. Only the model and the sampler are counted, not what is done with the events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// The prompt's tokens, up to the logits of the last.
     pub prefill: Rate,
@@ -43,7 +42,7 @@ pub struct Timings {
 }
 
 /// Tokens in a time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rate {
     /// How many.
     pub tokens: usize,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{BOS, EOS, FakeModel, THINK, VOCAB_SIZE, one_hot, tokenizer};
-use crate::{Bos, SamplingParams};
+use crate::{Bos, GenerationConfig, SampledToken, SamplingParams};
 
 const LIMITS: ModelLimits =
     ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 16 };
@@ -18,6 +18,7 @@ fn request(max_new_tokens: usize) -> Request {
         eos_token_ids: vec![EOS],
         stop: Vec::new(),
         skip_special: true,
+        logprobs: false,
     }
 }
 
@@ -66,13 +67,33 @@ fn a_prompt_is_continued_until_the_end_of_sequence() {
     let last = events.last().unwrap();
     assert_eq!((last.token, last.finish.clone()), (None, Some(Finish::EndOfSequence(EOS))));
     assert!(events[..events.len() - 1].iter().all(|event| event.finish.is_none()));
-    assert!(events[0].token.unwrap().logprob.abs() < 1e-6, "the only possible token is certain");
+    assert_eq!(events[0].token, Some(SampledToken { token: THINK, logprob: None }));
     assert_eq!(generation.timings.prefill.tokens, prompt.len());
     assert_eq!(
         generation.timings.decode.tokens,
         answer.len(),
         "one step for each token after the first, EOS too"
     );
+}
+
+#[test]
+fn a_request_of_the_checkpoints_defaults_ends_at_its_ids_or_the_tokenizers() {
+    let mut defaults = GenerationConfig::default();
+    let made = Request::new(&defaults, tokenizer(), 1, 7).unwrap();
+    assert_eq!(made, request(7));
+    defaults.eos_token_ids = vec![TokenId(5), TokenId(6)];
+    assert_eq!(Request::new(&defaults, tokenizer(), 1, 7).unwrap().eos_token_ids, defaults.eos_token_ids);
+    (defaults.do_sample, defaults.temperature) = (true, -1.0);
+    let error = Request::new(&defaults, tokenizer(), 1, 7).unwrap_err();
+    assert!(matches!(error, Error::Parameter { parameter: "temperature", .. }), "{error}");
+}
+
+#[test]
+fn log_probabilities_come_when_they_are_asked_for() {
+    let request = Request { logprobs: true, ..request(3) };
+    let (events, _) = run(&mut says(&[TokenId(50)], 1), &[BOS], &request);
+    // The others' logits are 10^9 lower: the only possible token is certain, exactly.
+    assert_eq!(events[0].token, Some(SampledToken { token: TokenId(50), logprob: Some(0.0) }));
 }
 
 #[test]

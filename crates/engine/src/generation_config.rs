@@ -70,12 +70,14 @@ impl GenerationConfig {
     }
 
     /// The defaults as parameters of a request.
-    pub fn sampling_params(&self, seed: u64) -> SamplingParams {
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if a field was set to what is out of its range.
+    pub fn sampling_params(&self, seed: u64) -> Result<SamplingParams, Error> {
         if self.do_sample {
             SamplingParams::new(self.temperature, self.top_k, self.top_p, seed)
-                .unwrap_or(SamplingParams::GREEDY)
         } else {
-            SamplingParams::GREEDY
+            Ok(SamplingParams::GREEDY)
         }
     }
 }
@@ -112,7 +114,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.eos_token_ids, [TokenId(1)]);
-        assert_eq!(config.sampling_params(3), SamplingParams::new(0.6, 0, 0.95, 3).unwrap());
+        assert_eq!(config.sampling_params(3).unwrap(), SamplingParams::new(0.6, 0, 0.95, 3).unwrap());
     }
 
     #[test]
@@ -124,8 +126,8 @@ mod tests {
 
     #[test]
     fn without_do_sample_it_is_greedy() {
-        assert!(parse(r#"{"temperature": 0.6}"#).unwrap().sampling_params(1).is_greedy());
-        assert!(parse("{}").unwrap().sampling_params(1).is_greedy());
+        assert!(parse(r#"{"temperature": 0.6}"#).unwrap().sampling_params(1).unwrap().is_greedy());
+        assert!(parse("{}").unwrap().sampling_params(1).unwrap().is_greedy());
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(GenerationConfig::from_dir(directory.path()).unwrap(), GenerationConfig::default());
     }

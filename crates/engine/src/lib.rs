@@ -11,6 +11,29 @@
 //! [`Sequence`] holds all that belongs to one request, its [`PageTable`] included, and never touches the model;
 //! [`Generator`] drives one sequence at a time. Nothing here knows DeepSeek, threads or sockets: the model is a
 //! trait of two functions, so that the tests run the whole loop over an automaton.
+//!
+//! ```
+//! # use std::{ops::ControlFlow, path::Path};
+//! use dsv3_engine::*;
+//!
+//! fn ask(model: &mut impl LanguageModel, checkpoint: &Path, question: &str) -> Result<String, Error> {
+//!     let tokenizer = Tokenizer::from_dir(checkpoint, model.limits().vocab_size)?;
+//!     let prompt = match ChatTemplate::from_dir(checkpoint)? {
+//!         Some(template) => {
+//!             let text = template.render(&[Message::new("user", question)], &ChatOptions::default())?;
+//!             tokenizer.encode(&text, Bos::AsWritten)?
+//!         }
+//!         None => tokenizer.encode(question, Bos::Add)?,
+//!     };
+//!     let defaults = GenerationConfig::from_dir(checkpoint)?;
+//!     let request = Request::new(&defaults, &tokenizer, random_seed(), 256)?;
+//!     let generation = Generator::new(model, &tokenizer, 512)?.generate(&prompt, &request, |event| {
+//!         print!("{}", event.text_delta);
+//!         ControlFlow::Continue(())
+//!     })?;
+//!     Ok(generation.text)
+//! }
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +55,8 @@ mod tokenizer;
 mod tokenizer_config;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod testing;
 
 pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
@@ -43,8 +68,8 @@ pub use model::{LanguageModel, ModelLimits};
 pub use pages::{PagePool, PageTable};
 pub use prompts::read_prompts;
 pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path, write_report};
-pub use sampler::{SampledToken, Sampler, SamplingParams, random_seed};
-pub use sequence::{Event, Request, Sequence};
+pub use sampler::{Sampler, SamplingParams, logprob, random_seed};
+pub use sequence::{Event, Request, SampledToken, Sequence};
 pub use stop::{Finish, FinishReason, StopMatcher};
 pub use tokenizer::{Bos, Tokenizer};
 pub use tokenizer_config::{NamedTemplate, TokenizerConfig};

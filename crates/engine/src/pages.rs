@@ -173,7 +173,7 @@ mod tests {
                     Operation::Release(table) => tables[table].release(),
                     Operation::Replace(table) => tables[table] = pool.table(),
                 }
-                let held: Vec<_> = tables.iter().flat_map(|table| table.pages()).collect();
+                let held: Vec<_> = tables.iter().flat_map(PageTable::pages).collect();
                 let distinct: HashSet<_> = held.iter().collect();
                 prop_assert_eq!(distinct.len(), held.len(), "a page is held twice");
                 prop_assert!(held.iter().all(|page| page.0 < 12));

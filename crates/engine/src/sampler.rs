@@ -76,15 +76,6 @@ pub fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// A chosen token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SampledToken {
-    /// Its id.
-    pub token: TokenId,
-    /// The natural logarithm of its probability by the model, before temperature and filters.
-    pub logprob: f32,
-}
-
 /// Chooses the tokens of one sequence. Its random numbers are its own: what other sequences do changes nothing.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -103,23 +94,31 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::Logit`] for a NaN or +inf, [`Error::NoToken`] if all are -inf.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<SampledToken, Error> {
+    pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId, Error> {
         let best = highest(logits)?;
-        let max = logits[best];
         let token = if self.params.is_greedy() {
             u32::try_from(best).expect("token ids are 32 bits wide")
         } else {
             self.candidates.fill(logits, self.params.top_k);
-            self.candidates.weigh(max, self.params.temperature);
+            self.candidates.weigh(logits[best], self.params.temperature);
             if self.params.top_p < 1.0 {
                 self.candidates.keep_top_p(f64::from(self.params.top_p));
             }
             self.candidates.draw(unit_interval(&mut self.rng))
         };
-        let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-        let logprob = (f64::from(logits[token as usize] - max) - sum.ln()) as f32;
-        Ok(SampledToken { token: TokenId(token), logprob })
+        Ok(TokenId(token))
     }
+}
+
+/// The natural logarithm of a token's probability by the model, before temperature and filters, from one row of
+/// logits `[vocab]` that [`Sampler::sample`] has accepted.
+///
+/// # Panics
+/// If the token has no logit.
+pub fn logprob(logits: &[f32], token: TokenId) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+    (f64::from(logits[token.0 as usize] - max) - sum.ln()) as f32
 }
 
 /// The index of the highest logit, the lowest one of several.
@@ -171,8 +170,8 @@ mod tests {
     #[test]
     fn greedy_takes_the_highest_and_of_ties_the_first() {
         let mut sampler = Sampler::new(SamplingParams::GREEDY);
-        assert_eq!(sampler.sample(&[0.0, 2.0, 2.0, -1.0]).unwrap().token, TokenId(1));
-        assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -1e30]).unwrap().token, TokenId(1));
+        assert_eq!(sampler.sample(&[0.0, 2.0, 2.0, -1.0]).unwrap(), TokenId(1));
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -1e30]).unwrap(), TokenId(1));
     }
 
     #[test]
@@ -191,11 +190,10 @@ mod tests {
     fn the_logprob_is_the_models_own() {
         let probabilities = [0.1_f32, 0.6, 0.3];
         let logits = probabilities.map(|probability| probability.ln() + 5.0);
-        let mut sampler = Sampler::new(params(0.2, 2, 0.5, 1));
-        let sampled = sampler.sample(&logits).unwrap();
-        let expected = probabilities[sampled.token.0 as usize].ln();
+        let logprob = logprob(&logits, TokenId(2));
+        let expected = probabilities[2].ln();
         // ln and +5 round once each at magnitude < 8, the differences and the sum's logarithm below that.
-        assert!((sampled.logprob - expected).abs() <= 4.0 * 8.0 * f32::EPSILON, "{sampled:?} {expected}");
+        assert!((logprob - expected).abs() <= 4.0 * 8.0 * f32::EPSILON, "{logprob} {expected}");
     }
 
     /// Fixed for ever: a seed's choices may not change from one release or platform to the next.
@@ -203,12 +201,12 @@ mod tests {
     fn a_seed_always_gives_the_same_tokens() {
         let logits: Vec<f32> = (0..50).map(|id| (id % 7) as f32 * 0.5).collect();
         let mut sampler = Sampler::new(params(1.0, 0, 0.95, 42));
-        let tokens: Vec<u32> = (0..12).map(|_| sampler.sample(&logits).unwrap().token.0).collect();
+        let tokens: Vec<u32> = (0..12).map(|_| sampler.sample(&logits).unwrap().0).collect();
         assert_eq!(tokens, SEED_42);
         let mut again = Sampler::new(params(1.0, 0, 0.95, 42));
-        assert!(tokens.iter().all(|&token| again.sample(&logits).unwrap().token.0 == token));
+        assert!(tokens.iter().all(|&token| again.sample(&logits).unwrap().0 == token));
         let mut other = Sampler::new(params(1.0, 0, 0.95, 43));
-        assert!(!tokens.iter().all(|&token| other.sample(&logits).unwrap().token.0 == token));
+        assert!(!tokens.iter().all(|&token| other.sample(&logits).unwrap().0 == token));
     }
 
     const SEED_42: [u32; 12] = [4, 16, 5, 40, 34, 20, 41, 39, 32, 27, 19, 31];
@@ -234,7 +232,7 @@ mod tests {
             let draws = 200_000;
             let mut counts = vec![0_u32; logits.len()];
             for _ in 0..draws {
-                counts[sampler.sample(&logits).unwrap().token.0 as usize] += 1;
+                counts[sampler.sample(&logits).unwrap().0 as usize] += 1;
             }
             let mut statistic = 0.0;
             let mut classes = 0.0;

@@ -8,8 +8,8 @@ use std::ops::Range;
 use dsv3_runtime::{LogitRows, PageId, TokenId};
 
 use crate::{
-    Detokenizer, Error, Finish, ModelLimits, PagePool, PageTable, SampledToken, Sampler, SamplingParams,
-    StopMatcher, Tokenizer,
+    Detokenizer, Error, Finish, GenerationConfig, ModelLimits, PagePool, PageTable, Sampler, SamplingParams,
+    StopMatcher, Tokenizer, sampler,
 };
 
 /// What is asked for, beside the prompt.
@@ -25,6 +25,44 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Whether special tokens are left out of the text.
     pub skip_special: bool,
+    /// Whether each token comes with its log probability, which costs an exponential for every id of the vocabulary.
+    pub logprobs: bool,
+}
+
+impl Request {
+    /// What the checkpoint's authors would have: their sampling, and their ids that end a text or else the
+    /// tokenizer's EOS. No stop strings; special tokens are skipped.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if the defaults are out of their range.
+    pub fn new(
+        defaults: &GenerationConfig,
+        tokenizer: &Tokenizer,
+        seed: u64,
+        max_new_tokens: usize,
+    ) -> Result<Self, Error> {
+        let mut eos_token_ids = defaults.eos_token_ids.clone();
+        if eos_token_ids.is_empty() {
+            eos_token_ids.extend(tokenizer.eos());
+        }
+        Ok(Self {
+            sampling: defaults.sampling_params(seed)?,
+            max_new_tokens,
+            eos_token_ids,
+            stop: Vec::new(),
+            skip_special: true,
+            logprobs: false,
+        })
+    }
+}
+
+/// A chosen token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampledToken {
+    /// Its id.
+    pub token: TokenId,
+    /// The natural logarithm of its probability by the model, before temperature and filters; if asked for.
+    pub logprob: Option<f32>,
 }
 
 /// What one step of the model brought.
@@ -48,6 +86,7 @@ pub struct Sequence {
     cached: usize,
     pages: PageTable,
     sampler: Sampler,
+    logprobs: bool,
     detokenizer: Detokenizer,
     stops: StopMatcher,
     eos_token_ids: Vec<TokenId>,
@@ -92,6 +131,7 @@ impl Sequence {
             cached: 0,
             pages: pool.table(),
             sampler: Sampler::new(request.sampling),
+            logprobs: request.logprobs,
             detokenizer: Detokenizer::new(request.skip_special),
             stops: StopMatcher::new(&request.stop)?,
             eos_token_ids: request.eos_token_ids.clone(),
@@ -148,21 +188,22 @@ impl Sequence {
     pub fn accept(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Event, Error> {
         assert!(self.finish.is_none(), "a finished sequence takes no more tokens");
         assert_eq!(self.cached, self.tokens.len(), "these are not the logits after the last token");
-        let sampled = self.sampler.sample(logits)?;
+        let token = self.sampler.sample(logits)?;
         let start = self.text.len();
-        if self.eos_token_ids.contains(&sampled.token) {
-            self.end_with(Finish::EndOfSequence(sampled.token));
+        if self.eos_token_ids.contains(&token) {
+            self.end_with(Finish::EndOfSequence(token));
             return Ok(self.event(None, start));
         }
-        self.tokens.push(sampled.token);
+        self.tokens.push(token);
         let mut piece = String::new();
-        self.detokenizer.push(tokenizer, sampled.token, &mut piece);
+        self.detokenizer.push(tokenizer, token, &mut piece);
         if let Some(stop) = self.stops.push(&piece, &mut self.text) {
             self.finish = Some(Finish::StopString(stop));
         } else if let Some(finish) = self.limit() {
             self.end_with(finish);
         }
-        Ok(self.event(Some(sampled), start))
+        let logprob = self.logprobs.then(|| sampler::logprob(logits, token));
+        Ok(self.event(Some(SampledToken { token, logprob }), start))
     }
 
     /// Ends the sequence at the caller's wish, unless it has ended already.

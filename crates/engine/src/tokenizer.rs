@@ -125,8 +125,8 @@ impl Tokenizer {
             .inner
             .encode_fast(text, bos == Bos::Add)
             .map_err(|error| Error::Encode(error.to_string()))?;
-        // transformers' Llama class adds the BOS in its own code and not in tokenizer.json, so it is added here,
-        // unless the file's post-processor or the text itself has done it.
+        // transformers 4, with which these models were trained, adds the BOS in its Llama class and not by
+        // tokenizer.json, so it is added here unless the file's post-processor or the text itself has done it.
         let missing = self.bos.filter(|bos_id| {
             bos == Bos::Add && self.add_bos && encoding.get_ids().first() != Some(&bos_id.0)
         });

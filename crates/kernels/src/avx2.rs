@@ -123,6 +123,29 @@ pub(crate) fn prefetch(address: *const u8) {
     _mm_prefetch::<_MM_HINT_T0>(address.cast());
 }
 
+/// A sequence of addresses that a loop asks memory for while it computes, which spreads the requests over the work
+/// that hides them. They need not be mapped.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) start: *const u8,
+    /// Bytes from an address to the next.
+    pub(crate) step: usize,
+}
+
+impl Ahead {
+    /// Asks for nothing new: for `near`, which is in the first cache anyway.
+    pub(crate) fn nothing<T>(near: &[T]) -> Self {
+        Self { start: near.as_ptr().cast(), step: 0 }
+    }
+
+    /// Asks for address `number`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    pub(crate) fn request(self, number: usize) {
+        prefetch(self.start.wrapping_add(number * self.step));
+    }
+}
+
 /// Eight values.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]

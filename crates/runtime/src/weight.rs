@@ -144,6 +144,17 @@ impl Weight {
         }
     }
 
+    /// Bytes that a pass over the weight reads: of a matrix its elements and block scales, of a vector its f32 values.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Vector(values) => size_of_val::<[f32]>(values) as u64,
+            Self::Matrix(matrix) => {
+                let scales = matrix.scales.as_ref().map_or(0, |(_, bytes)| bytes.len());
+                (matrix.bytes.len() + scales) as u64
+            }
+        }
+    }
+
     /// The values of a vector, `[length]`.
     ///
     /// # Panics

@@ -5,6 +5,8 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod random;
+pub mod shapes;
+pub mod stages;
 
 use dsv3_deepseek::{hf::HfConfig, reference::Weights};
 use dsv3_runtime::{Error, Tensor, TokenId};

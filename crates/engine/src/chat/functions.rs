@@ -54,6 +54,7 @@ fn strftime_now(format: String) -> Result<String, Error> {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=..)`: the engine's own filter has other blanks, and escapes HTML.
+#[expect(clippy::needless_pass_by_value, reason = "the template engine hands over owned arguments")]
 fn to_json(Serde(value): Serde<serde_json::Value>, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let sort_keys: Option<bool> = options.get("sort_keys")?;
@@ -161,10 +162,10 @@ fn python_float(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn render(source: &str, context: serde_json::Value) -> Result<String, Error> {
+    fn render(source: &str, context: &serde_json::Value) -> Result<String, Error> {
         let mut environment = Environment::new();
         register(&mut environment);
-        environment.render_str(source, Serde(&context))
+        environment.render_str(source, Serde(context))
     }
 
     #[test]
@@ -173,15 +174,15 @@ mod tests {
             serde_json::json!({"b": [1, 2.0, null, true], "a": {"x": "é<'&>\n\u{1}"}, "e": [], "f": {}});
         let context = serde_json::json!({ "v": value });
         assert_eq!(
-            render("{{ v|tojson }}", context.clone()).unwrap(),
+            render("{{ v|tojson }}", &context).unwrap(),
             r#"{"b": [1, 2.0, null, true], "a": {"x": "é<'&>\n\u0001"}, "e": [], "f": {}}"#
         );
         assert_eq!(
-            render("{{ v.b|tojson(indent=2) }}", context.clone()).unwrap(),
+            render("{{ v.b|tojson(indent=2) }}", &context).unwrap(),
             "[\n  1,\n  2.0,\n  null,\n  true\n]"
         );
-        assert!(render("{{ v|tojson(sort_keys=true) }}", context.clone()).unwrap().starts_with(r#"{"a": {"#));
-        assert!(render("{{ v|tojson(separators=1) }}", context).is_err(), "an unknown option is no silence");
+        assert!(render("{{ v|tojson(sort_keys=true) }}", &context).unwrap().starts_with(r#"{"a": {"#));
+        assert!(render("{{ v|tojson(separators=1) }}", &context).is_err(), "an unknown option is no silence");
     }
 
     #[test]
@@ -203,17 +204,17 @@ mod tests {
 
     #[test]
     fn a_raised_message_is_found_and_another_error_is_not_one() {
-        let error = render("{{ raise_exception('no ' + 'way') }}", serde_json::json!({})).unwrap_err();
+        let error = render("{{ raise_exception('no ' + 'way') }}", &serde_json::json!({})).unwrap_err();
         assert_eq!(raised(&error).as_deref(), Some("no way"));
-        let error = render("{{ 1 + 'x' }}", serde_json::json!({})).unwrap_err();
+        let error = render("{{ 1 + 'x' }}", &serde_json::json!({})).unwrap_err();
         assert_eq!(raised(&error), None);
     }
 
     #[test]
     fn the_time_is_formatted_and_a_bad_format_is_an_error() {
-        let year = render("{{ strftime_now('%Y') }}", serde_json::json!({})).unwrap();
+        let year = render("{{ strftime_now('%Y') }}", &serde_json::json!({})).unwrap();
         assert!(year.len() == 4 && year.parse::<u32>().is_ok_and(|year| year >= 2024), "{year}");
-        let error = render("{{ strftime_now('%Q!') }}", serde_json::json!({})).unwrap_err();
+        let error = render("{{ strftime_now('%Q!') }}", &serde_json::json!({})).unwrap_err();
         assert!(error.to_string().contains("%Q!"), "{error}");
     }
 }

@@ -1,7 +1,8 @@
 //! Sixteen weights at a time. Bit for bit what the scalar code gives: the value is exact and rounded once by the
 //! scale.
 
-use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, load16_with_nan, padded};
+use super::scalar;
+use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, load16, padded, saw_nan, watch_nan};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
 
@@ -33,36 +34,53 @@ pub(crate) fn dequantize<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usi
 #[inline]
 fn dequantize_block<E: Encoding>(bytes: &[u8], scale: f32, out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * E::BYTES, "bytes of {} elements", out.len());
+    let factor = scale * E::UNIT;
     let (steps, rest) = out.as_chunks_mut::<STEP>();
     let (weights, rest_bytes) = bytes.split_at(steps.len() * STEP * E::BYTES);
+    let mut nan = _mm256_setzero_si256();
     for (weights, out) in weights.chunks_exact(STEP * E::BYTES).zip(steps) {
         // SAFETY: the chunk holds `STEP` elements.
-        unsafe { dequantize_step::<E>(weights.as_ptr(), scale, out) };
+        nan = unsafe { dequantize_step::<E>(weights.as_ptr(), factor, out, nan) };
     }
     if !rest.is_empty() {
         let weights: [u8; STEP * size_of::<f32>()] = padded(rest_bytes);
         let mut all = [0.0; STEP];
         // SAFETY: the buffer holds `STEP` elements of the widest format.
-        unsafe { dequantize_step::<E>(weights.as_ptr(), scale, &mut all) };
+        nan = unsafe { dequantize_step::<E>(weights.as_ptr(), factor, &mut all, nan) };
         rest.copy_from_slice(&all[..rest.len()]);
+    }
+    // A NaN was taken for a number, or a scale is so large that times UNIT it is none: both are rare enough to start
+    // over.
+    if E::FORMAT == Format::Fp8 && (saw_nan(nan) || !factor.is_finite()) {
+        scalar::dequantize_block(E::FORMAT, bytes, scale, out);
     }
 }
 
+/// Gives `nan` with what was met of NaN added.
+///
 /// # Safety
 /// `weights` points to `STEP` readable elements.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn dequantize_step<E: Encoding>(weights: *const u8, scale: f32, out: &mut [f32; STEP]) {
-    // SAFETY: what the caller promises is what `load16_with_nan` asks for.
-    let mut values = unsafe { load16_with_nan::<E>(weights) };
+unsafe fn dequantize_step<E: Encoding>(
+    weights: *const u8,
+    factor: f32,
+    out: &mut [f32; STEP],
+    mut nan: __m256i,
+) -> __m256i {
+    // SAFETY: what the caller promises is what `load16` asks for.
+    let mut values = unsafe { load16::<E>(weights) };
     if E::FORMAT == Format::Fp8 {
-        // Two products, because a scale times UNIT may overflow where the value does not.
-        let [unit, scale] = [_mm256_set1_ps(E::UNIT), _mm256_set1_ps(scale)];
-        values = values.map(|value| _mm256_mul_ps(_mm256_mul_ps(value, unit), scale));
+        let factor = _mm256_set1_ps(factor);
+        values = [_mm256_mul_ps(values[0], factor), _mm256_mul_ps(values[1], factor)];
+        // SAFETY: `STEP` elements of FP8 are 16 bytes; the load needs no alignment.
+        let bytes = _mm256_zextsi128_si256(unsafe { _mm_loadu_si128(weights.cast()) });
+        nan = watch_nan(nan, bytes);
     }
     // SAFETY: `out` holds two vectors; the stores need no alignment.
     unsafe {
         _mm256_storeu_ps(out.as_mut_ptr(), values[0]);
         _mm256_storeu_ps(out.as_mut_ptr().add(LANES), values[1]);
     }
+    nan
 }

@@ -17,7 +17,7 @@ pub(crate) fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut
 }
 
 /// Elements that share a scale; the scale is 1 unless the format is FP8.
-fn dequantize_block(format: Format, bytes: &[u8], scale: f32, out: &mut [f32]) {
+pub(crate) fn dequantize_block(format: Format, bytes: &[u8], scale: f32, out: &mut [f32]) {
     match format {
         Format::F32 => {
             for (value, &bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {

@@ -21,8 +21,10 @@ pub(crate) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: M
 fn matmul_transposed_add_in<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
-        1 => stream::matmul_transposed_add::<E, 1>(w, x, out),
-        2 => stream::matmul_transposed_add::<E, 2>(w, x, out),
+        1 => stream::matmul_transposed_add::<E, 4, 1>(w, x, out),
+        2 => stream::matmul_transposed_add::<E, 4, 2>(w, x, out),
+        3 => stream::matmul_transposed_add::<E, 4, 3>(w, x, out),
+        4 => stream::matmul_transposed_add::<E, 4, 4>(w, x, out),
         _ => tile::matmul_transposed_add::<E>(w, x, out),
     }
 }

@@ -1,7 +1,7 @@
 //! FP8 weights: blocks of e4m3 elements, each with a scale that multiplies, in a companion tensor.
 
 use super::{Checkpoint, Dtype, RawTensor, TensorInfo};
-use crate::Error;
+use crate::{Error, weight::scales_shape};
 use dsv3_kernels::fp8_e4m3_to_f32;
 
 /// What the name of a weight's scales adds to the weight's name. It says "inverse" because it undoes the scaling that
@@ -34,7 +34,7 @@ impl Checkpoint {
         if scales.info.dtype != Dtype::F32 {
             return Err(scales.info.error(format!("scales must be F32, got {}", scales.info.dtype)));
         }
-        let expected = [rows.div_ceil(block[0]), cols.div_ceil(block[1])];
+        let expected = scales_shape([rows, cols], block);
         if scales.info.shape != expected {
             return Err(scales.info.error(format!(
                 "a [{rows}, {cols}] weight in blocks of {block:?} has scales {expected:?}, got {:?}",
@@ -60,11 +60,11 @@ impl Checkpoint {
         }
         let scales = self.scales(name, block)?;
         validate_scales(&scales.info, scales.bytes.as_slice())?;
-        let scales = (scales.info.shape[1], scales.to_f32()?);
-        let cols = weight.info.shape[1];
+        let (cols, grid_cols) = (weight.info.shape[1], scales.info.shape[1]);
+        let scales = scales.to_f32()?;
         let value = |(index, &element): (usize, &u8)| {
             let (row, col) = (index / cols, index % cols);
-            fp8_e4m3_to_f32(element) * scales.1[row / block[0] * scales.0 + col / block[1]]
+            fp8_e4m3_to_f32(element) * scales[row / block[0] * grid_cols + col / block[1]]
         };
         let values = weight.bytes.as_slice().iter().enumerate().map(value).collect();
         Ok((weight.info.shape, values))

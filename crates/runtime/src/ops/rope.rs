@@ -72,7 +72,7 @@ pub fn rope(
     device: &Device,
 ) -> Result<(), Error> {
     let width = x.cols() / heads;
-    for (row, position) in positions.into_iter().enumerate() {
+    for (row, position) in (0..x.rows()).zip(positions) {
         let (cos, sin) = table.at(position)?;
         for head in x.row_mut(row).chunks_exact_mut(width) {
             device.kernels().rope_interleaved(&mut head[width - config.features..], cos, sin);

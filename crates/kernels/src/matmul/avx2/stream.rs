@@ -5,14 +5,16 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::{Encoding, LANES, load16, padded, prefetch, saw_nan, sum, watch_nan};
+use crate::view::RowScales;
 use crate::{Format, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
+use std::ops::Range;
 
-/// Rows of weights read side by side.
-const ROWS: usize = 4;
 /// Columns between two requests to memory.
 const STEP: usize = 64;
+/// Columns between two looks for NaN: FP8 of one vector.
+const HALF: usize = STEP / 2;
 /// Columns that one load takes.
 const UNIT: usize = 2 * LANES;
 /// Bytes of a cache line.
@@ -20,24 +22,26 @@ const LINE: usize = 64;
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add<E: Encoding, const T: usize>(
+pub(super) fn matmul_add<E: Encoding, const R: usize, const T: usize>(
     w: &MatrixView<'_>,
     x: MatrixRef<'_>,
     mut out: MatrixMut<'_>,
 ) {
     let x: [&[f32]; T] = from_fn(|token| x.row(token));
-    let whole = w.rows() - w.rows() % ROWS;
-    for row in (0..whole).step_by(ROWS) {
-        rows_add::<E, ROWS, T>(w, row, x, &mut out);
+    let whole = w.rows() - w.rows() % R;
+    for row in (0..whole).step_by(R) {
+        rows_add::<E, R, T>(w, row, x, &mut out);
     }
     for row in whole..w.rows() {
         rows_add::<E, 1, T>(w, row, x, &mut out);
     }
 }
 
-/// Partial sums of `R` rows and `T` tokens.
-struct Sums<const R: usize, const T: usize> {
-    /// By token and row.
+/// `R` rows of weights and `T` tokens, and what they have added up to.
+struct Rows<'a, const R: usize, const T: usize> {
+    weights: [&'a [u8]; R],
+    x: [&'a [f32]; T],
+    /// Partial sums of a block of columns, by token and row.
     sums: [[__m256; R]; T],
     /// By row, whether an FP8 NaN was met, as `watch_nan` keeps it.
     nan: [__m256i; R],
@@ -52,106 +56,106 @@ fn rows_add<E: Encoding, const R: usize, const T: usize>(
     x: [&[f32]; T],
     out: &mut MatrixMut<'_>,
 ) {
-    let weights: [&[u8]; R] = from_fn(|r| w.row_bytes(row + r, 0..w.cols()));
-    let scales = from_fn::<_, R, _>(|r| w.row_scales(row + r));
+    let zero = _mm256_setzero_ps();
+    let weights = from_fn(|r| w.row_bytes(row + r, 0..w.cols()));
+    let scales: [RowScales<'_>; R] = from_fn(|r| w.row_scales(row + r));
     let ahead = R * w.row_stride() * E::BYTES; // the same columns of the next rows
-    let mut totals = [[_mm256_setzero_ps(); R]; T];
-    let mut state = Sums { sums: totals, nan: [_mm256_setzero_si256(); R] };
+    let mut rows = Rows { weights, x, sums: [[zero; R]; T], nan: [_mm256_setzero_si256(); R] };
+    let mut totals = [[zero; R]; T];
     for block in w.column_blocks(0..w.cols()) {
-        state.sums = [[_mm256_setzero_ps(); R]; T];
-        let length = block.end - block.start;
-        let weights: [&[u8]; R] = from_fn(|r| &weights[r][block.start * E::BYTES..block.end * E::BYTES]);
-        let x: [&[f32]; T] = from_fn(|t| &x[t][block.start..block.end]);
-        for column in (0..length - length % STEP).step_by(STEP) {
-            let weights = weights.map(|weights| weights[column * E::BYTES..].as_ptr());
-            for weights in weights {
-                for line in (0..STEP * E::BYTES).step_by(LINE) {
-                    prefetch(weights.wrapping_add(ahead + line));
-                }
-            }
-            // SAFETY: the block has `STEP` columns from `column` on, in every row and every token.
-            unsafe { state.add_step::<E>(weights, from_fn(|t| x[t][column..].as_ptr())) };
+        rows.sums = [[zero; R]; T];
+        let mut column = block.start;
+        while column + STEP <= block.end {
+            // SAFETY: a block ends within the row.
+            unsafe { rows.add_step::<E>(column, ahead) };
+            column += STEP;
         }
-        state.add_rest::<E>(weights, x, length - length % STEP);
+        if column < block.end {
+            rows.add_rest::<E>(column..block.end);
+        }
         for r in 0..R {
             let scale = _mm256_set1_ps(scales[r].of(block));
             for t in 0..T {
-                let sum = _mm256_mul_ps(state.sums[t][r], _mm256_set1_ps(E::UNIT));
+                let sum = _mm256_mul_ps(rows.sums[t][r], _mm256_set1_ps(E::UNIT));
                 totals[t][r] = _mm256_fmadd_ps(sum, scale, totals[t][r]);
             }
         }
     }
-    for (t, totals) in totals.into_iter().enumerate() {
+    for t in 0..T {
         let out = &mut out.row_mut(t)[row..row + R];
         for r in 0..R {
-            out[r] += if saw_nan(state.nan[r]) { f32::NAN } else { sum(totals[r]) };
+            out[r] += if saw_nan(rows.nan[r]) { f32::NAN } else { sum(totals[t][r]) };
         }
     }
 }
 
-impl<const R: usize, const T: usize> Sums<R, T> {
-    /// Adds `STEP` columns.
+impl<const R: usize, const T: usize> Rows<'_, R, T> {
+    /// Adds columns `column..column + STEP`, and asks for what lies `ahead` bytes after them.
     ///
     /// # Safety
-    /// Each pointer points to `STEP` readable elements.
+    /// The rows and `x` have `column + STEP` columns at least.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn add_step<E: Encoding>(&mut self, weights: [*const u8; R], x: [*const f32; T]) {
-        for unit in (0..STEP).step_by(UNIT) {
-            // SAFETY: `unit + UNIT <= STEP`.
-            unsafe { self.add_unit::<E>(weights, x, unit) };
+    unsafe fn add_step<E: Encoding>(&mut self, column: usize, ahead: usize) {
+        for r in 0..R {
+            for line in (0..STEP * E::BYTES).step_by(LINE) {
+                prefetch(self.weights[r].as_ptr().wrapping_add(column * E::BYTES + ahead + line));
+            }
         }
-        if E::FORMAT == Format::Fp8 {
-            for r in 0..R {
-                for half in (0..STEP).step_by(32) {
-                    // SAFETY: `STEP` elements of one byte are two loads of 32; they need no alignment.
-                    let bytes = unsafe { _mm256_loadu_si256(weights[r].add(half).cast()) };
+        for half in (column..column + STEP).step_by(HALF) {
+            // SAFETY: `half + HALF <= column + STEP`.
+            unsafe {
+                self.add_unit::<E>(half);
+                self.add_unit::<E>(half + UNIT);
+            }
+            if E::FORMAT == Format::Fp8 {
+                for r in 0..R {
+                    // SAFETY: as above; a half of FP8 is one load of 32 bytes, which needs no alignment.
+                    let bytes = unsafe { _mm256_loadu_si256(self.weights[r].as_ptr().add(half).cast()) };
                     self.nan[r] = watch_nan(self.nan[r], bytes);
                 }
             }
         }
     }
 
-    /// Adds columns `first..`, fewer than `STEP`: from a copy with zeros behind them.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn add_rest<E: Encoding>(&mut self, weights: [&[u8]; R], x: [&[f32]; T], first: usize) {
-        let length = x[0].len() - first;
-        if length == 0 {
-            return;
-        }
-        let mut all_weights = [[0; STEP * size_of::<f32>()]; R];
-        for (all, weights) in all_weights.iter_mut().zip(weights) {
-            *all = padded(&weights[first * E::BYTES..]);
-        }
-        let mut all_x = [[0.0; STEP]; T];
-        for (all, x) in all_x.iter_mut().zip(x) {
-            *all = padded(&x[first..]);
-        }
-        // SAFETY: the copies hold `STEP` elements, those of weights in the widest format.
-        unsafe { self.add_step::<E>(from_fn(|r| all_weights[r].as_ptr()), from_fn(|t| all_x[t].as_ptr())) };
-    }
-
-    /// Adds columns `column..column + UNIT` of what the pointers point to.
+    /// Adds columns `column..column + UNIT`.
     ///
     /// # Safety
-    /// Each pointer points to `column + UNIT` readable elements.
+    /// The rows and `x` have `column + UNIT` columns at least.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn add_unit<E: Encoding>(&mut self, weights: [*const u8; R], x: [*const f32; T], column: usize) {
+    unsafe fn add_unit<E: Encoding>(&mut self, column: usize) {
         let mut inputs = [[_mm256_setzero_ps(); 2]; T];
         for t in 0..T {
-            // SAFETY: columns up to `column + UNIT` are readable.
-            inputs[t] =
-                unsafe { [_mm256_loadu_ps(x[t].add(column)), _mm256_loadu_ps(x[t].add(column + LANES))] };
+            let x = self.x[t].as_ptr();
+            // SAFETY: columns up to `column + UNIT`, two vectors, are readable; the loads need no alignment.
+            inputs[t] = unsafe { [_mm256_loadu_ps(x.add(column)), _mm256_loadu_ps(x.add(column + LANES))] };
         }
         for r in 0..R {
             // SAFETY: columns up to `column + UNIT` are readable.
-            let weights = unsafe { load16::<E>(weights[r].add(column * E::BYTES)) };
+            let weights = unsafe { load16::<E>(self.weights[r].as_ptr().add(column * E::BYTES)) };
             for t in 0..T {
                 let sums = _mm256_fmadd_ps(weights[0], inputs[t][0], self.sums[t][r]);
                 self.sums[t][r] = _mm256_fmadd_ps(weights[1], inputs[t][1], sums);
             }
         }
+    }
+
+    /// Adds a few columns, less than `STEP`: from a copy with zeros behind them.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add_rest<E: Encoding>(&mut self, columns: Range<usize>) {
+        let mut weights = [[0; STEP * size_of::<f32>()]; R];
+        for r in 0..R {
+            weights[r] = padded(&self.weights[r][columns.start * E::BYTES..columns.end * E::BYTES]);
+        }
+        let mut x = [[0.0; STEP]; T];
+        for t in 0..T {
+            x[t] = padded(&self.x[t][columns.clone()]);
+        }
+        let (weights, x) = (from_fn(|r| &weights[r][..]), from_fn(|t| &x[t][..]));
+        let mut copy = Rows { weights, x, sums: self.sums, nan: self.nan };
+        // SAFETY: the copies hold `STEP` elements, those of weights in the widest format.
+        unsafe { copy.add_step::<E>(0, 0) };
+        (self.sums, self.nan) = (copy.sums, copy.nan);
     }
 }

@@ -2,7 +2,9 @@
 //! the first cache; tiles of three tokens by four rows keep twelve vectors of partial sums in registers, enough to
 //! hide the latency of FMA, at seven loads for twelve FMAs.
 
-use crate::avx2::{Encoding, LANES, first_lanes, prefetch, sum, sum_each};
+#![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
+
+use crate::avx2::{Ahead, Encoding, LANES, first_lanes, sum, sum_each};
 use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -28,47 +30,49 @@ pub(super) fn matmul_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut 
     let mut panel = Panel([[0.0; COLUMNS]; ROWS]);
     for token in (0..x.rows()).step_by(TOKENS) {
         let x = x.row_range(token..x.rows().min(token + TOKENS));
-        let (block, rest) = out.split_rows_at(x.rows());
-        let mut block = block;
+        let (mut block, rest) = out.split_rows_at(x.rows());
         for first in (0..w.cols()).step_by(COLUMNS) {
             let length = COLUMNS.min(w.cols() - first);
             for row in (0..w.rows()).step_by(ROWS) {
                 let rows = ROWS.min(w.rows() - row);
                 for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
-                    prefetch_below::<E>(w, row + r, first, length);
                     dequantize::avx2::dequantize::<E>(w, row + r, first, &mut weights[..length]);
                 }
-                panel_add(&panel.0[..rows], Corner { row, first, length }, x, &mut block);
+                let at = Place { row, first, length, next: next_panel::<E>(w, row, first) };
+                panel_add(&panel.0[..rows], at, x, &mut block);
             }
         }
         out = rest;
     }
 }
 
-/// Asks for the part of the next panel that lies below this row.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn prefetch_below<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, length: usize) {
-    let start = w.row_bytes(row, first..first + length).as_ptr();
-    for line in (0..length * E::BYTES).step_by(64) {
-        prefetch(start.wrapping_add(ROWS * w.row_stride() * E::BYTES + line));
-    }
-}
-
 /// Where a panel lies in the matrix.
 #[derive(Clone, Copy)]
-struct Corner {
+struct Place {
     /// Its first row.
     row: usize,
     /// Its first column.
     first: usize,
     /// How many columns it has.
     length: usize,
+    /// The rows of the panel that comes next.
+    next: [Ahead; ROWS],
+}
+
+/// The panel after that at `row` and `first`, a row an element: the rows below, or the next columns from the top. The
+/// matrix may end before.
+fn next_panel<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize) -> [Ahead; ROWS] {
+    let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
+    let origin = w.row_bytes(0, 0..0).as_ptr();
+    from_fn(|r| {
+        let offset = ((row + r) * w.row_stride() + first) * E::BYTES;
+        Ahead { start: origin.wrapping_add(offset), step: LANES * E::BYTES }
+    })
 }
 
 /// Adds the products of a panel with all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel_add(panel: &[[f32; COLUMNS]], at: Corner, x: MatrixRef<'_>, out: &mut MatrixMut<'_>) {
+fn panel_add(panel: &[[f32; COLUMNS]], at: Place, x: MatrixRef<'_>, out: &mut MatrixMut<'_>) {
     let mut token = 0;
     while token < x.rows() {
         // Four are two and two, because a single token keeps too few sums to be fast.
@@ -90,7 +94,7 @@ fn panel_add(panel: &[[f32; COLUMNS]], at: Corner, x: MatrixRef<'_>, out: &mut M
 #[inline]
 fn tokens_add<const T: usize>(
     panel: &[[f32; COLUMNS]],
-    at: Corner,
+    at: Place,
     token: usize,
     x: MatrixRef<'_>,
     out: &mut MatrixMut<'_>,
@@ -98,7 +102,11 @@ fn tokens_add<const T: usize>(
     let x: [&[f32]; T] = from_fn(|t| &x.row(token + t)[at.first..at.first + at.length]);
     let (tiles, rest) = panel.as_chunks::<TILE_ROWS>();
     for (number, weights) in tiles.iter().enumerate() {
-        let sums = tile::<T, TILE_ROWS>(weights, x);
+        // The first two groups of tokens ask for the next panel, two rows a tile.
+        let group = token / TILE_TOKENS;
+        let first = number * TILE_ROWS + 2 * group;
+        let ahead = if group < 2 { [at.next[first], at.next[first + 1]] } else { [Ahead::nothing(panel); 2] };
+        let sums = tile::<T, TILE_ROWS>(weights, x, ahead);
         for (t, sums) in sums.into_iter().enumerate() {
             let row = at.row + number * TILE_ROWS;
             let out =
@@ -110,8 +118,8 @@ fn tokens_add<const T: usize>(
             }
         }
     }
-    for (r, weights) in rest.iter().enumerate() {
-        let sums = tile::<T, 1>(&[*weights], x);
+    for (r, weights) in rest.as_chunks::<1>().0.iter().enumerate() {
+        let sums = tile::<T, 1>(weights, x, [Ahead::nothing(panel); 2]);
         for (t, sums) in sums.into_iter().enumerate() {
             out.row_mut(token + t)[at.row + panel.len() - rest.len() + r] += sum(sums[0]);
         }
@@ -121,14 +129,24 @@ fn tokens_add<const T: usize>(
 /// The partial sums of `R` rows of weights with `T` tokens, over as many columns as tokens have here.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile<const T: usize, const R: usize>(weights: &[[f32; COLUMNS]; R], x: [&[f32]; T]) -> [[__m256; R]; T] {
+fn tile<const T: usize, const R: usize>(
+    weights: &[[f32; COLUMNS]; R],
+    x: [&[f32]; T],
+    ahead: [Ahead; 2],
+) -> [[__m256; R]; T] {
     let length = x[0].len();
     assert!(length <= COLUMNS && x.iter().all(|x| x.len() == length), "tokens of one length");
     let mut sums = [[_mm256_setzero_ps(); R]; T];
     let whole = length - length % LANES;
     for column in (0..whole).step_by(LANES) {
-        // SAFETY: `column + LANES <= length`, which all tokens have and rows of a panel exceed or equal.
-        let inputs: [__m256; T] = from_fn(|t| unsafe { _mm256_loadu_ps(x[t].as_ptr().add(column)) });
+        for ahead in ahead {
+            ahead.request(column / LANES);
+        }
+        let mut inputs = [_mm256_setzero_ps(); T];
+        for t in 0..T {
+            // SAFETY: `column + LANES <= length`, which all tokens have and rows of a panel exceed or equal.
+            inputs[t] = unsafe { _mm256_loadu_ps(x[t].as_ptr().add(column)) };
+        }
         for r in 0..R {
             // SAFETY: as above.
             let weights = unsafe { _mm256_loadu_ps(weights[r].as_ptr().add(column)) };

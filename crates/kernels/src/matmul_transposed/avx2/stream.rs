@@ -1,32 +1,33 @@
-//! Few tokens: four rows of weights at a time are added to the output, which stays in the first cache.
+//! Few tokens: two or four rows of weights at a time are added to the output, which stays in the first cache.
 //!
-//! The scale of a block multiplies the token's value, once for all columns of the block.
+//! The scale of an FP8 block multiplies the token's value, once for all columns of the block. Their product must stay
+//! below 2^120; the scales of a checkpoint are far below 1.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::{Encoding, LANES, load16_with_nan, padded, prefetch};
+use crate::view::RowScales;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
+use std::ops::Range;
 
-/// Rows of weights read side by side.
-const ROWS: usize = 4;
 /// Columns added at a time.
 const STEP: usize = 2 * LANES;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// `out[t, c] += sum over r of x[t, r] * w[r, c]` for `T` tokens.
+/// `out[t, c] += sum over r of x[t, r] * w[r, c]` for `T` tokens, `R` rows at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_transposed_add<E: Encoding, const T: usize>(
+pub(super) fn matmul_transposed_add<E: Encoding, const R: usize, const T: usize>(
     w: &MatrixView<'_>,
     x: MatrixRef<'_>,
     mut out: MatrixMut<'_>,
 ) {
     let x: [&[f32]; T] = from_fn(|token| x.row(token));
-    let whole = w.rows() - w.rows() % ROWS;
-    for row in (0..whole).step_by(ROWS) {
-        rows_add::<E, ROWS, T>(w, row, x, &mut out);
+    let whole = w.rows() - w.rows() % R;
+    for row in (0..whole).step_by(R) {
+        rows_add::<E, R, T>(w, row, x, &mut out);
     }
     for row in whole..w.rows() {
         rows_add::<E, 1, T>(w, row, x, &mut out);
@@ -42,79 +43,98 @@ fn rows_add<E: Encoding, const R: usize, const T: usize>(
     x: [&[f32]; T],
     out: &mut MatrixMut<'_>,
 ) {
-    let weights: [&[u8]; R] = from_fn(|r| w.row_bytes(row + r, 0..w.cols()));
-    let scales = from_fn::<_, R, _>(|r| w.row_scales(row + r));
+    let weights = from_fn(|r| w.row_bytes(row + r, 0..w.cols()));
+    let scales: [RowScales<'_>; R] = from_fn(|r| w.row_scales(row + r));
     let ahead = R * w.row_stride() * E::BYTES; // the same columns of the next rows
+    let mut rows = Rows { weights, factors: [[_mm256_setzero_ps(); R]; T] };
     for block in w.column_blocks(0..w.cols()) {
-        let mut factors = [[_mm256_setzero_ps(); R]; T];
-        for t in 0..T {
-            for r in 0..R {
-                // Two products, because a scale times UNIT may overflow where the result does not.
-                factors[t][r] = _mm256_set1_ps(x[t][row + r] * scales[r].of(block) * E::UNIT);
+        let outs = from_fn(|t| out.row_mut(t).as_mut_ptr());
+        for r in 0..R {
+            let scale = scales[r].of(block);
+            for t in 0..T {
+                rows.factors[t][r] = _mm256_set1_ps(x[t][row + r] * scale * E::UNIT);
             }
         }
         let mut column = block.start;
         while column + STEP <= block.end {
-            let weights = weights.map(|weights| weights[column * E::BYTES..].as_ptr());
             if (column * E::BYTES).is_multiple_of(LINE) {
-                for weights in weights {
-                    prefetch(weights.wrapping_add(ahead));
+                for weights in rows.weights {
+                    prefetch(weights.as_ptr().wrapping_add(column * E::BYTES + ahead));
                 }
             }
-            for t in 0..T {
-                let out = out.row_mut(t)[column..].first_chunk_mut().expect("a column of out for each of w");
-                // SAFETY: the rows have `STEP` columns from `column` on.
-                unsafe { add_step::<E, R>(weights, factors[t], out) };
-            }
+            // SAFETY: a block ends within the rows of weights and of the output, and those of the output are
+            // distinct and borrowed exclusively.
+            unsafe { rows.add_step::<E>(column, outs) };
             column += STEP;
         }
         if column < block.end {
-            let weights = weights.map(|weights| &weights[column * E::BYTES..block.end * E::BYTES]);
-            for t in 0..T {
-                add_rest::<E, R>(weights, factors[t], &mut out.row_mut(t)[column..block.end]);
-            }
+            rows.add_rest::<E>(column..block.end, out);
         }
     }
 }
 
-/// Adds fewer columns than `STEP`: from copies with zeros behind them.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn add_rest<E: Encoding, const R: usize>(weights: [&[u8]; R], factors: [__m256; R], out: &mut [f32]) {
-    let mut all_weights = [[0; STEP * size_of::<f32>()]; R];
-    for (all, weights) in all_weights.iter_mut().zip(weights) {
-        *all = padded(weights);
-    }
-    let mut all = padded(out);
-    // SAFETY: the copies hold `STEP` elements of the widest format.
-    unsafe { add_step::<E, R>(from_fn(|r| all_weights[r].as_ptr()), factors, &mut all) };
-    out.copy_from_slice(&all[..out.len()]);
+/// `R` rows of weights and what multiplies them.
+struct Rows<'a, const R: usize, const T: usize> {
+    weights: [&'a [u8]; R],
+    /// By token and row, the same in every lane.
+    factors: [[__m256; R]; T],
 }
 
-/// Adds `STEP` columns of `R` rows, each times its factor.
-///
-/// # Safety
-/// Each pointer points to `STEP` readable elements.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-unsafe fn add_step<E: Encoding, const R: usize>(
-    weights: [*const u8; R],
-    factors: [__m256; R],
-    out: &mut [f32; STEP],
-) {
-    // SAFETY: `out` is two vectors; the loads need no alignment.
-    let mut sums = unsafe { [_mm256_loadu_ps(out.as_ptr()), _mm256_loadu_ps(out.as_ptr().add(LANES))] };
-    for r in 0..R {
-        // SAFETY: what the caller promises is what `load16_with_nan` asks for.
-        let weights = unsafe { load16_with_nan::<E>(weights[r]) };
-        sums = [
-            _mm256_fmadd_ps(weights[0], factors[r], sums[0]),
-            _mm256_fmadd_ps(weights[1], factors[r], sums[1]),
-        ];
+impl<const R: usize, const T: usize> Rows<'_, R, T> {
+    /// Adds columns `column..column + STEP` to the outputs that start (at column 0) at `outs`.
+    ///
+    /// # Safety
+    /// The rows have `column + STEP` columns at least; so have the outputs, to read and to write.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn add_step<E: Encoding>(&self, column: usize, outs: [*mut f32; T]) {
+        let mut sums = [[_mm256_setzero_ps(); 2]; T];
+        for t in 0..T {
+            // SAFETY: columns up to `column + STEP`, two vectors, are readable; the loads need no alignment.
+            sums[t] = unsafe {
+                let out = outs[t].add(column);
+                [_mm256_loadu_ps(out), _mm256_loadu_ps(out.add(LANES))]
+            };
+        }
+        for r in 0..R {
+            // SAFETY: columns up to `column + STEP` are readable.
+            let weights = unsafe { load16_with_nan::<E>(self.weights[r].as_ptr().add(column * E::BYTES)) };
+            for t in 0..T {
+                for half in 0..2 {
+                    sums[t][half] = _mm256_fmadd_ps(weights[half], self.factors[t][r], sums[t][half]);
+                }
+            }
+        }
+        for t in 0..T {
+            // SAFETY: as for the loads; the caller lets them be written.
+            unsafe {
+                let out = outs[t].add(column);
+                _mm256_storeu_ps(out, sums[t][0]);
+                _mm256_storeu_ps(out.add(LANES), sums[t][1]);
+            }
+        }
     }
-    // SAFETY: as for the loads.
-    unsafe {
-        _mm256_storeu_ps(out.as_mut_ptr(), sums[0]);
-        _mm256_storeu_ps(out.as_mut_ptr().add(LANES), sums[1]);
+
+    /// Adds a few columns, less than `STEP`: from and to copies with zeros behind them.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add_rest<E: Encoding>(&self, columns: Range<usize>, out: &mut MatrixMut<'_>) {
+        let mut weights = [[0; STEP * size_of::<f32>()]; R];
+        for r in 0..R {
+            weights[r] = padded(&self.weights[r][columns.start * E::BYTES..columns.end * E::BYTES]);
+        }
+        let mut copies = [[0.0; STEP]; T];
+        for t in 0..T {
+            copies[t] = padded(&out.row(t)[columns.clone()]);
+        }
+        let copy = Rows { weights: from_fn(|r| &weights[r][..]), factors: self.factors };
+        let mut outs = [std::ptr::null_mut(); T];
+        for t in 0..T {
+            outs[t] = copies[t].as_mut_ptr();
+        }
+        // SAFETY: the copies hold `STEP` elements, those of weights in the widest format.
+        unsafe { copy.add_step::<E>(0, outs) };
+        for t in 0..T {
+            out.row_mut(t)[columns.clone()].copy_from_slice(&copies[t][..columns.len()]);
+        }
     }
 }

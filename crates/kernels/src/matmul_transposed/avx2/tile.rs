@@ -1,7 +1,9 @@
 //! Many tokens: panels of weights are turned to f32 in a buffer; tiles of six tokens by sixteen columns keep twelve
 //! vectors of sums in registers, enough to hide the latency of FMA, at eight loads for twelve FMAs.
 
-use crate::avx2::{Encoding, LANES};
+#![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
+
+use crate::avx2::{Ahead, Encoding, LANES};
 use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -38,12 +40,21 @@ pub(super) fn matmul_transposed_add<E: Encoding>(
                 dequantize::avx2::dequantize::<E>(w, row + r, first, &mut weights[..columns]);
             }
             for column in (0..columns).step_by(TILE_COLUMNS) {
-                let weights = Strip { panel: &panel.0[..rows], column };
-                let at = Corner { row, column: first + column, columns: TILE_COLUMNS.min(columns - column) };
+                let ahead = below_or_right::<E>(w, row, first, column);
+                let weights = Strip { panel: &panel.0[..rows], column, ahead };
+                let at = Place { row, column: first + column, columns: TILE_COLUMNS.min(columns - column) };
                 strip_add(weights, at, x, &mut out);
             }
         }
     }
+}
+
+/// The same strip of the panel after that at `row` and `first`: to the right, or at the left of the rows below.
+fn below_or_right<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, column: usize) -> Ahead {
+    let (row, first) = if first + COLUMNS < w.cols() { (row, first + COLUMNS) } else { (row + ROWS, 0) };
+    let step = w.row_stride() * E::BYTES;
+    let offset = row * step + (first + column) * E::BYTES;
+    Ahead { start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset), step }
 }
 
 /// `TILE_COLUMNS` columns of a panel. Columns past the end of the matrix hold anything; sums of different columns do
@@ -52,11 +63,13 @@ pub(super) fn matmul_transposed_add<E: Encoding>(
 struct Strip<'a> {
     panel: &'a [[f32; PITCH]],
     column: usize,
+    /// The rows of the strip that comes next at these columns of the panel.
+    ahead: Ahead,
 }
 
 /// Where a strip lies in the matrix.
 #[derive(Clone, Copy)]
-struct Corner {
+struct Place {
     /// Its first row.
     row: usize,
     /// Its first column.
@@ -67,7 +80,7 @@ struct Corner {
 
 /// Adds the products of a strip with all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn strip_add(weights: Strip<'_>, at: Corner, x: MatrixRef<'_>, out: &mut MatrixMut<'_>) {
+fn strip_add(mut weights: Strip<'_>, at: Place, x: MatrixRef<'_>, out: &mut MatrixMut<'_>) {
     let mut token = 0;
     while token < x.rows() {
         // Seven to eleven are split in halves, because a tile of few tokens keeps too few sums to be fast.
@@ -84,6 +97,7 @@ fn strip_add(weights: Strip<'_>, at: Corner, x: MatrixRef<'_>, out: &mut MatrixM
             _ => tokens_add::<TILE_TOKENS>(weights, at, token, x, out),
         }
         token += tokens;
+        weights.ahead = Ahead::nothing(weights.panel);
     }
 }
 
@@ -92,7 +106,7 @@ fn strip_add(weights: Strip<'_>, at: Corner, x: MatrixRef<'_>, out: &mut MatrixM
 #[inline]
 fn tokens_add<const T: usize>(
     weights: Strip<'_>,
-    at: Corner,
+    at: Place,
     token: usize,
     x: MatrixRef<'_>,
     out: &mut MatrixMut<'_>,
@@ -122,6 +136,7 @@ fn tile<const T: usize>(weights: Strip<'_>, x: [&[f32]; T]) -> [[__m256; 2]; T] 
     assert!(weights.column + TILE_COLUMNS <= PITCH, "columns of a panel");
     let mut sums = [[_mm256_setzero_ps(); 2]; T];
     for (r, weights_row) in weights.panel.iter().enumerate() {
+        weights.ahead.request(r);
         let start = weights_row[weights.column..].as_ptr();
         // SAFETY: a row of a panel has `TILE_COLUMNS` values from `column` on.
         let row = unsafe { [_mm256_loadu_ps(start), _mm256_loadu_ps(start.add(LANES))] };

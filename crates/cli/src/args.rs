@@ -1,0 +1,246 @@
+//! What is typed: one struct a command. Nothing here touches a file.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dsv3_mesh::MeshShape;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  dsv3 generate \"What is 27 + 58?\"                     with the small model inside this binary
+  dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
+  dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
+  dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
+
+The three stages: `convert` prepares the weights, `config` makes the operator configs, `generate` runs the model.
+`generate` and `logits` run the first two by themselves where they are needed.";
+
+/// DeepSeek-V3 inference, straight from Hugging Face checkpoints.
+#[derive(Debug, Parser)]
+#[command(name = "dsv3", version, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Generate text from prompts
+    ///
+    /// Text goes to stdout as it is generated, all else to stderr. A prompt is a chat message, put into the
+    /// checkpoint's chat template, unless there is none or --raw is given. How tokens are chosen follows the
+    /// checkpoint's generation_config.json where no option says otherwise.
+    Generate(Box<GenerateArgs>),
+    /// Prepare a checkpoint's weights (stage 1)
+    ///
+    /// Weights that can be used where they lie in the checkpoint are not copied; only what cannot is written to the
+    /// cache, with a WeightConfig that says where each weight lies.
+    Convert(ConvertArgs),
+    /// Make the operator configs of a model (stage 2)
+    ///
+    /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size.
+    Config(ConfigArgs),
+    /// Write the logits of a sequence of tokens to a file
+    ///
+    /// For comparing with other implementations. The file is in safetensors format and holds one tensor, `logits`,
+    /// F32, [tokens, vocabulary].
+    Logits(LogitsArgs),
+    /// Show what a checkpoint or a cache holds, and whether it is whole
+    ///
+    /// Reads headers only. Fails if the checkpoint could not be used.
+    Inspect(InspectArgs),
+}
+
+/// Which model, and where its cache lies.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Directory of a Hugging Face checkpoint [default: the model inside this binary]
+    #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
+    pub(crate) model: Option<PathBuf>,
+    /// Directory for prepared weights [default: `dsv3` in the user's cache directory]
+    #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_CACHE", hide_env_values = true)]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+/// `dsv3 generate`.
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// The prompts; without any, stdin is one prompt
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompts: Vec<String>,
+    /// JSON file of prompts: a list of strings, or of objects with the field `prompt`
+    ///
+    /// What comes of them is also written to a report, <FILE's stem>_output.json beside FILE unless --output-path
+    /// says otherwise.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
+    pub(crate) prompts_file: Option<PathBuf>,
+    /// Take only the first N prompts of the file
+    #[arg(long, value_name = "N", requires = "prompts_file")]
+    pub(crate) num_prompts: Option<usize>,
+    /// JSON file with a list of token ids, to be continued as they are
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompts", "prompts_file", "raw", "system"])]
+    pub(crate) token_ids: Option<PathBuf>,
+    /// A system message in front of each prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// Continue the prompts as plain text, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) running: RunningArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// How tokens are chosen, and when that ends.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub(crate) struct SamplingArgs {
+    /// Generate at most N tokens a prompt [default: to the end of the context]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_new_tokens: Option<usize>,
+    /// Divide the logits by T; 0 takes the likeliest token always [default: the checkpoint's]
+    #[arg(long, value_name = "T", value_parser = temperature, allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
+    /// Choose from the likeliest tokens that hold the share P of the probability [default: the checkpoint's]
+    #[arg(long, value_name = "P", value_parser = top_p, allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Choose from the K likeliest tokens; 0 is all [default: the checkpoint's]
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Repeat a run: the same seed gives the same text [default: a random one, which is shown]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// End the text before STRING; may be given several times
+    #[arg(long, value_name = "STRING", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) stop: Vec<String>,
+}
+
+/// How the model runs.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct RunningArgs {
+    /// Threads to compute with [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Tokens that the prompt and its continuation may have together [default: as many as are needed, 4096 or more]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+}
+
+/// Where results go beside stdout.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// Write one JSON object a prompt to stdout instead of text: token ids, text, finish reason, timings
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write all prompts, texts and statistics to a JSON file at the end
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output_path: Option<PathBuf>,
+    /// Write a line of JSON to a file as each prompt is done, so that a run that is cut off keeps what it has
+    #[arg(long, value_name = "FILE")]
+    pub(crate) checkpoint_jsonl: Option<PathBuf>,
+}
+
+/// `dsv3 convert`.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Rows and columns of devices to prepare for
+    #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
+    pub(crate) mesh: MeshShape,
+    /// Make the cache anew, whatever is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `dsv3 config`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// A config.json, or a directory with one [default: the model inside this binary]
+    #[arg(long, value_name = "PATH", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
+    pub(crate) model: Option<PathBuf>,
+    /// Only the configs of this mode [default: both]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<ModeArg>,
+    /// Rows and columns of devices
+    #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
+    pub(crate) mesh: MeshShape,
+    /// Write to FILE instead of stdout; both modes go to two files, FILE with .prefill and .decode before its ending
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// The ways to run a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeArg {
+    /// Many tokens of one sequence
+    Prefill,
+    /// One token of each of several sequences
+    Decode,
+}
+
+/// `dsv3 logits`.
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// JSON file with a list of token ids
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens: PathBuf,
+    /// The safetensors file to write
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Threads to compute with [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// `dsv3 inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A checkpoint, a config.json, or the cache that `dsv3 convert` made [default: the model inside this binary]
+    #[arg(value_name = "PATH", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
+    pub(crate) path: Option<PathBuf>,
+    /// Write JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|value: &f32| value.is_finite() && *value >= 0.0);
+    value.ok_or_else(|| "expected a number, 0 or more".to_owned())
+}
+
+fn top_p(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|&value: &f32| value > 0.0 && value <= 1.0);
+    value.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for text in ["-1", "nan", "inf", "x", ""] {
+            assert!(temperature(text).is_err(), "{text}");
+            assert!(top_p(text).is_err(), "{text}");
+        }
+        assert!(top_p("0").is_err() && top_p("1.5").is_err());
+        assert_eq!((temperature("0"), top_p("1")), (Ok(0.0), Ok(1.0)));
+    }
+}

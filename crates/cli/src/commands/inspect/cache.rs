@@ -1,0 +1,115 @@
+//! A cache that stage 1 made: its header, and how much of the weights it holds itself.
+
+use super::{line, shown};
+use crate::model::CONFIG_FILE;
+use anyhow::{Context, Result};
+use dsv3_deepseek::{Model, ModelWeights};
+use dsv3_runtime::{
+    Checkpoint, Fingerprint, Location, Module, SavedWeight, WEIGHT_CONFIG_FILE, WeightConfigHeader, WeightPath,
+};
+use indicatif::{DecimalBytes, HumanCount};
+use serde::{Deserialize, Serialize};
+use std::{
+    convert::Infallible,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+/// A cache.
+#[derive(Serialize)]
+pub(super) struct CacheContents {
+    path: PathBuf,
+    header: WeightConfigHeader,
+    in_place: Tally,
+    written: Tally,
+    checkpoint_state: State,
+}
+
+#[derive(Clone, Copy, Default, Serialize)]
+struct Tally {
+    weights: u64,
+    bytes: u64,
+}
+
+/// What became of the checkpoint since the cache was made.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Unchanged,
+    Changed,
+    Unreadable,
+}
+
+#[derive(Deserialize)]
+struct WeightConfigFile {
+    header: WeightConfigHeader,
+    weights: ModelWeights<SavedWeight>,
+}
+
+impl CacheContents {
+    /// Of the cache in a directory.
+    ///
+    /// # Errors
+    /// A WeightConfig that cannot be read, or is none of this model or version.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let file = path.join(WEIGHT_CONFIG_FILE);
+        let name = || file.display().to_string();
+        let text = fs::read(&file).with_context(name)?;
+        let WeightConfigFile { header, weights } =
+            serde_json::from_slice(&text).with_context(|| format!("{}: is damaged", file.display()))?;
+        let (mut in_place, mut written) = (Tally::default(), Tally::default());
+        let count = &mut |_: &WeightPath, weight: SavedWeight| {
+            match weight.data.location {
+                Location::Checkpoint => in_place.add(&weight),
+                Location::Cache => written.add(&weight),
+            }
+            Ok::<_, Infallible>(())
+        };
+        let Ok(_) = Model::try_map(weights, &mut WeightPath::default(), count);
+        let checkpoint_state = State::of(&header);
+        Ok(Self { path: path.to_owned(), header, in_place, written, checkpoint_state })
+    }
+}
+
+impl State {
+    fn of(header: &WeightConfigHeader) -> Self {
+        let dir = &header.checkpoint;
+        let (Ok(checkpoint), Ok(config)) = (Checkpoint::open(dir), fs::read(dir.join(CONFIG_FILE))) else {
+            return Self::Unreadable;
+        };
+        let same = Fingerprint::of(&checkpoint, &config) == header.fingerprint;
+        if same { Self::Unchanged } else { Self::Changed }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, weight: &SavedWeight) {
+        self.weights += 1;
+        let scales = weight.scales.as_ref().map_or(0, |scales| scales.data.length);
+        self.bytes = self.bytes.saturating_add(weight.data.length).saturating_add(scales);
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} weights, {}", HumanCount(self.weights), DecimalBytes(self.bytes))
+    }
+}
+
+impl fmt::Display for CacheContents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", shown(&self.path))?;
+        let header = &self.header;
+        line(f, "format version", header.format_version)?;
+        line(f, "target", &header.target)?;
+        line(f, "mesh", header.mesh)?;
+        let state = match self.checkpoint_state {
+            State::Unchanged => "unchanged since",
+            State::Changed => "changed since: make the cache anew with `dsv3 convert --force`",
+            State::Unreadable => "cannot be read there now",
+        };
+        line(f, "checkpoint", format_args!("{} ({state})", shown(&header.checkpoint)))?;
+        line(f, "used in place", self.in_place)?;
+        line(f, "written", self.written)
+    }
+}

@@ -1,0 +1,86 @@
+//! `dsv3 inspect`: what a checkpoint or a cache holds. Reads headers only.
+
+mod architecture;
+mod cache;
+mod contents;
+
+use crate::{
+    args::InspectArgs,
+    embedded,
+    model::{CONFIG_FILE, check_size, default_cache},
+    output,
+};
+use anyhow::{Result, bail};
+use architecture::Architecture;
+use cache::CacheContents;
+use contents::Contents;
+use dsv3_deepseek::HfConfig;
+use dsv3_runtime::{Checkpoint, WEIGHT_CONFIG_FILE};
+use serde::Serialize;
+use std::{
+    fmt::{self, Display},
+    path::{Path, PathBuf},
+};
+
+/// What stands in a checkpoint's directory.
+#[derive(Serialize)]
+struct CheckpointReport {
+    path: PathBuf,
+    architecture: Architecture,
+    /// Absent where only a config.json was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<Contents>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &InspectArgs) -> Result<()> {
+    let path = match &args.path {
+        Some(path) => path.clone(),
+        None => embedded::unpack(&default_cache()?)?,
+    };
+    if path.join(WEIGHT_CONFIG_FILE).exists() {
+        return print(&CacheContents::read(&path)?, args.json);
+    }
+    let report = CheckpointReport::read(path)?;
+    print(&report, args.json)?;
+    match report.checkpoint.map_or(0, |contents| contents.problems.len()) {
+        0 => Ok(()),
+        1 => bail!("{}: the checkpoint has a problem and cannot be used", report.path.display()),
+        count => bail!("{}: the checkpoint has {count} problems and cannot be used", report.path.display()),
+    }
+}
+
+fn print(report: &(impl Serialize + Display), json: bool) -> Result<()> {
+    let text = if json { output::pretty_json(report)? } else { report.to_string() };
+    Ok(output::print(&text)?)
+}
+
+impl CheckpointReport {
+    fn read(path: PathBuf) -> Result<Self> {
+        let is_dir = path.is_dir();
+        let config = if is_dir { path.join(CONFIG_FILE) } else { path.clone() };
+        let hf = HfConfig::from_file(&config)?;
+        check_size(&config, &hf)?;
+        let architecture = Architecture::of(&hf);
+        let checkpoint = if is_dir { Some(Contents::of(&Checkpoint::open(&path)?, &hf)) } else { None };
+        Ok(Self { path, architecture, checkpoint })
+    }
+}
+
+impl Display for CheckpointReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.path.display())?;
+        write!(f, "{}", self.architecture)?;
+        self.checkpoint.as_ref().map_or(Ok(()), |contents| write!(f, "\n{contents}"))
+    }
+}
+
+/// One line of a report: a name, then what is to be said of it.
+fn line(f: &mut fmt::Formatter<'_>, name: impl Display, value: impl Display) -> fmt::Result {
+    writeln!(f, "  {name:<18}{value}")
+}
+
+/// A path, for a report.
+fn shown(path: &Path) -> impl Display + '_ {
+    path.display()
+}

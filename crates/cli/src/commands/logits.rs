@@ -1,0 +1,85 @@
+//! `dsv3 logits`: the logits after each token of a sequence, for comparisons.
+
+use super::read_token_ids;
+use crate::{
+    args::LogitsArgs,
+    model::{ModelPlace, OpenModel},
+    output,
+    progress::{Progress, Unit},
+    session::{PREFILL_CHUNK, Session},
+};
+use anyhow::{Result, bail};
+use dsv3_engine::{Error, LanguageModel};
+use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId};
+use indicatif::DecimalBytes;
+use std::io::{self, Write};
+
+/// Runs the command.
+pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
+    let tokens = read_token_ids(&args.tokens)?;
+    let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
+    check_tokens(&tokens, model.hf.vocab_size, model.hf.max_position_embeddings)?;
+    if args.output.is_dir() {
+        bail!("{} is a directory, expected the file to write", args.output.display());
+    }
+    let mut session = Session::open(&model, tokens.len(), args.threads)?;
+    let shape = [tokens.len(), model.hf.vocab_size];
+    output::write_file(&args.output, |file| {
+        write_header(file, shape)?;
+        write_logits(file, &tokens, &mut session)
+    })?;
+    output::note(format_args!(
+        "logits of {} tokens over {} ids ({}) on {} in {}",
+        shape[0],
+        shape[1],
+        DecimalBytes(byte_count(shape)),
+        session.device(),
+        args.output.display()
+    ));
+    Ok(())
+}
+
+/// The engine checks prompts; these are none, but what must hold is the same.
+fn check_tokens(tokens: &[TokenId], vocab_size: usize, context: usize) -> Result<(), Error> {
+    if let Some(position) = tokens.iter().position(|token| token.0 as usize >= vocab_size) {
+        return Err(Error::TokenOutOfVocabulary { position, token: tokens[position], vocab_size });
+    }
+    if tokens.len() > context {
+        return Err(Error::PromptTooLong { prompt: tokens.len(), context });
+    }
+    Ok(())
+}
+
+/// Runs the tokens in chunks; what a chunk gives is written before the next begins.
+fn write_logits(file: &mut impl Write, tokens: &[TokenId], session: &mut Session) -> Result<()> {
+    let pages: Vec<PageId> = (0..).take(session.limits().page_count).map(PageId).collect();
+    let mut progress = Progress::new("prefill", Unit::Tokens);
+    let mut start = 0;
+    for chunk in tokens.chunks(PREFILL_CHUNK) {
+        let step = PrefillStep { start, pages: &pages, logits: LogitRows::All };
+        let logits = session.forward_prefill(chunk, &step)?; // [chunk, vocab]
+        for value in logits.values() {
+            file.write_all(&value.to_le_bytes())?;
+        }
+        start += chunk.len();
+        progress.update(start as u64, tokens.len() as u64);
+    }
+    Ok(())
+}
+
+/// The head of a safetensors file with one tensor: the length of the JSON, then the JSON, padded with spaces so that
+/// the values are aligned. The `safetensors` crate writes a file only from values that are all in memory.
+fn write_header(file: &mut impl Write, shape: [usize; 2]) -> io::Result<()> {
+    let tensor =
+        serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [0, byte_count(shape)] });
+    let mut header = serde_json::json!({ "logits": tensor }).to_string();
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())
+}
+
+fn byte_count([rows, cols]: [usize; 2]) -> u64 {
+    rows as u64 * cols as u64 * size_of::<f32>() as u64
+}

@@ -1,0 +1,103 @@
+//! Stage 3: a model with its weights and its state, ready to run, as the engine knows it.
+
+use crate::model::OpenModel;
+use anyhow::{Result, bail};
+use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, decode_bytes};
+use dsv3_engine::{LanguageModel, ModelLimits};
+use dsv3_mesh::MeshShape;
+use dsv3_runtime::{
+    Capacity, DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight,
+};
+use indicatif::DecimalBytes;
+
+/// Tokens of a prompt that run at once: enough that each routed expert gets several, few enough that their
+/// activations stay in megabytes.
+pub(crate) const PREFILL_CHUNK: usize = 512;
+/// Tokens in a page of the latent cache.
+const PAGE_SIZE: usize = 64;
+
+/// A model that runs on one device.
+pub(crate) struct Session {
+    run: RunConfig<Model>,
+    state: ModelState,
+    limits: ModelLimits,
+    decode_bytes: u64,
+}
+
+impl Session {
+    /// Brings the stages together: operator configs, weights (converted first where there is no cache), and state for
+    /// one sequence of `context` tokens.
+    ///
+    /// # Errors
+    /// Weights that cannot be used, or a context that does not fit into memory.
+    pub(crate) fn open(model: &OpenModel, context: usize, threads: Option<u16>) -> Result<Self> {
+        let hf = &model.hf;
+        check_memory(hf, context)?;
+        let weights: ModelWeights<Weight> = model.weights()?;
+        let decode_bytes = decode_bytes(hf, &weights);
+        let prefill = Model::prefill_model_config(hf, MeshShape::SINGLE)?;
+        let decode = Model::decode_model_config(hf, MeshShape::SINGLE)?;
+        let device = Device::single(threads.map_or(0, usize::from));
+        let pages = context.div_ceil(PAGE_SIZE);
+        let capacity = Capacity { max_context: context, page_size: PAGE_SIZE, pages };
+        let limits = ModelLimits {
+            vocab_size: hf.vocab_size,
+            max_context: context,
+            page_size: PAGE_SIZE,
+            page_count: pages,
+        };
+        let state = Model::create_state(hf, MeshShape::SINGLE, &capacity)?;
+        Ok(Self { run: RunConfig::new(prefill, decode, weights, device), state, limits, decode_bytes })
+    }
+
+    /// Bytes of weights that one decoded token reads.
+    pub(crate) fn decode_bytes(&self) -> u64 {
+        self.decode_bytes
+    }
+
+    /// Where it runs, for the user: `2 threads (AVX2)`.
+    pub(crate) fn device(&self) -> String {
+        let device = self.run.device();
+        let threads = device.threads();
+        format!("{threads} thread{} ({})", if threads == 1 { "" } else { "s" }, device.kernels().isa())
+    }
+}
+
+impl LanguageModel for Session {
+    fn limits(&self) -> ModelLimits {
+        self.limits
+    }
+
+    fn forward_prefill(&mut self, tokens: &[TokenId], step: &PrefillStep<'_>) -> Result<Tensor, Error> {
+        let Self { run, state, .. } = self;
+        let output = run.device().run(|| Model::forward_prefill(tokens, step, run.prefill(state)))?;
+        Ok(output.logits)
+    }
+
+    fn forward_decode(&mut self, tokens: &[TokenId], step: &DecodeStep<'_>) -> Result<Tensor, Error> {
+        let Self { run, state, .. } = self;
+        let output = run.device().run(|| Model::forward_decode(tokens, step, run.decode(state)))?;
+        Ok(output.logits)
+    }
+}
+
+/// Asks the system for the memory of all layers' latent caches at once, and gives it back: what it refuses now would
+/// end the program later.
+fn check_memory(hf: &HfConfig, context: usize) -> Result<()> {
+    let positions = context.next_multiple_of(PAGE_SIZE) as u64;
+    let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
+    let features = hf.attention.latent_dim() as u64;
+    let bytes = positions.saturating_mul(layers).saturating_mul(features * size_of::<f32>() as u64);
+    let mut memory = Vec::<u8>::new();
+    let fits = usize::try_from(bytes).is_ok_and(|bytes| memory.try_reserve_exact(bytes).is_ok());
+    // Without a use, the allocation could be optimised away, and with it the question.
+    std::hint::black_box(&mut memory);
+    if !fits {
+        bail!(
+            "the cache of a context of {context} tokens takes {}, more than this system gives: choose a smaller \
+             --context",
+            DecimalBytes(bytes)
+        );
+    }
+    Ok(())
+}

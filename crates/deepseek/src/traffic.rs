@@ -1,0 +1,71 @@
+//! How much of the weights a decoded token reads. Decoding is bound by memory: this number, times tokens in a second,
+//! is the bandwidth that a run achieves.
+
+use crate::{hf::HfConfig, model::ModelWeights};
+use dsv3_runtime::{Weight, WeightPath, WeightTree};
+use std::convert::Infallible;
+
+/// Bytes of weights, block scales included, that one decoded token reads: of the routed experts those that it visits,
+/// of the embedding one row, and nothing of the MTP layer.
+pub fn decode_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>) -> u64 {
+    let dense: u64 = weights.mlp_decoder_block.iter().map(tree_bytes).sum();
+    let sparse: u64 = weights
+        .moe_decoder_block
+        .iter()
+        .map(|block| {
+            let moe = &block.mlp;
+            let around = tree_bytes(&block.mla_norm) + tree_bytes(&block.mla) + tree_bytes(&block.mlp_norm);
+            let routed =
+                tree_bytes(&moe.experts) * hf.moe().experts_per_token as u64 / hf.moe().routed_experts as u64;
+            around + tree_bytes(&moe.gate) + routed + tree_bytes(&moe.shared_experts)
+        })
+        .sum();
+    let embedding = tree_bytes(&weights.embedding) / hf.vocab_size as u64;
+    embedding + dense + sparse + tree_bytes(&weights.norm) + tree_bytes(&weights.lm_head)
+}
+
+/// Bytes of all weights of a tree. Cloning it clones handles, not bytes.
+fn tree_bytes<T: WeightTree<Weight> + Clone>(tree: &T) -> u64 {
+    let mut bytes = 0;
+    let Ok(_) = tree.clone().try_map(&mut WeightPath::default(), &mut |_, weight: Weight| {
+        bytes += weight.bytes();
+        Ok::<_, Infallible>(())
+    });
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Model;
+    use dsv3_mesh::{MeshShape, Rank};
+    use dsv3_runtime::{Checkpoint, Module, Prefix, WeightLoader, WeightOutput};
+    use std::path::Path;
+
+    #[test]
+    fn a_token_of_the_odd_model_reads_what_its_shapes_say() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/odd-fp8");
+        let hf = HfConfig::from_file(&dir.join("config.json")).unwrap();
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let mut progress = |_: dsv3_runtime::ConvertProgress<'_>| {};
+        let mut out = WeightOutput::new(&dir, MeshShape::SINGLE, Rank(0), &mut progress);
+        let saved = Model::convert_weights(&hf, &Prefix::root(), &checkpoint, &mut out).unwrap();
+        let mut loader = WeightLoader::new(&dir, &dir);
+        let weights = Model::try_map(saved, &mut WeightPath::default(), &mut |_, saved| loader.load(&saved));
+
+        // From the sizes in testdata/odd-fp8/config.json; norms and biases are held in f32.
+        let fp8 = |rows: u64, cols: u64| rows * cols + 4 * rows.div_ceil(128) * cols.div_ceil(128);
+        let bf16 = |rows: u64, cols: u64| 2 * rows * cols;
+        let vector = |length: u64| 4 * length;
+        let mlp = |intermediate| 2 * fp8(intermediate, 160) + fp8(160, intermediate);
+        let query = fp8(72, 160) + vector(72) + vector(72) + fp8(4 * (24 + 8), 72);
+        let key_value = fp8(48 + 8, 160) + vector(48 + 8) + vector(48) + fp8(4 * (24 + 40), 48);
+        let attention = query + key_value + fp8(160, 4 * 40) + vector(160);
+        let layer = attention + 2 * vector(160);
+        let gate = bf16(12, 160) + vector(12);
+        let dense = layer + mlp(200);
+        let sparse = layer + gate + 3 * mlp(48) + mlp(2 * 48);
+        let expected = bf16(1, 160) + dense + 2 * sparse + vector(160) + bf16(300, 160);
+        assert_eq!(decode_bytes(&hf, &weights.unwrap()), expected);
+    }
+}
