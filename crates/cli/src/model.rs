@@ -98,10 +98,8 @@ impl OpenModel {
     /// As [`WeightCache::convert`].
     pub(crate) fn convert(&self, mesh: MeshShape, force: bool) -> Result<Converted> {
         let mut progress = Progress::new("converting", Unit::Bytes);
-        let mut update =
-            |at: dsv3_runtime::ConvertProgress<'_>| progress.update(at.bytes, at.total);
-        let converted =
-            self.cache(mesh).convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
+        let mut update = |at: dsv3_runtime::ConvertProgress<'_>| progress.update(at.bytes, at.total);
+        let converted = self.cache(mesh).convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
         converted.map_err(|error| match &error {
             Error::Io { path, .. } if path.starts_with(&self.cache) => {
                 anyhow::Error::from(error).context(embedded::unwritable(&self.cache))

@@ -172,3 +172,123 @@ impl<'a> MatrixMut<'a> {
         (MatrixMut { rows: row, ..self }, lower)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Splits again and again, as `cuts` say (by columns or rows, and where), and writes into every part the number
+    /// of the part.
+    fn write_parts(matrix: MatrixMut<'_>, cuts: &[(bool, usize)], number: &mut f32) {
+        let Some(((columns, at), cuts)) = cuts.split_first() else {
+            let mut matrix = matrix;
+            *number += 1.0;
+            for row in 0..matrix.rows() {
+                matrix.row_mut(row).fill(*number);
+            }
+            return;
+        };
+        let (one, other) = if *columns {
+            let at = at % (matrix.cols() + 1);
+            matrix.split_columns_at(at)
+        } else {
+            let at = at % (matrix.rows() + 1);
+            matrix.split_rows_at(at)
+        };
+        write_parts(one, cuts, number);
+        write_parts(other, cuts, number);
+    }
+
+    /// The same on a plain grid of numbers.
+    fn number_parts(
+        grid: &mut [Vec<f32>],
+        rows: Range<usize>,
+        cols: Range<usize>,
+        cuts: &[(bool, usize)],
+        n: &mut f32,
+    ) {
+        let Some(((columns, at), cuts)) = cuts.split_first() else {
+            *n += 1.0;
+            grid[rows].iter_mut().for_each(|row| row[cols.clone()].fill(*n));
+            return;
+        };
+        let at =
+            if *columns { cols.start + at % (cols.len() + 1) } else { rows.start + at % (rows.len() + 1) };
+        if *columns {
+            number_parts(grid, rows.clone(), cols.start..at, cuts, n);
+            number_parts(grid, rows, at..cols.end, cuts, n);
+        } else {
+            number_parts(grid, rows.start..at, cols.clone(), cuts, n);
+            number_parts(grid, at..rows.end, cols, cuts, n);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_are_disjoint_and_cover_the_matrix(
+            rows in 0..9_usize, cols in 0..9_usize, gap in 0..3_usize,
+            cuts in prop::collection::vec(any::<(bool, usize)>(), 0..5),
+        ) {
+            let stride = cols + gap;
+            let mut values = vec![-1.0; rows * stride];
+            write_parts(MatrixMut::strided(&mut values, rows, cols, stride), &cuts, &mut 0.0);
+            let mut grid = vec![vec![-1.0; stride]; rows];
+            number_parts(&mut grid, 0..rows, 0..cols, &cuts, &mut 0.0);
+            prop_assert_eq!(values, grid.concat());
+        }
+
+        #[test]
+        fn a_range_of_rows_has_the_rows_of_the_whole(
+            rows in 0..9_usize, cols in 0..9_usize, gap in 0..3_usize, a: usize, b: usize,
+        ) {
+            let values: Vec<f32> = (0..rows * (cols + gap)).map(|i| i as f32).collect();
+            let whole = MatrixRef::strided(&values, rows, cols, cols + gap);
+            let (a, b) = (a % (rows + 1), b % (rows + 1));
+            let part = whole.row_range(a.min(b)..a.max(b));
+            prop_assert_eq!((part.rows(), part.cols()), (a.abs_diff(b), cols));
+            for row in 0..part.rows() {
+                prop_assert_eq!(part.row(row), whole.row(a.min(b) + row));
+            }
+        }
+    }
+
+    #[test]
+    fn threads_write_column_ranges_of_one_matrix() {
+        let mut values = vec![0.0; 6 * 10];
+        let (left, right) = MatrixMut::new(&mut values, 6, 10).split_columns_at(4);
+        std::thread::scope(|scope| {
+            for (mut part, value) in [(left, 1.0), (right, 2.0)] {
+                scope.spawn(move || (0..part.rows()).for_each(|row| part.row_mut(row).fill(value)));
+            }
+        });
+        assert!(values.chunks(10).all(|row| row == [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]));
+    }
+
+    #[test]
+    fn a_reborrow_ends_before_the_matrix() {
+        let mut values = [0.0; 4];
+        let mut matrix = MatrixMut::new(&mut values, 2, 2);
+        matrix.reborrow().row_mut(0).fill(1.0);
+        matrix.row_mut(1).fill(2.0);
+        assert_eq!((matrix.row(0), matrix.row(1)), (&[1.0; 2][..], &[2.0; 2][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "row 2 of 2")]
+    fn a_row_past_the_last_is_refused() {
+        MatrixMut::new(&mut [0.0; 4], 2, 2).row_mut(2);
+    }
+
+    #[test]
+    #[should_panic(expected = "overlap")]
+    fn rows_that_overlap_are_refused() {
+        MatrixMut::strided(&mut [0.0; 9], 3, 3, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "takes 8, got 7")]
+    fn a_last_row_past_the_end_is_refused() {
+        MatrixMut::strided(&mut [0.0; 7], 2, 3, 5);
+    }
+}

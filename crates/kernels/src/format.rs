@@ -81,3 +81,80 @@ const fn fp8_value(byte: u32) -> f32 {
     }
     f32::from_bits(sign | ((exponent + 127 - 7) << 23) | (mantissa << 20))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From the definition: (-1)^s 2^(e - 7) (1 + m / 8), and (-1)^s 2^-6 m / 8 for e = 0.
+    fn fp8_by_definition(byte: u8) -> f64 {
+        let (exponent, mantissa) = (i32::from(byte >> 3 & 0xf), f64::from(byte & 7) / 8.0);
+        let magnitude = match (exponent, byte & 7) {
+            (15, 7) => f64::NAN,
+            (0, _) => mantissa * 2.0_f64.powi(-6),
+            _ => (1.0 + mantissa) * 2.0_f64.powi(exponent - 7),
+        };
+        if byte < 0x80 { magnitude } else { -magnitude }
+    }
+
+    #[test]
+    fn every_fp8_byte_has_the_value_of_its_definition() {
+        for byte in 0..=255 {
+            let (got, expected) = (fp8_e4m3_to_f32(byte), fp8_by_definition(byte));
+            assert_eq!(got.is_nan(), expected.is_nan(), "{byte:#x}");
+            assert!(expected.is_nan() || f64::from(got) == expected, "{byte:#x}: {got}, not {expected}");
+            assert_eq!(got.is_sign_negative(), byte >= 0x80, "{byte:#x}");
+        }
+        assert_eq!(fp8_e4m3_to_f32(0x7e), 448.0);
+    }
+
+    #[test]
+    fn every_bf16_survives_the_round_trip() {
+        for bits in 0..=u16::MAX {
+            let value = bf16_to_f32(bits);
+            assert_eq!(value.to_bits(), u32::from(bits) << 16);
+            let back = f32_to_bf16(value);
+            assert!(
+                back == bits || (value.is_nan() && bf16_to_f32(back).is_nan()),
+                "{bits:#x} became {back:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_and_ties_to_even() {
+        for upper in (0x3f80_u32..0x4080).chain([0, 1, 0x7f7e, 0x8000, 0xbf80]) {
+            let even = upper + (upper & 1);
+            let cases =
+                [(0, upper), (0x7fff, upper), (0x8000, even), (0x8001, upper + 1), (0xffff, upper + 1)];
+            for (lower, expected) in cases {
+                let value = f32::from_bits(upper << 16 | lower);
+                assert_eq!(u32::from(f32_to_bf16(value)), expected, "{upper:#x} {lower:#x}");
+            }
+        }
+        assert_eq!(f32_to_bf16(f32::MAX), f32_to_bf16(f32::INFINITY));
+    }
+
+    #[test]
+    fn halves_have_their_values() {
+        let cases = [
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x0001, 2.0_f32.powi(-24)),
+            (0x7bff, 65504.0),
+            (0x7c00, f32::INFINITY),
+        ];
+        for (bits, expected) in cases {
+            assert_eq!(f16_to_f32(bits), expected, "{bits:#x}");
+        }
+        assert!(f16_to_f32(0x7e00).is_nan());
+    }
+
+    #[test]
+    fn epsilon_is_the_distance_from_one_to_the_next_number() {
+        assert_eq!(f32::from_bits(1.0_f32.to_bits() + 1) - 1.0, Format::F32.epsilon());
+        assert_eq!(bf16_to_f32(f32_to_bf16(1.0) + 1) - 1.0, Format::Bf16.epsilon());
+        let one = (0..=255).find(|byte| fp8_e4m3_to_f32(*byte) == 1.0).expect("fp8 has a one");
+        assert_eq!(fp8_e4m3_to_f32(one + 1) - 1.0, Format::Fp8.epsilon());
+    }
+}

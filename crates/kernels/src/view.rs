@@ -227,3 +227,135 @@ pub(crate) fn strided_len(rows: usize, cols: usize, row_stride: usize) -> usize 
     let last = (rows - 1).checked_mul(row_stride).and_then(|start| start.checked_add(cols));
     last.expect("a matrix in memory has a length that is a usize")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kernels;
+    use crate::testing::{Random, Spec, Weights};
+    use proptest::prelude::*;
+
+    /// Every element, by way of `dequantize_row`.
+    fn elements(view: &MatrixView<'_>) -> Vec<Vec<f32>> {
+        let kernels = Kernels::for_isa(crate::Isa::Scalar).expect("the scalar table");
+        (0..view.rows())
+            .map(|row| {
+                let mut out = vec![f32::NAN; view.cols()];
+                kernels.dequantize_row(view, row, &mut out);
+                out
+            })
+            .collect()
+    }
+
+    fn spec() -> impl Strategy<Value = Spec> {
+        let format = prop_oneof![Just(Format::F32), Just(Format::Bf16), Just(Format::Fp8)];
+        (format, 0..12_usize, 0..40_usize, (1..9_usize, 1..9_usize), 0..20_usize, 0..4_usize).prop_map(
+            |(format, rows, cols, block, first_row, offset)| Spec {
+                format,
+                rows,
+                cols,
+                block,
+                first_row,
+                offset,
+            },
+        )
+    }
+
+    /// `a..b` of `0..=length`, from two numbers of any size.
+    fn range(length: usize, (a, b): (usize, usize)) -> Range<usize> {
+        let (a, b) = (a % (length + 1), b % (length + 1));
+        a.min(b)..a.max(b)
+    }
+
+    proptest! {
+        #[test]
+        fn a_part_has_the_elements_of_the_whole(
+            spec in spec(), seed: u64, rows: (usize, usize), more: (usize, usize), cols: (usize, usize),
+        ) {
+            let weights = Weights::random(spec, &mut Random(seed));
+            let whole = weights.view();
+            let rows = range(spec.rows, rows);
+            let more = range(rows.len(), more);
+            let mut cols = range(spec.cols, cols);
+            if spec.format == Format::Fp8 {
+                cols.start -= cols.start % spec.block.1;
+            }
+            let part = whole.row_range(rows.clone()).column_range(cols.clone()).row_range(more.clone());
+            prop_assert_eq!((part.rows(), part.cols(), part.format()), (more.len(), cols.len(), spec.format));
+            let all = elements(&whole);
+            let expected: Vec<Vec<f32>> =
+                all[rows][more].iter().map(|row| row[cols.clone()].to_vec()).collect();
+            prop_assert_eq!(elements(&part), expected);
+        }
+
+        #[test]
+        fn blocks_of_columns_cover_the_columns_in_order(spec in spec(), cols: (usize, usize)) {
+            let weights = Weights::random(spec, &mut Random(1));
+            let cols = range(spec.cols, cols);
+            let mut next = cols.start;
+            for block in weights.view().column_blocks(cols.clone()) {
+                prop_assert_eq!(block.start, next);
+                prop_assert!(block.end > block.start && block.end <= cols.end);
+                if spec.format == Format::Fp8 {
+                    prop_assert_eq!((block.start / spec.block.1, (block.end - 1) / spec.block.1), (block.index, block.index));
+                }
+                next = block.end;
+            }
+            prop_assert_eq!(next, cols.end);
+        }
+    }
+
+    fn fp8(bytes: &[u8], scales: &[u8], rows: usize, first_row: usize) {
+        let scales = BlockScales { bytes: scales, block_rows: 2, block_cols: 2, grid_cols: 2, first_row };
+        MatrixView::from_bytes(Format::Fp8, bytes, rows, 3, Some(scales));
+    }
+
+    #[test]
+    fn a_grid_that_just_covers_is_enough() {
+        fp8(&[0; 6], &[0; 8], 2, 0);
+        fp8(&[0; 6], &[0; 16], 2, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes of scales for 3 rows")]
+    fn a_grid_that_ends_early_is_refused() {
+        fp8(&[0; 6], &[0; 8], 2, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes of a matrix")]
+    fn missing_bytes_are_refused() {
+        MatrixView::from_bytes(Format::Bf16, &[0; 11], 2, 3, None);
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes of a matrix")]
+    fn sizes_that_overflow_are_refused() {
+        MatrixView::from_bytes(Format::F32, &[], usize::MAX / 2, 4, None);
+    }
+
+    #[test]
+    #[should_panic(expected = "scales belong to FP8")]
+    fn fp8_without_scales_is_refused() {
+        MatrixView::from_bytes(Format::Fp8, &[0; 6], 2, 3, None);
+    }
+
+    #[test]
+    #[should_panic(expected = "start within a block")]
+    fn columns_from_within_a_block_are_refused() {
+        let spec = Spec { format: Format::Fp8, rows: 2, cols: 8, block: (2, 4), first_row: 0, offset: 0 };
+        Weights::random(spec, &mut Random(1)).view().column_range(2..8);
+    }
+
+    #[test]
+    #[should_panic(expected = "overlap")]
+    fn rows_that_overlap_are_refused() {
+        MatrixView::f32_strided(&[0.0; 20], 3, 5, 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "takes 11, got 10")]
+    fn a_last_row_past_the_end_is_refused() {
+        MatrixView::f32_strided(&[0.0; 10], 3, 3, 4);
+    }
+}

@@ -340,3 +340,6 @@ fn remove_dir(dir: &Path) -> Result<(), Error> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,7 +84,8 @@ impl Texts {
             bail!("the prompt on stdin: expected at most {LONGEST_STDIN} bytes, got more");
         }
         // The line end that `echo` adds is not meant.
-        let end = text.strip_suffix('\n').map_or(text.len(), |line| line.strip_suffix('\r').unwrap_or(line).len());
+        let end =
+            text.strip_suffix('\n').map_or(text.len(), |line| line.strip_suffix('\r').unwrap_or(line).len());
         text.truncate(end);
         Ok(Self::Texts(vec![text]))
     }

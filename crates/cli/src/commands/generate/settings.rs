@@ -3,9 +3,7 @@
 use crate::args::{GenerateArgs, SamplingArgs};
 use anyhow::{Result, bail};
 use dsv3_deepseek::HfConfig;
-use dsv3_engine::{
-    GenerationConfig, Request, SamplingParams, Tokenizer, default_output_path, random_seed,
-};
+use dsv3_engine::{GenerationConfig, Request, SamplingParams, Tokenizer, default_output_path, random_seed};
 use dsv3_runtime::TokenId;
 use serde_json::{Value, json};
 use std::{

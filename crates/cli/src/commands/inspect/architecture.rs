@@ -120,7 +120,8 @@ impl fmt::Display for Architecture {
             Some(q_rank) => line(f, "ranks", format_args!("query {q_rank}, key and value {kv_rank}"))?,
             None => line(f, "ranks", format_args!("query full, key and value {kv_rank}"))?,
         }
-        if let Some(Experts { routed, per_token, groups, topk_groups, shared, intermediate_size }) = self.experts
+        if let Some(Experts { routed, per_token, groups, topk_groups, shared, intermediate_size }) =
+            self.experts
         {
             line(
                 f,

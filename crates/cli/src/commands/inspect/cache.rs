@@ -5,7 +5,8 @@ use crate::model::CONFIG_FILE;
 use anyhow::{Context, Result};
 use dsv3_deepseek::{Model, ModelWeights};
 use dsv3_runtime::{
-    Checkpoint, Fingerprint, Location, Module, SavedWeight, WEIGHT_CONFIG_FILE, WeightConfigHeader, WeightPath,
+    Checkpoint, Fingerprint, Location, Module, SavedWeight, WEIGHT_CONFIG_FILE, WeightConfigHeader,
+    WeightPath,
 };
 use indicatif::{DecimalBytes, HumanCount};
 use serde::{Deserialize, Serialize};

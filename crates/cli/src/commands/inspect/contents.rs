@@ -91,7 +91,13 @@ impl Contents {
 
     /// Looks one weight up, its scales included. One that stands in the tree twice (the head of a model with tied
     /// embeddings, and what the MTP layer shares) counts where it comes first.
-    fn visit(&mut self, checkpoint: &Checkpoint, kind: Kind, spec: &WeightSpec, needed: &mut HashSet<String>) {
+    fn visit(
+        &mut self,
+        checkpoint: &Checkpoint,
+        kind: Kind,
+        spec: &WeightSpec,
+        needed: &mut HashSet<String>,
+    ) {
         if !needed.insert(spec.source.clone()) {
             return;
         }
@@ -211,7 +217,10 @@ impl fmt::Display for Contents {
         }
         list(f, "in a file, but not in the index", &self.unindexed)?;
         if self.mtp_layer_missing {
-            writeln!(f, "\nthe MTP layer of config.json is not in the checkpoint: the model runs without it")?;
+            writeln!(
+                f,
+                "\nthe MTP layer of config.json is not in the checkpoint: the model runs without it"
+            )?;
         }
         list(f, "problems", &self.problems)?;
         if self.problems.is_empty() {
