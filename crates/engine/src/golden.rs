@@ -1,5 +1,5 @@
-//! What transformers itself does with the same chat templates and logits, from `golden/transformers.json`
-//! (`golden/make.py` makes it).
+//! What transformers itself does with the same chat templates and logits, from `testdata/chat/transformers.json`
+//! (`tools/golden/chat.py` makes it).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,7 +38,7 @@ struct Filter {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("../golden/transformers.json")).unwrap()
+    serde_json::from_str(include_str!("../../../testdata/chat/transformers.json")).unwrap()
 }
 
 #[test]

@@ -1,6 +1,6 @@
-"""Makes transformers.json: what transformers itself does with our chat templates, with JSON and with logits.
+"""Makes testdata/chat/transformers.json: what transformers itself does with our chat templates, with JSON and with logits.
 
-    python make.py            # needs transformers, jinja2 and torch
+    python chat.py            # needs transformers, jinja2 and torch
 """
 import json
 import pathlib
@@ -11,8 +11,8 @@ import transformers
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils.chat_template_utils import render_jinja_template
 
-HERE = pathlib.Path(__file__).parent
-TEMPLATES = HERE.parent / "src/chat/templates"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "crates/engine/src/chat/templates"
 SPECIAL = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
 
 
@@ -96,5 +96,5 @@ if __name__ == "__main__":
     for key in ("chats", "filters"):
         cases = ",\n".join(json.dumps(case, ensure_ascii=False) for case in golden[key])
         lines.append(f'"{key}": [\n{cases}\n]')
-    (HERE / "transformers.json").write_text("{" + ",\n".join(lines) + "}\n")
+    (ROOT / "testdata/chat/transformers.json").write_text("{" + ",\n".join(lines) + "}\n")
     print(len(golden["chats"]), "conversations,", len(golden["filters"]), "filters")

@@ -1,0 +1,261 @@
+//! `dsv3 convert`, `dsv3 config` and `dsv3 inspect`.
+
+mod support;
+
+use serde_json::Value;
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+use support::{Golden, Workplace, testdata};
+
+fn convert(place: &Workplace, model: &Path, more: &[&str]) -> support::Run {
+    let model = model.to_str().unwrap();
+    place.run(["convert", "--model", model].iter().chain(more))
+}
+
+/// The WeightConfig that `convert` says it made.
+fn weight_config(stdout: &str) -> PathBuf {
+    let line = stdout.lines().find_map(|line| line.strip_prefix("WeightConfig: "));
+    PathBuf::from(line.expect("convert says where the WeightConfig lies"))
+}
+
+#[test]
+fn convert_uses_a_checkpoint_in_place_and_says_so() {
+    for name in ["odd-fp8", "moonlight-bf16"] {
+        let place = Workplace::new();
+        let model = testdata(name);
+        let run = convert(&place, &model, &[]).success();
+        assert!(run.stdout.contains("used in place in the checkpoint"), "{}", run.stdout);
+        assert!(run.stdout.contains("0 written (0 B, 0.0 % of the checkpoint's "), "{}", run.stdout);
+        let path = weight_config(&run.stdout);
+        let config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(config["header"]["written_bytes"], 0);
+
+        let size = |dir: &Path| -> u64 {
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+        };
+        let checkpoint: u64 = [1, 2]
+            .map(|shard| fs::metadata(model.join(format!("model-0000{shard}-of-00002.safetensors"))))
+            .map(|metadata| metadata.unwrap().len())
+            .iter()
+            .sum();
+        let json = fs::metadata(&path).unwrap().len();
+        assert_eq!(size(path.parent().unwrap()), json, "the WeightConfig is all that was written");
+        assert!(config["weights"].is_object() && checkpoint > 0);
+
+        let again = convert(&place, &model, &[]).success();
+        assert!(again.stdout.contains("the cache is present"), "{}", again.stdout);
+        assert_eq!(weight_config(&again.stdout), path);
+        let forced = convert(&place, &model, &["--force"]).success();
+        assert!(forced.stdout.contains("used in place"), "{}", forced.stdout);
+    }
+}
+
+#[test]
+fn another_mesh_is_refused_by_name() {
+    let place = Workplace::new();
+    let run = convert(&place, &testdata("odd-fp8"), &["--mesh", "1x2"]);
+    run.fails_with(&["tensor model.embed_tokens.weight", "1x2 mesh"]);
+}
+
+#[test]
+fn a_stale_cache_is_refused_until_it_is_made_anew() {
+    let (golden, place) = (Golden::of("moonlight-bf16"), Workplace::new());
+    let (prompt, model) = (golden.ids("greedy.prompt"), place.copy("moonlight-bf16"));
+    convert(&place, &model, &[]).success();
+    let shard = File::options().append(true).open(model.join("model-00001-of-00002.safetensors")).unwrap();
+    shard.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
+    let expected = ["cache ", "another state", "`dsv3 convert --force`"];
+    convert(&place, &model, &[]).fails_with(&expected);
+    let run = place.generate_ids(&model, &prompt, &["--max-new-tokens", "2"]);
+    assert_eq!(run.code, 1);
+    for part in expected {
+        assert!(run.stderr.lines().last().unwrap().contains(part), "{}", run.stderr);
+    }
+    convert(&place, &model, &["--force"]).success();
+    place.generate_ids(&model, &prompt, &["--max-new-tokens", "2"]).success();
+}
+
+#[test]
+fn a_torn_cache_is_refused_until_it_is_made_anew() {
+    let (golden, place) = (Golden::of("odd-fp8"), Workplace::new());
+    let (prompt, model) = (golden.ids("greedy.prompt"), testdata("odd-fp8"));
+    let path = weight_config(&convert(&place, &model, &[]).success().stdout);
+    let whole = fs::read(&path).unwrap();
+    for length in [0, whole.len() / 2, whole.len() - 3] {
+        fs::write(&path, &whole[..length]).unwrap();
+        convert(&place, &model, &["--mesh", "1x1"]).fails_with(&["damaged", "weight_config.json", "--force"]);
+        let run = place.generate_ids(&model, &prompt, &["--max-new-tokens", "2"]);
+        assert_eq!(run.code, 1);
+        assert!(run.stderr.contains("damaged"), "{}", run.stderr);
+    }
+    convert(&place, &model, &["--force"]).success();
+    assert_eq!(fs::read(&path).unwrap(), whole);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_comes_with_a_hint() {
+    let place = Workplace::new();
+    let file = place.file("file", "");
+    let cache = file.join("cache");
+    let run = convert(&place, &testdata("odd-fp8"), &["--cache", cache.to_str().unwrap()]);
+    run.fails_with(&["cannot be written", "--cache", "DEEPSEEK_V3_CACHE"]);
+    place.run(["convert", "--cache", cache.to_str().unwrap()]).fails_with(&["cannot be written", "--cache"]);
+}
+
+fn config(place: &Workplace, more: &[&str]) -> support::Run {
+    let json = testdata("configs/deepseek-v3-671b.json");
+    place.run(["config", "--model", json.to_str().unwrap()].iter().chain(more))
+}
+
+#[test]
+fn config_needs_nothing_but_config_json() {
+    let place = Workplace::new();
+    let single = config(&place, &[]).success().json();
+    let decode = &single["decode"];
+    assert_eq!(decode["lm_head"]["linear"]["out_features"], 129_280);
+    assert_eq!(single["prefill"]["mlp_decoder_block"]["mlp"]["w1"]["out_features"], 18_432);
+    assert!(decode["mtp"].is_object());
+
+    let mesh = config(&place, &["--mesh", "4x8"]).success().json();
+    assert_eq!(mesh["decode"]["lm_head"]["linear"]["out_features"], 129_280 / 8);
+    assert_eq!(mesh["decode"]["moe_decoder_block"]["mlp"]["experts"]["w1"]["out_features"], 2048 / 8);
+    assert_eq!(config(&place, &["--mode", "decode"]).success().json(), *decode);
+    assert!(!place.path("cache").exists(), "no cache is touched");
+    assert!(place.run(["config"]).success().json()["prefill"].is_object());
+}
+
+#[test]
+fn config_writes_a_file_a_mode() {
+    let place = Workplace::new();
+    let printed = config(&place, &[]).success().json();
+    assert_eq!(config(&place, &["--output", "v3.json"]).success().stdout, "");
+    config(&place, &["--output", "only.json", "--mode", "prefill"]).success();
+    let read =
+        |name: &str| -> Value { serde_json::from_slice(&fs::read(place.path(name)).unwrap()).unwrap() };
+    assert_eq!(read("v3.prefill.json"), printed["prefill"]);
+    assert_eq!(read("v3.decode.json"), printed["decode"]);
+    assert_eq!(read("only.json"), printed["prefill"]);
+    config(&place, &["--output", "no/such/v3.json"])
+        .fails_with(&["no/such/v3.prefill.json", "cannot be written"]);
+}
+
+#[test]
+fn a_mesh_that_does_not_divide_is_refused_by_name() {
+    let place = Workplace::new();
+    config(&place, &["--mesh", "3x5"]).fails_with(&["hidden", "7168", "5 devices"]);
+}
+
+#[test]
+fn inspect_shows_a_checkpoint() {
+    let place = Workplace::new();
+    let text = place.run([Path::new("inspect"), &testdata("odd-fp8")]).success().stdout;
+    for part in [
+        "1 dense, 2 MoE, 1 MTP",
+        "12 in 4 groups, 3 a token from 2 of them; 2 shared",
+        "YaRN x4 from 64",
+        "FP8 in blocks of 128x128",
+        "2 files                  323 tensors",
+        "routed experts",
+        "F8_E4M3",
+        "not needed (the MTP layer's copies of embedding and head): 2",
+        "every tensor that the model needs",
+    ] {
+        assert!(text.contains(part), "expected {part:?} in\n{text}");
+    }
+    let moonlight = testdata("moonlight-bf16");
+    let json = place.run(["inspect", "--json", moonlight.to_str().unwrap()]).success().json();
+    assert_eq!(json["architecture"]["attention"]["q_lora_rank"], Value::Null);
+    assert_eq!(json["checkpoint"]["total"]["tensors"], 85);
+    assert_eq!(json["checkpoint"]["by_kind"]["gate"]["tensors"], 4);
+    assert_eq!(json["checkpoint"]["by_kind"].get("head"), None, "it is the embedding");
+    assert_eq!(
+        json["checkpoint"]["not_needed"]["rotary frequencies, which config.json gives"][0],
+        "model.layers.0.self_attn.rotary_emb.inv_freq"
+    );
+    assert_eq!(json["checkpoint"]["problems"], Value::Array(Vec::new()));
+
+    let large = testdata("configs/deepseek-v3-671b.json");
+    let text = place.run([Path::new("inspect"), &large]).success().stdout;
+    assert!(text.contains("3 dense, 58 MoE, 1 MTP") && text.contains("163840 tokens"), "{text}");
+    let embedded = place.command(["inspect"]).env("XDG_CACHE_HOME", place.path("xdg")).output().unwrap();
+    assert!(embedded.status.success());
+}
+
+#[test]
+fn inspect_shows_a_cache() {
+    let place = Workplace::new();
+    let model = place.copy("odd-fp8");
+    let path = weight_config(&convert(&place, &model, &[]).success().stdout);
+    let dir = path.parent().unwrap().to_str().unwrap();
+    let text = place.run(["inspect", dir]).success().stdout;
+    for part in
+        ["target            cpu", "mesh              1x1", "unchanged since", "written           0 weights"]
+    {
+        assert!(text.contains(part), "expected {part:?} in\n{text}");
+    }
+    fs::write(model.join("config.json"), "{}").unwrap();
+    let json = place.run(["inspect", "--json", dir]).success().json();
+    assert_eq!(json["checkpoint_state"], "changed");
+    assert_eq!(json["written"]["bytes"], 0);
+    fs::write(&path, "{").unwrap();
+    place.run(["inspect", dir]).fails_with(&["weight_config.json", "is damaged"]);
+}
+
+#[test]
+fn inspect_lists_what_is_wrong_with_a_checkpoint() {
+    let place = Workplace::new();
+    let model = place.copy("odd-fp8");
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    // One more layer than there is, and an MLP of another width.
+    let config = config.replace(r#""num_hidden_layers": 3"#, r#""num_hidden_layers": 4"#);
+    let config = config.replace(r#""intermediate_size": 200"#, r#""intermediate_size": 208"#);
+    fs::write(model.join("config.json"), config).unwrap();
+    let run = place.run([Path::new("inspect"), &model]);
+    assert_eq!(run.code, 1);
+    for part in [
+        "tensor model.layers.0.mlp.gate_proj.weight: expected shape [208, 160], got [200, 160]",
+        "the MTP layer of config.json is not in the checkpoint",
+        "problems: 3",
+    ] {
+        assert!(run.stdout.contains(part), "expected {part:?} in\n{}", run.stdout);
+    }
+    assert!(run.stderr.starts_with("dsv3: error: ") && run.stderr.contains("3 problems"), "{}", run.stderr);
+}
+
+#[test]
+fn a_checkpoint_without_its_mtp_layer_runs_without_it() {
+    let (golden, place) = (Golden::of("odd-fp8"), Workplace::new());
+    let model = place.copy("odd-fp8");
+    let index = model.join("model.safetensors.index.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    let map = json["weight_map"].as_object_mut().unwrap();
+    map.retain(|name, _| !name.starts_with("model.layers.3."));
+    fs::write(&index, json.to_string()).unwrap();
+    rename_tensor(&model, "model.layers.3.eh_proj.weight", "model.layers.3.xx_proj.weight");
+    let prompt = golden.ids("greedy.prompt");
+    let record = place.generate_ids(&model, &prompt, &["--max-new-tokens", "9"]).success().json();
+    assert_eq!(support::token_ids(&record), golden.ids("greedy.tokens")[..9]);
+    let text = place.run([Path::new("inspect"), &model]).success().stdout;
+    assert!(text.contains("the model runs without it"), "{text}");
+    assert!(text.contains("in a file, but not in the index: "), "{text}");
+}
+
+/// Gives a tensor another name of the same length, in whichever shard it lies.
+fn rename_tensor(model: &Path, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let mut renamed = 0;
+    for shard in [1, 2] {
+        let path = model.join(format!("model-0000{shard}-of-00002.safetensors"));
+        let mut bytes = fs::read(&path).unwrap();
+        let quoted = format!("\"{from}\"");
+        if let Some(at) = bytes.windows(quoted.len()).position(|window| window == quoted.as_bytes()) {
+            bytes[at + 1..at + 1 + to.len()].copy_from_slice(to.as_bytes());
+            fs::write(&path, bytes).unwrap();
+            renamed += 1;
+        }
+    }
+    assert_eq!(renamed, 1);
+}
