@@ -39,18 +39,14 @@ def learning_rate(progress):
     return min(1.0, max(0.0, (1 - progress) / 0.6))
 
 
-def shapes(step):
-    """(rows, length): mostly 256 positions; one step in ten is longer."""
-    if step % 20 == 9:
-        return 4, 1024
-    if step % 20 == 19:
-        return 8, 512
-    return 16, 256
+def length_at(step):
+    """Mostly 256 positions; one step in ten is longer."""
+    return {9: 1024, 19: 512}.get(step % 20, 256)
 
 
-def make_batch(tokenizer, seed, step):
-    rows, length = shapes(step)
-    ids, learn, doc = data.batch(tokenizer, seed * 1_000_003 + step, rows, length)
+def make_batch(tokenizer, args, step):
+    length = length_at(step)
+    ids, learn, doc = data.batch(tokenizer, args.seed * 1_000_003 + step, args.batch // length, length, args.arithmetic)
     return torch.tensor(ids), torch.tensor(learn), torch.tensor(doc)
 
 
@@ -123,7 +119,7 @@ def train(args):
         for o, rates in zip(opts, base_lr):
             for g, rate in zip(o.param_groups, rates):
                 g["lr"] = rate * learning_rate(progress)
-        ids, learn, doc = make_batch(tok, args.seed, state["step"])
+        ids, learn, doc = make_batch(tok, args, state["step"])
         loss, loss2 = losses(model, ids, learn, doc)
         (loss + MTP_WEIGHT * loss2).backward()
         for o in opts:
@@ -165,6 +161,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=55)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=4096, help="positions in one step")
+    parser.add_argument("--arithmetic", type=float, default=0.62, help="share of arithmetic documents in the short rows")
     parser.add_argument("--save-every", type=float, default=150)
     args = parser.parse_args()
     if not args.minutes and not args.steps:

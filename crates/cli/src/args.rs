@@ -11,8 +11,8 @@ Examples:
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
 
-The three stages: `convert` prepares the weights, `config` makes the operator configs, `generate` runs the model.
-`generate` and `logits` run the first two by themselves where they are needed.";
+The three stages: `convert` prepares the weights, `config` makes the operator configs, \
+`generate` runs the model. `generate` and `logits` run the first two by themselves where they are needed.";
 
 /// DeepSeek-V3 inference, straight from Hugging Face checkpoints.
 #[derive(Debug, Parser)]
@@ -76,7 +76,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
     pub(crate) prompts_file: Option<PathBuf>,
     /// Take only the first N prompts of the file
-    #[arg(long, value_name = "N", requires = "prompts_file")]
+    #[arg(long, value_name = "N", requires = "prompts_file", conflicts_with_all = ["prompts", "token_ids"])]
     pub(crate) num_prompts: Option<usize>,
     /// JSON file with a list of token ids, to be continued as they are
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompts", "prompts_file", "raw", "system"])]
@@ -209,6 +209,9 @@ pub(crate) struct InspectArgs {
     /// A checkpoint, a config.json, or the cache that `dsv3 convert` made [default: the model inside this binary]
     #[arg(value_name = "PATH", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
     pub(crate) path: Option<PathBuf>,
+    /// Directory for prepared weights, where the embedded model is unpacked [default: as for `convert`]
+    #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_CACHE", hide_env_values = true)]
+    pub(crate) cache: Option<PathBuf>,
     /// Write JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,

@@ -9,9 +9,12 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights};
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::{Checkpoint, Converted, Error, Fingerprint, Source, Weight, WeightCache};
+use dsv3_runtime::{
+    Checkpoint, Converted, Error, Fingerprint, Module, Prefix, Source, Weight, WeightCache, WeightPath,
+};
 use indicatif::DecimalBytes;
 use std::{
+    convert::Infallible,
     fs,
     path::{Path, PathBuf},
     time::Instant,
@@ -35,10 +38,7 @@ pub(crate) struct ModelPlace {
 impl ModelPlace {
     /// The model that is asked for, or the embedded one, unpacked.
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
-        let cache = match &args.cache {
-            Some(cache) => cache.clone(),
-            None => default_cache()?,
-        };
+        let cache = cache_dir(args.cache.as_deref())?;
         let dir = match &args.model {
             // Caches note where their checkpoint lies: that must not depend on where the user stands.
             Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
@@ -48,8 +48,11 @@ impl ModelPlace {
     }
 }
 
-/// The user's cache directory for this program.
-pub(crate) fn default_cache() -> Result<PathBuf> {
+/// The directory of all caches: as given, or this program's in the user's.
+pub(crate) fn cache_dir(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
+    }
     let dir = dirs::cache_dir().context("this system names no cache directory: give one with --cache DIR")?;
     Ok(dir.join("dsv3"))
 }
@@ -126,12 +129,54 @@ impl OpenModel {
                 ));
             }
         }
-        Ok(cache.load::<Model>(&self.source())?)
+        let weights = cache.load::<Model>(&self.source())?;
+        check_shapes(cache.dir(), &self.hf, &weights)?;
+        Ok(weights)
     }
 
     fn source(&self) -> Source<'_> {
         Source { checkpoint: &self.checkpoint, fingerprint: self.fingerprint.clone() }
     }
+}
+
+/// Checks that a cache has the weights of a configuration in their shapes. One that `convert` made has; the forward
+/// passes rely on it.
+///
+/// # Errors
+/// Names the first weight that differs.
+fn check_shapes(cache: &Path, hf: &HfConfig, weights: &ModelWeights<Weight>) -> Result<()> {
+    let mut expected = Vec::new();
+    let specs = Model::weight_specs(hf, &Prefix::root());
+    let Ok(_) = Model::try_map(specs, &mut WeightPath::default(), &mut |path, spec| {
+        expected.push((path.to_string(), spec.shape));
+        Ok::<_, Infallible>(())
+    });
+    let mut expected = expected.into_iter();
+    let described = |weight: &Option<(String, Vec<usize>)>| match weight {
+        Some((path, shape)) => format!("{path} {shape:?}"),
+        None => "no more weights".to_owned(),
+    };
+    let mut check = |got: Option<(String, Vec<usize>)>| {
+        let expected = expected.next();
+        if got == expected {
+            return Ok(());
+        }
+        bail!(
+            "cache {}: expected {}, as config.json says, got {}; make it anew with `dsv3 convert --force`",
+            cache.display(),
+            described(&expected),
+            described(&got)
+        )
+    };
+    // Cloning a tree clones handles, not bytes.
+    Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |path, weight| {
+        let shape = match &weight {
+            Weight::Vector(values) => vec![values.len()],
+            Weight::Matrix(_) => vec![weight.matrix().rows(), weight.matrix().cols()],
+        };
+        check(Some((path.to_string(), shape)))
+    })?;
+    check(None)
 }
 
 /// Whether the configuration promises an MTP layer that the checkpoint does not have. Many that were derived from

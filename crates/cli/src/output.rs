@@ -1,6 +1,7 @@
 //! What goes out: notes to stderr, results to stdout, and files that are whole or absent.
 
 use anyhow::{Context, Result};
+use indicatif::HumanCount;
 use serde::Serialize;
 use std::{
     fmt::Arguments,
@@ -22,6 +23,11 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()
+}
+
+/// A number of things: `1 weight`, `1,412 weights`.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", HumanCount(number), if number == 1 { "" } else { "s" })
 }
 
 /// A value as indented JSON, with a line end.
@@ -58,6 +64,14 @@ pub(crate) fn write_file(
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!(
+            [0, 1, 1412].map(|number| count(number, "weight")),
+            ["0 weights", "1 weight", "1,412 weights"]
+        );
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file() {

@@ -101,3 +101,18 @@ fn check_memory(hf: &HfConfig, context: usize) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded;
+    use std::path::Path;
+
+    #[test]
+    fn a_context_beyond_memory_is_refused() {
+        let hf = HfConfig::from_json(Path::new("config.json"), embedded::CONFIG_JSON).unwrap();
+        check_memory(&hf, 2048).unwrap();
+        let error = check_memory(&hf, 1 << 60).unwrap_err().to_string();
+        assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
+    }
+}

@@ -148,7 +148,7 @@ impl Kernels {
         unsafe { (self.matmul_transposed_add)(w, x, out) }
     }
 
-    /// Row `row` of `w` as f32, into `out` [cols]. Exact for F32 and BF16; one rounding (value times scale) for FP8.
+    /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32 and BF16; one rounding (value times scale) for FP8.
     ///
     /// # Panics
     /// If there is no such row or `out` is not `cols` long.
@@ -241,7 +241,7 @@ impl Kernels {
         unsafe { (self.exp_sum)(x, max) }
     }
 
-    /// Rotates the pairs `(x[2i], x[2i + 1])` by the angles whose cosines and sines are given, [pairs] each.
+    /// Rotates the pairs `(x[2i], x[2i + 1])` by the angles whose cosines and sines are given, `[pairs]` each.
     ///
     /// # Panics
     /// If `x` does not have one pair for each cosine and each sine.

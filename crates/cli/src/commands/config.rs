@@ -7,7 +7,7 @@ use crate::{
     output,
 };
 use anyhow::Result;
-use dsv3_deepseek::{HfConfig, Model};
+use dsv3_deepseek::{HfConfig, Model, ModelConfig};
 use dsv3_runtime::Module;
 use serde::Serialize;
 use std::{
@@ -16,34 +16,28 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Operator configs of the modes that are asked for.
+/// What stdout gets where both modes are asked for.
 #[derive(Serialize)]
-struct Configs {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prefill: Option<<Model as Module>::PrefillConfig>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decode: Option<<Model as Module>::DecodeConfig>,
+struct Both {
+    prefill: ModelConfig,
+    decode: ModelConfig,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
     let hf = read_config(args.model.as_deref())?;
-    let wants = |mode| args.mode.is_none_or(|only| only == mode);
-    let make_prefill = || Model::prefill_model_config(&hf, args.mesh);
-    let make_decode = || Model::decode_model_config(&hf, args.mesh);
-    let configs = Configs {
-        prefill: wants(ModeArg::Prefill).then(make_prefill).transpose()?,
-        decode: wants(ModeArg::Decode).then(make_decode).transpose()?,
+    let config = |mode| match mode {
+        ModeArg::Prefill => Model::prefill_model_config(&hf, args.mesh),
+        ModeArg::Decode => Model::decode_model_config(&hf, args.mesh),
     };
-    match (&args.output, &configs) {
-        (None, Configs { prefill: Some(config), decode: None }) => print(config),
-        (None, Configs { prefill: None, decode: Some(config) }) => print(config),
-        (None, both) => print(both),
-        (Some(path), Configs { prefill: Some(config), decode: None }) => write(path, config),
-        (Some(path), Configs { prefill: None, decode: Some(config) }) => write(path, config),
-        (Some(path), Configs { prefill, decode }) => {
-            write(&with_mode(path, "prefill"), prefill)?;
-            write(&with_mode(path, "decode"), decode)
+    match (args.mode, &args.output) {
+        (Some(mode), None) => print(&config(mode)?),
+        (Some(mode), Some(path)) => write(path, &config(mode)?),
+        (None, output) => {
+            let both = Both { prefill: config(ModeArg::Prefill)?, decode: config(ModeArg::Decode)? };
+            let Some(path) = output else { return print(&both) };
+            write(&with_mode(path, "prefill"), &both.prefill)?;
+            write(&with_mode(path, "decode"), &both.decode)
         }
     }
 }

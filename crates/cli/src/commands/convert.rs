@@ -33,14 +33,14 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
 fn describe(report: &ConvertReport, checkpoint_bytes: u64) -> String {
     let ConvertReport { in_place, widened } = report;
     let mut text = format!(
-        "{} weights ({}) used in place in the checkpoint\n",
-        HumanCount(in_place.tensors as u64),
+        "{} ({}) used in place in the checkpoint\n",
+        output::count(in_place.tensors as u64, "weight"),
         DecimalBytes(in_place.bytes)
     );
     if widened.tensors > 0 {
         text += &format!(
-            "{} weights widened from F16 to F32, because no kernel reads F16\n",
-            HumanCount(widened.tensors as u64)
+            "{} widened from F16 to F32, because no kernel reads F16\n",
+            output::count(widened.tensors as u64, "weight")
         );
     }
     let share = 100.0 * widened.bytes as f64 / checkpoint_bytes.max(1) as f64;

@@ -75,8 +75,7 @@ impl Texts {
             return Ok(Self::Texts(args.prompts.clone()));
         }
         if stdin().is_terminal() {
-            let message = "no prompt: give one as an argument, with --prompts-file, or on stdin";
-            return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, message).into());
+            return Err(no_prompt().into());
         }
         let mut text = String::new();
         stdin().lock().take(LONGEST_STDIN + 1).read_to_string(&mut text).context("the prompt on stdin")?;
@@ -89,6 +88,15 @@ impl Texts {
         text.truncate(end);
         Ok(Self::Texts(vec![text]))
     }
+}
+
+/// The usage error of `dsv3 generate` on a terminal.
+fn no_prompt() -> clap::Error {
+    let mut command = Cli::command();
+    command.build();
+    let generate = command.find_subcommand_mut("generate").expect("it is the command that runs");
+    let message = "no prompt: give one as an argument, with --prompts-file, or on stdin";
+    generate.error(ErrorKind::MissingRequiredArgument, message)
 }
 
 /// What turns texts into tokens.
@@ -116,7 +124,7 @@ impl Reader {
         let tokenizer = if has_tokenizer {
             Tokenizer::from_dir(model.dir(), model.hf.vocab_size)?
         } else {
-            note(format_args!("{} is missing: only token ids are shown", path.display()));
+            note(format_args!("{} is missing: there is no text, --json shows the token ids", path.display()));
             no_tokenizer()?
         };
         let wants_template = !args.raw && args.token_ids.is_none();
@@ -182,6 +190,13 @@ mod tests {
         let tokenizer = no_tokenizer().unwrap();
         assert_eq!(tokenizer.decode(&[TokenId(0), TokenId(7)], false), "");
         assert_eq!((tokenizer.id_count(), tokenizer.eos()), (0, None));
+    }
+
+    #[test]
+    fn the_usage_error_shows_the_usage_of_generate() {
+        let text = no_prompt().to_string();
+        assert!(text.starts_with("error: no prompt"), "{text}");
+        assert!(text.contains("Usage: dsv3 generate [OPTIONS] [PROMPT]..."), "{text}");
     }
 
     #[test]

@@ -52,6 +52,7 @@ impl Settings {
             eos_token_ids: end_tokens(defaults, hf, tokenizer),
             stop: args.sampling.stop,
             skip_special: true,
+            logprobs: false,
         };
         Ok(Self {
             request,
@@ -170,7 +171,7 @@ mod tests {
         let greedy = SamplingArgs { temperature: Some(0.0), ..NO_ARGS };
         assert!(with(&greedy, &defaults).is_greedy());
 
-        let greedy_defaults = GenerationConfig { do_sample: false, ..defaults };
+        let greedy_defaults = GenerationConfig { do_sample: false, ..defaults.clone() };
         assert!(with(&NO_ARGS, &greedy_defaults).is_greedy());
         assert_eq!(with(&hot, &greedy_defaults).temperature(), 2.0);
     }

@@ -123,14 +123,12 @@ impl fmt::Display for Architecture {
         if let Some(Experts { routed, per_token, groups, topk_groups, shared, intermediate_size }) =
             self.experts
         {
-            line(
-                f,
-                "experts",
-                format_args!(
-                    "{routed} in {groups} groups, {per_token} a token from {topk_groups} of them; {shared} \
-                     shared; each {intermediate_size} wide"
-                ),
-            )?;
+            let choice = if groups == 1 {
+                format!("{routed}, {per_token} a token")
+            } else {
+                format!("{routed} in {groups} groups, {per_token} a token from {topk_groups} of them")
+            };
+            line(f, "experts", format_args!("{choice}; {shared} shared; each {intermediate_size} wide"))?;
         }
         let head = if self.tie_word_embeddings { ", head tied to the embedding" } else { "" };
         line(f, "vocabulary", format_args!("{}{head}", self.vocab_size))?;

@@ -1,14 +1,14 @@
 //! A cache that stage 1 made: its header, and how much of the weights it holds itself.
 
-use super::{line, shown};
-use crate::model::CONFIG_FILE;
+use super::line;
+use crate::{model::CONFIG_FILE, output::count};
 use anyhow::{Context, Result};
 use dsv3_deepseek::{Model, ModelWeights};
 use dsv3_runtime::{
     Checkpoint, Fingerprint, Location, Module, SavedWeight, WEIGHT_CONFIG_FILE, WeightConfigHeader,
     WeightPath,
 };
-use indicatif::{DecimalBytes, HumanCount};
+use indicatif::DecimalBytes;
 use serde::{Deserialize, Serialize};
 use std::{
     convert::Infallible,
@@ -93,13 +93,13 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} weights, {}", HumanCount(self.weights), DecimalBytes(self.bytes))
+        write!(f, "{}, {}", count(self.weights, "weight"), DecimalBytes(self.bytes))
     }
 }
 
 impl fmt::Display for CacheContents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", shown(&self.path))?;
+        writeln!(f, "{}", self.path.display())?;
         let header = &self.header;
         line(f, "format version", header.format_version)?;
         line(f, "target", &header.target)?;
@@ -109,7 +109,7 @@ impl fmt::Display for CacheContents {
             State::Changed => "changed since: make the cache anew with `dsv3 convert --force`",
             State::Unreadable => "cannot be read there now",
         };
-        line(f, "checkpoint", format_args!("{} ({state})", shown(&header.checkpoint)))?;
+        line(f, "checkpoint", format_args!("{} ({state})", header.checkpoint.display()))?;
         line(f, "used in place", self.in_place)?;
         line(f, "written", self.written)
     }

@@ -1,7 +1,7 @@
 //! A checkpoint's tensors against those that the model needs: what is there, what is missing, what is too much.
 
 use super::line;
-use crate::model::lacks_mtp;
+use crate::{model::lacks_mtp, output::count};
 use dsv3_deepseek::{HfConfig, Model};
 use dsv3_runtime::{Checkpoint, Dtype, Error, Module, Prefix, TensorInfo, WeightPath, WeightSpec};
 use indicatif::{DecimalBytes, HumanCount};
@@ -165,8 +165,9 @@ impl Kind {
             ["embedding", ..] => Self::Embedding,
             ["lm_head", ..] => Self::Head,
             ["mtp", ..] => Self::Mtp,
-            ["norm", ..] | [_, _, "mla_norm" | "mlp_norm", ..] => Self::Norms,
-            [_, _, "mla", "q_norm" | "kv_norm"] => Self::Norms,
+            ["norm", ..] | [_, _, "mla_norm" | "mlp_norm", ..] | [_, _, "mla", "q_norm" | "kv_norm"] => {
+                Self::Norms
+            }
             [_, _, "mla", ..] => Self::Attention,
             [_, _, "mlp", "gate", ..] => Self::Gate,
             [_, _, "mlp", "experts", ..] => Self::RoutedExperts,
@@ -203,7 +204,7 @@ impl fmt::Display for Tally {
 
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        line(f, format!("{} files", self.files), self.total)?;
+        line(f, count(self.files as u64, "file"), self.total)?;
         writeln!(f)?;
         for (kind, tally) in &self.by_kind {
             line(f, kind, tally)?;

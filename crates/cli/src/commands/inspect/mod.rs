@@ -7,7 +7,7 @@ mod contents;
 use crate::{
     args::InspectArgs,
     embedded,
-    model::{CONFIG_FILE, check_size, default_cache},
+    model::{CONFIG_FILE, cache_dir, check_size},
     output,
 };
 use anyhow::{Result, bail};
@@ -19,7 +19,7 @@ use dsv3_runtime::{Checkpoint, WEIGHT_CONFIG_FILE};
 use serde::Serialize;
 use std::{
     fmt::{self, Display},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 /// What stands in a checkpoint's directory.
@@ -36,7 +36,7 @@ struct CheckpointReport {
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let path = match &args.path {
         Some(path) => path.clone(),
-        None => embedded::unpack(&default_cache()?)?,
+        None => embedded::unpack(&cache_dir(args.cache.as_deref())?)?,
     };
     if path.join(WEIGHT_CONFIG_FILE).exists() {
         return print(&CacheContents::read(&path)?, args.json);
@@ -78,9 +78,4 @@ impl Display for CheckpointReport {
 /// One line of a report: a name, then what is to be said of it.
 fn line(f: &mut fmt::Formatter<'_>, name: impl Display, value: impl Display) -> fmt::Result {
     writeln!(f, "  {name:<18}{value}")
-}
-
-/// A path, for a report.
-fn shown(path: &Path) -> impl Display + '_ {
-    path.display()
 }
