@@ -6,15 +6,14 @@ use crate::{
     output::note,
     progress::{Progress, Unit},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
-    Checkpoint, Converted, Error, Fingerprint, Module, Prefix, Source, Weight, WeightCache, WeightPath,
+    Checkpoint, Converted, Error, Fingerprint, Source, Weight, WeightCache,
 };
 use indicatif::DecimalBytes;
 use std::{
-    convert::Infallible,
     fs,
     path::{Path, PathBuf},
     time::Instant,
@@ -22,9 +21,6 @@ use std::{
 
 /// The configuration's file in a checkpoint.
 pub(crate) const CONFIG_FILE: &str = "config.json";
-/// More weights than any checkpoint has: DeepSeek-V3 has 46 thousand, Kimi-K2 70 thousand. The list of weights is
-/// made from the configuration before the checkpoint is asked for any of them.
-const MOST_WEIGHTS: usize = 1 << 20;
 
 /// Where a model and its cache lie.
 #[derive(Clone, Debug)]
@@ -75,7 +71,6 @@ impl OpenModel {
     pub(crate) fn open(place: &ModelPlace) -> Result<Self> {
         let path = place.dir.join(CONFIG_FILE);
         let mut hf = HfConfig::from_file(&path)?;
-        check_size(&path, &hf)?;
         let config_json = fs::read(&path).map_err(Error::io(&path))?;
         let checkpoint = Checkpoint::open(&place.dir)?;
         if lacks_mtp(&hf, &checkpoint) {
@@ -129,9 +124,7 @@ impl OpenModel {
                 ));
             }
         }
-        let weights = cache.load::<Model>(&self.source())?;
-        check_shapes(cache.dir(), &self.hf, &weights)?;
-        Ok(weights)
+        Ok(cache.load::<Model>(&self.hf, &self.source())?)
     }
 
     fn source(&self) -> Source<'_> {
@@ -139,66 +132,9 @@ impl OpenModel {
     }
 }
 
-/// Checks that a cache has the weights of a configuration in their shapes. One that `convert` made has; the forward
-/// passes rely on it.
-///
-/// # Errors
-/// Names the first weight that differs.
-fn check_shapes(cache: &Path, hf: &HfConfig, weights: &ModelWeights<Weight>) -> Result<()> {
-    let mut expected = Vec::new();
-    let specs = Model::weight_specs(hf, &Prefix::root());
-    let Ok(_) = Model::try_map(specs, &mut WeightPath::default(), &mut |path, spec| {
-        expected.push((path.to_string(), spec.shape));
-        Ok::<_, Infallible>(())
-    });
-    let mut expected = expected.into_iter();
-    let described = |weight: &Option<(String, Vec<usize>)>| match weight {
-        Some((path, shape)) => format!("{path} {shape:?}"),
-        None => "no more weights".to_owned(),
-    };
-    let mut check = |got: Option<(String, Vec<usize>)>| {
-        let expected = expected.next();
-        if got == expected {
-            return Ok(());
-        }
-        bail!(
-            "cache {}: expected {}, as config.json says, got {}; make it anew with `dsv3 convert --force`",
-            cache.display(),
-            described(&expected),
-            described(&got)
-        )
-    };
-    // Cloning a tree clones handles, not bytes.
-    Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |path, weight| {
-        let shape = match &weight {
-            Weight::Vector(values) => vec![values.len()],
-            Weight::Matrix(_) => vec![weight.matrix().rows(), weight.matrix().cols()],
-        };
-        check(Some((path.to_string(), shape)))
-    })?;
-    check(None)
-}
-
 /// Whether the configuration promises an MTP layer that the checkpoint does not have. Many that were derived from
 /// DeepSeek-V3 left it out and kept the configuration.
 pub(crate) fn lacks_mtp(hf: &HfConfig, checkpoint: &Checkpoint) -> bool {
     let layer = hf.num_hidden_layers;
     hf.mtp_layers > 0 && checkpoint.get(&format!("model.layers.{layer}.eh_proj.weight")).is_none()
-}
-
-/// Refuses a configuration of more weights than can be listed.
-///
-/// # Errors
-/// Names the file.
-pub(crate) fn check_size(path: &Path, hf: &HfConfig) -> Result<()> {
-    // A bound from above: each layer has some twenty weights beside its experts.
-    let experts = hf.moe.as_ref().map_or(0, |moe| 3 * moe.routed_experts);
-    let weights = (hf.num_hidden_layers + hf.mtp_layers) * (experts + 20);
-    if weights > MOST_WEIGHTS {
-        bail!(
-            "{}: num_hidden_layers: expected a model of at most {MOST_WEIGHTS} tensors, got about {weights}",
-            path.display()
-        );
-    }
-    Ok(())
 }

@@ -98,7 +98,7 @@ impl Embedded {
         let source = Source { checkpoint: &checkpoint, fingerprint: Fingerprint::of(&checkpoint, b"") };
         let cache = WeightCache::locate(dir.path(), &checkpoint, MeshShape::SINGLE);
         cache.convert::<Model>(&hf, &source, MeshShape::SINGLE, false, &mut |_| {}).unwrap();
-        let weights = cache.load::<Model>(&source).unwrap();
+        let weights = cache.load::<Model>(&hf, &source).unwrap();
         let prefill = Model::prefill_model_config(&hf, MeshShape::SINGLE).unwrap();
         let decode = Model::decode_model_config(&hf, MeshShape::SINGLE).unwrap();
         let tokenizer = Tokenizer::from_dir(&tiny(), hf.vocab_size).unwrap();

@@ -2,15 +2,12 @@
 
 mod support;
 
-use dsv3_deepseek::{
-    hf::HfConfig,
-    reference::{Model, Weights},
-};
+use dsv3_deepseek::reference::{Model, Weights};
 use dsv3_runtime::{Error, TokenId};
 use std::{cell::RefCell, collections::BTreeSet};
 use support::{
     random::random_weights,
-    shapes::{shapes, text},
+    shapes::{config, shapes, text},
 };
 
 /// No row depends on later tokens, to the last bit.

@@ -148,7 +148,8 @@ impl Kernels {
         unsafe { (self.matmul_transposed_add)(w, x, out) }
     }
 
-    /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32 and BF16; one rounding (value times scale) for FP8.
+    /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32 and BF16; one rounding (value times scale) for
+    /// FP8.
     ///
     /// # Panics
     /// If there is no such row or `out` is not `cols` long.

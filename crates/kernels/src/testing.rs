@@ -1,4 +1,5 @@
-//! What the tests of the kernels share: random weights whose values are known in f64, and the error that f32 may make.
+//! What the tests of the kernels share: random weights whose values are known in f64, and the error that f32 may
+//! make.
 
 use crate::{BlockScales, Format, Isa, Kernels, MatrixView, fp8_e4m3_to_f32};
 

@@ -297,7 +297,8 @@ mod tests {
                 prop_assert_eq!(block.start, next);
                 prop_assert!(block.end > block.start && block.end <= cols.end);
                 if spec.format == Format::Fp8 {
-                    prop_assert_eq!((block.start / spec.block.1, (block.end - 1) / spec.block.1), (block.index, block.index));
+                    let ends = [block.start, block.end - 1];
+                    prop_assert_eq!(ends.map(|column| column / spec.block.1), [block.index; 2]);
                 }
                 next = block.end;
             }

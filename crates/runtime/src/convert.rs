@@ -10,6 +10,7 @@ use crate::{
 use dsv3_kernels::Format;
 use dsv3_mesh::{MeshShape, Rank};
 use std::{
+    collections::HashMap,
     fs::File,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
@@ -64,6 +65,8 @@ pub struct WeightOutput<'a> {
     file: Option<BufWriter<File>>,
     offset: u64,
     report: ConvertReport,
+    /// What has been saved, by source: a tensor with two uses is saved once.
+    saved: HashMap<String, SavedWeight>,
     progress: &'a mut dyn FnMut(ConvertProgress<'_>),
 }
 
@@ -76,7 +79,16 @@ impl<'a> WeightOutput<'a> {
         progress: &'a mut dyn FnMut(ConvertProgress<'_>),
     ) -> Self {
         let path = dir.join(WEIGHTS_FILE);
-        Self { mesh, rank, path, file: None, offset: 0, report: ConvertReport::default(), progress }
+        Self {
+            mesh,
+            rank,
+            path,
+            file: None,
+            offset: 0,
+            report: ConvertReport::default(),
+            saved: HashMap::new(),
+            progress,
+        }
     }
 
     /// The mesh that is converted for.
@@ -123,6 +135,9 @@ impl<'a> WeightOutput<'a> {
                 spec.error(format!("{path} is to be split over a {} mesh; only 1x1 is converted", self.mesh))
             );
         }
+        if let Some(saved) = self.saved.get(&spec.source) {
+            return Ok(saved.clone());
+        }
         let saved = match tensor.info.dtype {
             Dtype::F32 => Self::in_place(spec, checkpoint, &tensor, Format::F32),
             Dtype::Bf16 => Self::in_place(spec, checkpoint, &tensor, Format::Bf16),
@@ -140,6 +155,7 @@ impl<'a> WeightOutput<'a> {
         }
         let bytes = self.report.in_place.bytes + self.report.widened.bytes;
         (self.progress)(ConvertProgress { tensor: &spec.source, bytes, total: checkpoint.total_bytes() });
+        self.saved.insert(spec.source.clone(), saved.clone());
         Ok(saved)
     }
 

@@ -2,13 +2,14 @@
 
 use crate::{
     Bytes, Checkpoint, ConvertProgress, ConvertReport, Error, Extent, Location, MappedFile, Module, Prefix,
-    SavedWeight, Weight, WeightOutput, WeightPath, convert::WEIGHTS_FILE,
+    SavedWeight, Weight, WeightOutput, WeightPath, WeightSpec, convert::WEIGHTS_FILE,
 };
 use dsv3_mesh::{MeshShape, Rank};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fs::{self, File},
     io::Write,
     path::{Component, Path, PathBuf},
@@ -246,17 +247,36 @@ impl WeightCache {
     /// Stage 3: maps every weight.
     ///
     /// # Errors
-    /// As [`header`](Self::header), and weights that do not lie where the WeightConfig says.
-    pub fn load<M: Module>(&self, source: &Source<'_>) -> Result<M::Weights<Weight>, Error>
+    /// As [`header`](Self::header), weights that are not those of this model, and weights that do not lie where the
+    /// WeightConfig says.
+    pub fn load<M: Module>(&self, hf: &M::Hf, source: &Source<'_>) -> Result<M::Weights<Weight>, Error>
     where
         M::Weights<SavedWeight>: DeserializeOwned,
     {
-        self.header(source)?;
+        let mesh = self.header(source)?.mesh;
         let saved = serde_json::from_slice::<WeightConfigFile<M::Weights<SavedWeight>>>(&self.read()?)
             .map_err(|error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}")))?
             .weights;
+        let mut specs = list_specs::<M>(hf).into_iter();
         let mut loader = WeightLoader::new(source.checkpoint.dir(), &self.dir);
-        M::try_map(saved, &mut WeightPath::default(), &mut |_, saved| loader.load(&saved))
+        let weights = M::try_map(saved, &mut WeightPath::default(), &mut |path, saved| {
+            let (expected, spec) = specs.next().unzip();
+            let shape =
+                spec.map(|spec| spec.placement.local_shape(&spec.source, &spec.shape, mesh)).transpose()?;
+            if expected != Some(path.to_string()) || shape.as_ref() != Some(&saved.shape) {
+                return Err(self.torn(&format!(
+                    "expected {} {:?}, as config.json says, got {path} {:?}",
+                    expected.as_deref().unwrap_or("no more weights"),
+                    shape.unwrap_or_default(),
+                    saved.shape
+                )));
+            }
+            loader.load(&saved)
+        })?;
+        match specs.next() {
+            Some((expected, _)) => Err(self.torn(&format!("{expected} is missing"))),
+            None => Ok(weights),
+        }
     }
 
     fn read(&self) -> Result<Vec<u8>, Error> {
@@ -328,6 +348,17 @@ impl<'a> WeightLoader<'a> {
         })?;
         Ok(file.slice(extent.offset as usize..end as usize))
     }
+}
+
+/// The specs of a model's weights, in the order of its tree.
+fn list_specs<M: Module>(hf: &M::Hf) -> Vec<(String, WeightSpec)> {
+    let mut specs = Vec::new();
+    let Ok(_) =
+        M::try_map(M::weight_specs(hf, &Prefix::root()), &mut WeightPath::default(), &mut |path, spec| {
+            specs.push((path.to_string(), spec));
+            Ok::<_, Infallible>(())
+        });
+    specs
 }
 
 fn remove_dir(dir: &Path) -> Result<(), Error> {

@@ -21,6 +21,9 @@ const VOCABULARY: usize = 1 << 24;
 const POSITIONS: usize = 1 << 24;
 /// More weights than any address space holds today.
 const PARAMETERS: u64 = 1 << 48;
+/// More tensors than any checkpoint has: DeepSeek-V3 has 46 thousand weights, Kimi-K2 70 thousand. Weights are listed
+/// from the configuration before a checkpoint is asked for any of them.
+const TENSORS: usize = 1 << 20;
 
 /// Reads a file, unless it is too long to be a configuration.
 pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
@@ -64,6 +67,9 @@ pub(super) fn config(path: &Path, text: &str) -> Result<HfConfig, ConfigError> {
         eos_token_ids: token_ids(&top, "eos_token_id", vocab_size)?,
     };
     match parameters(&config) {
+        _ if tensors(&config) > TENSORS => {
+            Err(top.error("num_hidden_layers", format!("a model of at most {TENSORS} tensors")))
+        }
         Some(count) if count <= PARAMETERS => Ok(config),
         _ => Err(top.error("num_hidden_layers", format!("a model of at most {PARAMETERS} weights"))),
     }
@@ -231,6 +237,12 @@ fn token_ids(top: &Fields<'_>, field: &str, vocab_size: usize) -> Result<Vec<Tok
     };
     let ids: Option<Vec<_>> = values.iter().map(id).collect();
     ids.ok_or_else(|| top.error(field, format!("token ids below vocab_size ({vocab_size})")))
+}
+
+/// A bound on the number of weights: a layer has some twenty beside its experts'.
+fn tensors(config: &HfConfig) -> usize {
+    let experts = config.moe.as_ref().map_or(0, |moe| 3 * moe.routed_experts);
+    (config.num_hidden_layers + config.mtp_layers) * (experts + 20)
 }
 
 /// See [`HfConfig::parameters`]; `None` where the number does not fit.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// A small model with every part; `changes` are fields with other values.
-fn config(changes: &serde_json::Value) -> HfConfig {
+pub fn config(changes: &serde_json::Value) -> HfConfig {
     let mut config = serde_json::json!({
         "model_type": "deepseek_v3", "hidden_size": 24, "num_hidden_layers": 3, "first_k_dense_replace": 1,
         "intermediate_size": 20, "vocab_size": 50, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,

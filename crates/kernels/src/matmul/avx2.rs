@@ -19,6 +19,7 @@ pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn matmul_add_in<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    // As many rows side by side (the first number) as their sums with every token (the second) fit into registers.
     match x.rows() {
         0 => (),
         1 => stream::matmul_add::<E, 4, 1>(w, x, out),

@@ -132,7 +132,8 @@ impl Fixture {
     fn load(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let checkpoint = self.checkpoint();
         let fingerprint = Fingerprint::of(&checkpoint, b"{}");
-        let weights = self.cache().load::<Toy>(&Source { checkpoint: &checkpoint, fingerprint })?;
+        let weights =
+            self.cache().load::<Toy>(&self.block, &Source { checkpoint: &checkpoint, fingerprint })?;
         let matrix = weights.matrix.matrix();
         let mut values = vec![0.0; 6];
         for (row, out) in values.chunks_mut(3).enumerate() {
@@ -239,7 +240,16 @@ fn a_checkpoint_that_changed_is_refused_until_forced() {
 #[test]
 fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
     type Damage = fn(&Fixture);
-    let cases: [(Damage, &str); 7] = [
+    let cases: [(Damage, &str); 8] = [
+        (
+            |f| {
+                f.edit_config(
+                    "\"shape\": [\n          2,\n          3",
+                    "\"shape\": [\n          3,\n          2",
+                )
+            },
+            "expected matrix [2, 3], as config.json says, got matrix [3, 2]",
+        ),
         (
             |f| f.edit_config("\"weights\"", "\"weight\""),
             "is damaged (weight_config.json: unknown field `weight`",

@@ -7,7 +7,7 @@ mod contents;
 use crate::{
     args::InspectArgs,
     embedded,
-    model::{CONFIG_FILE, cache_dir, check_size},
+    model::{CONFIG_FILE, cache_dir},
     output,
 };
 use anyhow::{Result, bail};
@@ -60,7 +60,6 @@ impl CheckpointReport {
         let is_dir = path.is_dir();
         let config = if is_dir { path.join(CONFIG_FILE) } else { path.clone() };
         let hf = HfConfig::from_file(&config)?;
-        check_size(&config, &hf)?;
         let architecture = Architecture::of(&hf);
         let checkpoint = if is_dir { Some(Contents::of(&Checkpoint::open(&path)?, &hf)) } else { None };
         Ok(Self { path, architecture, checkpoint })

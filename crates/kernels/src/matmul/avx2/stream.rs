@@ -1,4 +1,4 @@
-//! Few tokens: the work is to read the weights. Four rows of them at a time, turned to f32 in registers.
+//! Few tokens: the work is to read the weights. A few rows of them side by side, turned to f32 in registers.
 //!
 //! The scale of a block multiplies the block's sum, not each element: the same value with fewer roundings.
 
@@ -20,7 +20,7 @@ const UNIT: usize = 2 * LANES;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens.
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, `R` rows at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_add<E: Encoding, const R: usize, const T: usize>(
     w: &MatrixView<'_>,

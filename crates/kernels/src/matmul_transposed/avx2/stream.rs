@@ -1,4 +1,4 @@
-//! Few tokens: two or four rows of weights at a time are added to the output, which stays in the first cache.
+//! Few tokens: four rows of weights at a time are added to the output, which stays in the first cache.
 //!
 //! The scale of an FP8 block multiplies the token's value, once for all columns of the block. Their product must stay
 //! below 2^120; the scales of a checkpoint are far below 1.
