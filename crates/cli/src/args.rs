@@ -94,6 +94,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) running: RunningArgs,
     #[command(flatten)]
+    pub(crate) configs: OperatorConfigArgs,
+    #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
 
@@ -131,6 +133,20 @@ pub(crate) struct RunningArgs {
     /// Tokens that the prompt and its continuation may have together [default: as many as are needed, 4096 or more]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
+}
+
+/// Operator configs from stage 2, where they are not made on the spot.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct OperatorConfigArgs {
+    /// Operator config for the prompts, as `dsv3 config --mode prefill` writes it [default: made for the model]
+    ///
+    /// It must be the model's own; only `rows_per_task`, by which work is divided between threads, may differ.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prefill_config: Option<PathBuf>,
+    /// Operator config for the tokens after them, as `dsv3 config --mode decode` writes it [default: made for the model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) decode_config: Option<PathBuf>,
 }
 
 /// Where results go beside stdout.

@@ -3,7 +3,6 @@
 
 use crate::output::note;
 use anyhow::{Context, Result};
-use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File},
     io::Write,
@@ -14,21 +13,9 @@ use std::{
 /// The model's configuration, which commands that need no weights read in place.
 pub(crate) const CONFIG_JSON: &str = include_str!("../../../models/tiny/config.json");
 
-macro_rules! files {
-    ($($name:literal),* $(,)?) => {
-        [$(($name, include_bytes!(concat!("../../../models/tiny/", $name)).as_slice())),*]
-    };
-}
-
-const FILES: &[(&str, &[u8])] = &files![
-    "config.json",
-    "generation_config.json",
-    "model-00001-of-00002.safetensors",
-    "model-00002-of-00002.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-];
+// What the build script lists: FILES, by name and content, and DIR_NAME, a name by which this model's directory is told
+// from every other one's. Made there, so that no start has to hash megabytes.
+include!(concat!(env!("OUT_DIR"), "/embedded_files.rs"));
 
 /// When the files were last written: always the same time, for caches tell a checkpoint's state by it.
 const MODIFIED: Duration = Duration::from_secs(1_767_225_600);
@@ -38,7 +25,7 @@ const MODIFIED: Duration = Duration::from_secs(1_767_225_600);
 /// # Errors
 /// If the cache cannot be written.
 pub(crate) fn unpack(cache: &Path) -> Result<PathBuf> {
-    let dir = cache.join(dir_name(FILES));
+    let dir = cache.join(DIR_NAME);
     if !is_whole(&dir, FILES) {
         fs::create_dir_all(cache)
             .map_err(anyhow::Error::from)
@@ -92,23 +79,13 @@ fn is_whole(dir: &Path, files: &[(&str, &[u8])]) -> bool {
     })
 }
 
-/// `embedded-` and a hash over the files: another model gets another directory.
-fn dir_name(files: &[(&str, &[u8])]) -> String {
-    let mut hash = Sha256::new();
-    for (name, bytes) in files {
-        for part in [name.as_bytes(), bytes] {
-            // The length keeps neighbours apart.
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-    }
-    let hex: String = hash.finalize()[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("embedded-{hex}")
-}
+// The build script's function, which is only tested here.
+#[cfg(test)]
+mod dir_name;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{dir_name::dir_name, *};
 
     #[test]
     fn the_model_unpacks_once_and_heals() {
@@ -132,11 +109,15 @@ mod tests {
     }
 
     #[test]
+    fn the_name_is_that_of_the_files() {
+        assert_eq!(DIR_NAME, dir_name(FILES.iter().copied()));
+    }
+
+    #[test]
     fn the_name_tells_models_apart() {
-        let a: &[(&str, &[u8])] = &[("ab", b"c")];
-        let b: &[(&str, &[u8])] = &[("a", b"bc")];
-        assert_ne!(dir_name(a), dir_name(b));
-        assert_eq!(dir_name(a).len(), "embedded-".len() + 12);
+        let (a, b) = (dir_name([("ab", b"c".as_slice())]), dir_name([("a", b"bc".as_slice())]));
+        assert_ne!(a, b);
+        assert_eq!(a.len(), "embedded-".len() + 12);
     }
 
     #[test]

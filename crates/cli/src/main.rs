@@ -10,13 +10,14 @@ mod args;
 mod commands;
 mod embedded;
 mod model;
+mod operator_configs;
 mod output;
 mod progress;
 mod session;
 
 use args::{Cli, Command};
 use clap::Parser;
-use std::{io, process::ExitCode};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
@@ -29,17 +30,12 @@ fn main() -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast::<clap::Error>() {
         Ok(usage) => usage.exit(),
-        // Who closes our stdout has read enough: `dsv3 generate … | head`.
-        Err(error) if is_closed_stdout(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::ClosedStdout>() => ExitCode::SUCCESS,
         Err(error) => {
             output::note(format_args!("dsv3: error: {}", one_line(&error)));
             ExitCode::FAILURE
         }
     }
-}
-
-fn is_closed_stdout(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The error and its causes. A cause that its error already ends with is not said twice.
@@ -59,6 +55,7 @@ fn one_line(error: &anyhow::Error) -> String {
 mod tests {
     use super::*;
     use anyhow::Context;
+    use std::io;
 
     #[test]
     fn causes_are_joined_and_none_is_said_twice() {
@@ -68,12 +65,5 @@ mod tests {
         assert_eq!(one_line(&error), "the model cannot be opened: a/config.json: no such file");
         let error = Err::<(), _>(io()).context("reading").unwrap_err();
         assert_eq!(one_line(&error), "reading: no such file");
-    }
-
-    #[test]
-    fn only_a_broken_pipe_ends_quietly() {
-        let error = |kind| anyhow::Error::from(io::Error::from(kind));
-        assert!(is_closed_stdout(&error(io::ErrorKind::BrokenPipe).context("writing the text")));
-        assert!(!is_closed_stdout(&error(io::ErrorKind::StorageFull)));
     }
 }

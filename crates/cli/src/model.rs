@@ -9,12 +9,9 @@ use crate::{
 use anyhow::{Context, Result};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights};
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::{
-    Checkpoint, Converted, Error, Fingerprint, Source, Weight, WeightCache,
-};
+use dsv3_runtime::{Checkpoint, ConvertReport, Converted, Error, Fingerprint, Source, Weight, WeightCache};
 use indicatif::DecimalBytes;
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -57,6 +54,8 @@ pub(crate) fn cache_dir(given: Option<&Path>) -> Result<PathBuf> {
 pub(crate) struct OpenModel {
     /// Its configuration; without the MTP layer where the checkpoint has none.
     pub(crate) hf: HfConfig,
+    /// Whether config.json promises an MTP layer that the checkpoint does not have.
+    pub(crate) lacks_mtp: bool,
     /// Its tensors.
     pub(crate) checkpoint: Checkpoint,
     fingerprint: Fingerprint,
@@ -70,14 +69,15 @@ impl OpenModel {
     /// A configuration or a checkpoint that cannot be used.
     pub(crate) fn open(place: &ModelPlace) -> Result<Self> {
         let path = place.dir.join(CONFIG_FILE);
-        let mut hf = HfConfig::from_file(&path)?;
-        let config_json = fs::read(&path).map_err(Error::io(&path))?;
+        let config_json = HfConfig::read_text(&path)?;
+        let mut hf = HfConfig::from_json(&path, &config_json)?;
         let checkpoint = Checkpoint::open(&place.dir)?;
-        if lacks_mtp(&hf, &checkpoint) {
+        let lacks_mtp = lacks_mtp(&hf, &checkpoint);
+        if lacks_mtp {
             hf.mtp_layers = 0;
         }
-        let fingerprint = Fingerprint::of(&checkpoint, &config_json);
-        Ok(Self { hf, checkpoint, fingerprint, cache: place.cache.clone() })
+        let fingerprint = Fingerprint::of(&checkpoint, config_json.as_bytes());
+        Ok(Self { hf, lacks_mtp, checkpoint, fingerprint, cache: place.cache.clone() })
     }
 
     /// The checkpoint's directory.
@@ -115,21 +115,26 @@ impl OpenModel {
         if !cache.exists() {
             let start = Instant::now();
             if let Converted::Made(report) = self.convert(MeshShape::SINGLE, false)? {
-                note(format_args!(
-                    "prepared the weights in {:.1} s: {} used in place, {} written ({})",
-                    start.elapsed().as_secs_f64(),
-                    report.in_place.tensors,
-                    report.widened.tensors,
-                    DecimalBytes(report.widened.bytes)
-                ));
+                let seconds = start.elapsed().as_secs_f64();
+                note(format_args!("prepared the weights in {seconds:.1} s: {}", summary(&report)));
             }
         }
-        Ok(cache.load::<Model>(&self.hf, &self.source())?)
+        Ok(cache.load::<Model>(&self.hf, &self.source(), MeshShape::SINGLE)?)
     }
 
     fn source(&self) -> Source<'_> {
         Source { checkpoint: &self.checkpoint, fingerprint: self.fingerprint.clone() }
     }
+}
+
+/// `85 used in place`, and what was written.
+fn summary(report: &ConvertReport) -> String {
+    let ConvertReport { in_place, widened } = report;
+    let mut text = format!("{} used in place", in_place.tensors);
+    if widened.tensors > 0 {
+        text += &format!(", {} widened to F32 ({})", widened.tensors, DecimalBytes(widened.bytes));
+    }
+    text
 }
 
 /// Whether the configuration promises an MTP layer that the checkpoint does not have. Many that were derived from

@@ -1,14 +1,17 @@
-//! What goes out: notes to stderr, results to stdout, and files that are whole or absent.
+//! What goes out: notes to stderr, results to stdout.
 
 use anyhow::{Context, Result};
 use indicatif::HumanCount;
 use serde::Serialize;
 use std::{
     fmt::Arguments,
-    fs::File,
-    io::{self, BufWriter, Write},
-    path::Path,
+    io::{self, Write},
 };
+
+/// Who reads stdout has read enough: `dsv3 generate … | head`.
+#[derive(Debug, thiserror::Error)]
+#[error("stdout is closed")]
+pub(crate) struct ClosedStdout;
 
 /// Says something to the user. Who closed stderr does not want to hear it.
 pub(crate) fn note(message: Arguments<'_>) {
@@ -18,11 +21,16 @@ pub(crate) fn note(message: Arguments<'_>) {
 /// Writes a result to stdout and sends it off.
 ///
 /// # Errors
-/// A failing write; [`io::ErrorKind::BrokenPipe`] where the reader has gone.
-pub(crate) fn print(text: &str) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+/// [`ClosedStdout`], or another failing write.
+pub(crate) fn print(text: &str) -> Result<()> {
+    print_to(&mut io::stdout().lock(), text)
+}
+
+fn print_to(stdout: &mut impl Write, text: &str) -> Result<()> {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ClosedStdout.into()),
+        result => result.context("stdout"),
+    }
 }
 
 /// A number of things: `1 weight`, `1,412 weights`.
@@ -37,33 +45,9 @@ pub(crate) fn pretty_json(value: &impl Serialize) -> Result<String> {
     Ok(text)
 }
 
-/// Writes a file under a temporary name beside it and renames it: whole or absent.
-///
-/// # Errors
-/// Those of `write`, and of the file system; the message names the file.
-pub(crate) fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<&mut File>) -> Result<()>,
-) -> Result<()> {
-    let cannot = || format!("{} cannot be written", path.display());
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A plain file's permissions, not the private ones of a temporary file.
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(dir).with_context(cannot)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-    write(&mut writer)?;
-    writer.flush().with_context(cannot)?;
-    drop(writer);
-    file.persist(path).map_err(|error| error.error).with_context(cannot)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn one_thing_is_no_plural() {
@@ -73,22 +57,23 @@ mod tests {
         );
     }
 
+    struct Failing(io::ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn a_failed_write_leaves_the_old_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out");
-        let put = |text: &str| write_file(&path, |file| Ok(file.write_all(text.as_bytes())?));
-        put("first").unwrap();
-        let failed = write_file(&path, |file| {
-            file.write_all(b"second")?;
-            anyhow::bail!("no more")
-        });
-        assert_eq!(failed.unwrap_err().to_string(), "no more");
-        assert_eq!(fs::read_to_string(&path).unwrap(), "first");
-        put("third").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "third");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
-        let error = write_file(&dir.path().join("no/such/out"), |_| Ok(())).unwrap_err();
-        assert!(error.to_string().ends_with("no/such/out cannot be written"), "{error}");
+    fn a_closed_stdout_is_told_from_a_failing_one() {
+        assert!(print_to(&mut Failing(io::ErrorKind::BrokenPipe), "x").unwrap_err().is::<ClosedStdout>());
+        let full = print_to(&mut Failing(io::ErrorKind::StorageFull), "x").unwrap_err();
+        assert!(!full.is::<ClosedStdout>());
+        assert_eq!(full.to_string(), "stdout");
     }
 }

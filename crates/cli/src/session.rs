@@ -1,6 +1,6 @@
 //! Stage 3: a model with its weights and its state, ready to run, as the engine knows it.
 
-use crate::model::OpenModel;
+use crate::{model::OpenModel, operator_configs::OperatorConfigs};
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, ModelLimits};
@@ -25,29 +25,27 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Brings the stages together: operator configs, weights (converted first where there is no cache), and state for
-    /// one sequence of `context` tokens.
+    /// Brings the stages together: the weights (converted first where there is no cache), the operator configs, and
+    /// state for one sequence of `context` tokens.
     ///
     /// # Errors
     /// Weights that cannot be used, or a context that does not fit into memory.
-    pub(crate) fn open(model: &OpenModel, context: usize, threads: Option<u16>) -> Result<Self> {
+    pub(crate) fn open(
+        model: &OpenModel,
+        configs: OperatorConfigs,
+        context: usize,
+        threads: Option<u16>,
+    ) -> Result<Self> {
         let hf = &model.hf;
         check_memory(hf, context)?;
         let weights: ModelWeights<Weight> = model.weights()?;
         let decode_bytes = decode_bytes(hf, &weights);
-        let prefill = Model::prefill_model_config(hf, MeshShape::SINGLE)?;
-        let decode = Model::decode_model_config(hf, MeshShape::SINGLE)?;
-        let device = Device::single(threads.map_or(0, usize::from));
-        let pages = context.div_ceil(PAGE_SIZE);
-        let capacity = Capacity { max_context: context, page_size: PAGE_SIZE, pages };
-        let limits = ModelLimits {
-            vocab_size: hf.vocab_size,
-            max_context: context,
-            page_size: PAGE_SIZE,
-            page_count: pages,
-        };
+        let device = Device::single(threads.map_or(0, usize::from))?;
+        let limits = limits(hf, context);
+        let capacity = Capacity { max_context: context, page_size: PAGE_SIZE, pages: limits.page_count };
         let state = Model::create_state(hf, MeshShape::SINGLE, &capacity)?;
-        Ok(Self { run: RunConfig::new(prefill, decode, weights, device), state, limits, decode_bytes })
+        let run = RunConfig::new(configs.prefill, configs.decode, weights, device);
+        Ok(Self { run, state, limits, decode_bytes })
     }
 
     /// Bytes of weights that one decoded token reads.
@@ -60,6 +58,17 @@ impl Session {
         let device = self.run.device();
         let threads = device.threads();
         format!("{threads} thread{} ({})", if threads == 1 { "" } else { "s" }, device.kernels().isa())
+    }
+}
+
+/// What a session of one sequence of `context` tokens will be able to run. Known before it is opened, so that prompts
+/// are refused before weights are read.
+pub(crate) fn limits(hf: &HfConfig, context: usize) -> ModelLimits {
+    ModelLimits {
+        vocab_size: hf.vocab_size,
+        max_context: context,
+        page_size: PAGE_SIZE,
+        page_count: context.div_ceil(PAGE_SIZE),
     }
 }
 

@@ -98,12 +98,17 @@ impl Embedded {
         let source = Source { checkpoint: &checkpoint, fingerprint: Fingerprint::of(&checkpoint, b"") };
         let cache = WeightCache::locate(dir.path(), &checkpoint, MeshShape::SINGLE);
         cache.convert::<Model>(&hf, &source, MeshShape::SINGLE, false, &mut |_| {}).unwrap();
-        let weights = cache.load::<Model>(&hf, &source).unwrap();
+        let weights = cache.load::<Model>(&hf, &source, MeshShape::SINGLE).unwrap();
         let prefill = Model::prefill_model_config(&hf, MeshShape::SINGLE).unwrap();
         let decode = Model::decode_model_config(&hf, MeshShape::SINGLE).unwrap();
         let tokenizer = Tokenizer::from_dir(&tiny(), hf.vocab_size).unwrap();
         let template = ChatTemplate::from_dir(&tiny()).unwrap().unwrap();
-        Self { run: RunConfig::new(prefill, decode, weights, Device::single(2)), hf, tokenizer, template }
+        Self {
+            run: RunConfig::new(prefill, decode, weights, Device::single(2).unwrap()),
+            hf,
+            tokenizer,
+            template,
+        }
     }
 
     fn chat(&self, prompt: &str) -> Vec<TokenId> {

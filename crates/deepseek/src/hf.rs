@@ -171,6 +171,14 @@ impl HfConfig {
         Self::from_json(path, &parse::read_text(path)?)
     }
 
+    /// Reads the text of a `config.json`, unless it is too long to be one.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is too long.
+    pub fn read_text(path: &Path) -> Result<String, ConfigError> {
+        parse::read_text(path)
+    }
+
     /// Validates the text of a `config.json`; `path` only appears in messages.
     ///
     /// # Errors

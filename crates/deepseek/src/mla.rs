@@ -87,9 +87,11 @@ pub struct MlaState {
 
 impl MlaState {
     /// A layer's own cache beside the table that all layers share.
-    pub fn new(hf: &HfConfig, rope: Arc<ops::RopeTable>, capacity: &Capacity) -> Self {
-        let cache = ops::LatentCache::new(capacity.pages, capacity.page_size, hf.attention.latent_dim());
-        Self { rope, cache }
+    ///
+    /// # Errors
+    /// A capacity that no cache can have.
+    pub fn new(hf: &HfConfig, rope: Arc<ops::RopeTable>, capacity: &Capacity) -> Result<Self, Error> {
+        Ok(Self { rope, cache: ops::LatentCache::new(capacity, hf.attention.latent_dim())? })
     }
 }
 
@@ -143,7 +145,7 @@ impl Module for Mla {
     }
 
     fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<MlaState, Error> {
-        Ok(MlaState::new(hf, Rope::create_state(hf, mesh, capacity)?, capacity))
+        MlaState::new(hf, Rope::create_state(hf, mesh, capacity)?, capacity)
     }
 
     /// # Shapes

@@ -138,10 +138,11 @@ impl Module for Model {
     fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<ModelState, Error> {
         let rope = Rope::create_state(hf, mesh, capacity)?;
         let states = |count| (0..count).map(|_| MlaState::new(hf, rope.clone(), capacity)).collect();
+        let mtp: Result<Vec<_>, Error> = states(hf.mtp_layers);
         Ok(ModelState {
-            mlp_decoder_block: states(hf.first_k_dense_replace),
-            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace),
-            mtp: (hf.mtp_layers > 0).then(|| MlaState::new(hf, rope.clone(), capacity)),
+            mlp_decoder_block: states(hf.first_k_dense_replace)?,
+            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace)?,
+            mtp: mtp?.pop(),
         })
     }
 
@@ -152,6 +153,7 @@ impl Module for Model {
         step: &PrefillStep<'_>,
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<ModelOutput, Error> {
+        step.check(tokens)?;
         let unit = &mut ();
         let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
         let mut hidden = Embedding::forward_prefill(tokens, step, embedding)?; // [tokens, hidden / columns]

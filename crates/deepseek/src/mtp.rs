@@ -139,6 +139,7 @@ impl Module for Mtp {
         step: &PrefillStep<'_>,
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<ModelOutput, Error> {
+        step.check(tokens)?;
         let unit = &mut ();
         let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
         let embedded = Embedding::forward_prefill(tokens, step, embedding)?;

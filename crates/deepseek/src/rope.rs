@@ -69,25 +69,27 @@ impl Module for Rope {
     }
 }
 
-/// Radians per position of each pair, `[rope / 2]`.
+/// Radians per position of each pair, `[rope / 2]`: in transformers' order and precision, for a model has learned with
+/// what they round to, and at large positions the roundings show.
 fn frequencies(hf: &HfConfig) -> Vec<f32> {
     let features = hf.attention.qk_rope_head_dim;
-    let plain =
-        (0..features / 2).map(|pair| 1.0 / (hf.rope.theta as f32).powf((2 * pair) as f32 / features as f32));
-    match &hf.rope.scaling {
-        None => plain.collect(),
-        Some(yarn) => {
-            let (low, high) = ramp(yarn, hf.rope.theta, features);
-            plain
-                .enumerate()
-                .map(|(pair, frequency)| {
-                    // 0: the pair turns often enough within the original context to stay as it is; 1: stretched.
-                    let stretch = ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
-                    frequency / yarn.factor as f32 * stretch + frequency * (1.0 - stretch)
-                })
-                .collect()
-        }
-    }
+    let wavelengths = (0..features / 2).map(|pair| {
+        let exponent = (2 * pair) as f32 / features as f32;
+        hf.rope.theta.powf(f64::from(exponent)) as f32
+    });
+    let Some(yarn) = &hf.rope.scaling else {
+        return wavelengths.map(|wavelength| 1.0 / wavelength).collect();
+    };
+    let (low, high) = ramp(yarn, hf.rope.theta, features);
+    wavelengths
+        .enumerate()
+        .map(|(pair, wavelength)| {
+            // 0: the pair turns often enough within the original context to stay as it is; 1: stretched.
+            let stretch = ((pair as f32 - low) / (high - low)).clamp(0.0, 1.0);
+            let keep = 1.0 - stretch;
+            1.0 / (yarn.factor as f32 * wavelength) * (1.0 - keep) + 1.0 / wavelength * keep
+        })
+        .collect()
 }
 
 /// The pairs between which YaRN goes from unchanged to stretched frequencies.
@@ -98,6 +100,6 @@ fn ramp(yarn: &Yarn, theta: f64, features: usize) -> (f32, f32) {
     let low = pair(yarn.beta_fast).floor().max(0.0);
     let high = pair(yarn.beta_slow).ceil().min(features as f64 - 1.0);
     // A ramp of no width would divide by zero.
-    let high = if low == high { high + 0.001 } else { high };
-    (low as f32, high as f32)
+    let width = if low == high { 0.001 } else { high - low };
+    (low as f32, (low + width) as f32)
 }

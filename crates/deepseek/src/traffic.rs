@@ -47,10 +47,11 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/odd-fp8");
         let hf = HfConfig::from_file(&dir.join("config.json")).unwrap();
         let checkpoint = Checkpoint::open(&dir).unwrap();
+        let cache = tempfile::tempdir().unwrap();
         let mut progress = |_: dsv3_runtime::ConvertProgress<'_>| {};
-        let mut out = WeightOutput::new(&dir, MeshShape::SINGLE, Rank(0), &mut progress);
+        let mut out = WeightOutput::new(cache.path(), MeshShape::SINGLE, Rank(0), &mut progress);
         let saved = Model::convert_weights(&hf, &Prefix::root(), &checkpoint, &mut out).unwrap();
-        let mut loader = WeightLoader::new(&dir, &dir);
+        let mut loader = WeightLoader::new(&checkpoint, cache.path());
         let weights = Model::try_map(saved, &mut WeightPath::default(), &mut |_, saved| loader.load(&saved));
 
         // From the sizes in testdata/odd-fp8/config.json; norms and biases are held in f32.

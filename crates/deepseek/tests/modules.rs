@@ -123,26 +123,26 @@ fn rope() {
         // The angle itself is the f32 of transformers; each rotated value is a sum of two products.
         let part = Part { subject, at: String::new(), sums: vec![2, 2] };
         let x = noise(TOKENS, first + heads * width, 2);
-        let tables = reference::rope_tables(&subject.hf, TOKENS);
-        let mut expected = x.clone();
-        for token in 0..TOKENS {
-            for head in expected.row_mut(token)[first..].chunks_exact_mut(width) {
-                reference::rotate(
-                    &mut head[width - features..],
-                    tables.cos.row(token),
-                    tables.sin.row(token),
-                );
-            }
-        }
+        let positions = subject.hf.max_position_embeddings;
+        let tables = reference::rope_tables(&subject.hf, positions);
         let stages = part.stages::<Rope>();
-        let mut got = x.clone();
-        stages.prefill(RopeInput { x: &mut got, first, heads }, 0, &mut stages.state());
-        part.close("rope prefill", &got, &expected);
-        let outputs = chunks(&x, 1).map(|(position, mut x)| {
-            stages.decode(RopeInput { x: &mut x, first, heads }, position, &mut stages.state());
-            x
-        });
-        part.close("rope decode", &concat_rows(outputs), &expected);
+        for start in [0, positions - TOKENS] {
+            let mut expected = x.clone();
+            for token in 0..TOKENS {
+                let (cos, sin) = (tables.cos.row(start + token), tables.sin.row(start + token));
+                for head in expected.row_mut(token)[first..].chunks_exact_mut(width) {
+                    reference::rotate(&mut head[width - features..], cos, sin);
+                }
+            }
+            let mut got = x.clone();
+            stages.prefill(RopeInput { x: &mut got, first, heads }, start, &mut stages.state());
+            part.close("rope prefill", &got, &expected);
+            let outputs = chunks(&x, 1).map(|(token, mut x)| {
+                stages.decode(RopeInput { x: &mut x, first, heads }, start + token, &mut stages.state());
+                x
+            });
+            part.close("rope decode", &concat_rows(outputs), &expected);
+        }
     }
 }
 

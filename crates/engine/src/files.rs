@@ -1,11 +1,12 @@
 //! Reading and writing of small files, with errors that name the file and the JSON field.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 use crate::Error;
 
@@ -48,23 +49,72 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Resu
     Ok(value)
 }
 
-/// Writes indented JSON under a temporary name in the same directory and renames it: whole or absent.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+/// A file in the making: it lies under a temporary name beside its place until it is whole. Dropped before that, it
+/// leaves nothing, and what was at its place before stays.
+#[derive(Debug)]
+pub struct NewFile {
+    path: PathBuf,
+    writer: BufWriter<NamedTempFile>,
+}
+
+impl NewFile {
+    /// Begins a file that is to lie at `path`.
+    ///
+    /// # Errors
+    /// If the directory cannot be written. This and all other errors name `path`.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // A plain file's permissions, not the private ones of a temporary file: others read it too.
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(directory).map_err(Error::io(path))?;
+        Ok(Self { path: path.to_owned(), writer: BufWriter::with_capacity(1 << 20, file) })
+    }
+
+    /// Adds bytes.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.writer.write_all(bytes).map_err(Error::io(&self.path))
+    }
+
+    /// Waits until all is on disk, and puts the file in its place.
+    ///
+    /// # Errors
+    /// If that fails; then nothing has changed at its place.
+    pub fn finish(self) -> Result<(), Error> {
+        let Self { path, writer } = self;
+        let file = writer.into_inner().map_err(|error| Error::io(&path)(error.into_error()))?;
+        file.as_file().sync_all().map_err(Error::io(&path))?;
+        file.persist(&path).map_err(|error| Error::io(&path)(error.error))?;
+        Ok(())
+    }
+}
+
+/// Writes a file of indented JSON, whole or not at all.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|error| Error::Format { path: path.to_owned(), message: error.to_string() })?;
     bytes.push(b'\n');
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // A plain file's permissions, not the private ones of a temporary file: others read the reports.
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(directory).map_err(Error::io(path))?;
-    file.write_all(&bytes).map_err(Error::io(path))?;
-    file.persist(path).map_err(|error| Error::Io { path: path.to_owned(), source: error.error })?;
-    Ok(())
+    let mut file = NewFile::create(path)?;
+    file.write_all(&bytes)?;
+    file.finish()
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// If it cannot be read or holds something else; the error names the file and the field.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    parse_json(path, &read(path)?)
 }
 
 #[cfg(test)]
@@ -104,6 +154,38 @@ mod tests {
         write_json(&path, &[1]).unwrap();
         write_json(&path, &["é"]).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  \"é\"\n]\n");
+        let read: Vec<String> = read_json(&path).unwrap();
+        assert_eq!(read, ["é"]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn an_unfinished_file_leaves_the_old_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out");
+        let put = |text: &str| {
+            let mut file = NewFile::create(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            file
+        };
+        put("first").finish().unwrap();
+        drop(put("second"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first");
+        put("third").finish().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "third");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_file_without_a_place_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let absent = directory.path().join("no/such/out");
+        let error = NewFile::create(&absent).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: ", absent.display())), "{error}");
+        // A directory is in its place: only the last step can tell.
+        let taken = directory.path().join("taken");
+        fs::create_dir_all(taken.join("full")).unwrap();
+        let error = NewFile::create(&taken).unwrap().finish().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{}: ", taken.display())), "{error}");
     }
 }

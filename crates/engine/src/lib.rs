@@ -62,6 +62,7 @@ mod testing;
 pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
+pub use files::{NewFile, read_json, write_json};
 pub use generate::{Generation, Generator, Rate, Timings};
 pub use generation_config::GenerationConfig;
 pub use model::{LanguageModel, ModelLimits};

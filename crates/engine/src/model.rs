@@ -2,6 +2,8 @@
 
 use dsv3_runtime::{DecodeStep, PrefillStep, Tensor, TokenId};
 
+use crate::Error;
+
 /// What a model with its state can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelLimits {
@@ -19,6 +21,25 @@ impl ModelLimits {
     /// Positions that one sequence can have when it is alone in the cache.
     pub fn context(&self) -> usize {
         self.max_context.min(self.page_size.saturating_mul(self.page_count))
+    }
+
+    /// Whether the model can run a prompt.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfVocabulary`] or [`Error::PromptTooLong`].
+    pub fn check_prompt(&self, prompt: &[TokenId]) -> Result<(), Error> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let vocab_size = self.vocab_size;
+        if let Some(position) = prompt.iter().position(|token| token.0 as usize >= vocab_size) {
+            return Err(Error::TokenOutOfVocabulary { position, token: prompt[position], vocab_size });
+        }
+        let context = self.context();
+        if prompt.len() > context {
+            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
+        }
+        Ok(())
     }
 }
 

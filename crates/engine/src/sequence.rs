@@ -101,26 +101,15 @@ impl Sequence {
     /// Checks the prompt and the request; no pages are taken yet.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::TokenOutOfVocabulary`], [`Error::PromptTooLong`], or [`Error::Parameter`]
-    /// for an empty stop string.
+    /// Those of [`ModelLimits::check_prompt`], and [`Error::Parameter`] for an empty stop string.
     pub fn new(
         prompt: &[TokenId],
         request: &Request,
         limits: &ModelLimits,
         pool: &PagePool,
     ) -> Result<Self, Error> {
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        let unknown = prompt.iter().position(|token| token.0 as usize >= limits.vocab_size);
-        if let Some(position) = unknown {
-            let vocab_size = limits.vocab_size;
-            return Err(Error::TokenOutOfVocabulary { position, token: prompt[position], vocab_size });
-        }
+        limits.check_prompt(prompt)?;
         let context = limits.context();
-        if prompt.len() > context {
-            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
-        }
         // The context bounds the prompt and its continuation together, as in transformers and vLLM.
         let asked = prompt.len().saturating_add(request.max_new_tokens);
         let (max_tokens, end) =

@@ -5,6 +5,8 @@
 //! that names an [`Axis`]. Columns carry tensor parallelism, rows carry the batch (decode) or the sequence
 //! (prefill), routed experts lie over all devices.
 
+#![forbid(unsafe_code)]
+
 mod collective;
 mod shape;
 mod shard;

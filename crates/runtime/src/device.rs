@@ -1,6 +1,6 @@
 //! A device: the threads, the kernels and the place in the mesh of one rank.
 
-use crate::Tensor;
+use crate::{Error, Tensor};
 use dsv3_kernels::{Kernels, MatrixMut};
 use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig};
 use rayon::prelude::*;
@@ -18,19 +18,22 @@ pub struct Device {
 impl Device {
     /// A device with its own pool of `threads` threads (0: one for each available core).
     ///
-    /// # Panics
+    /// # Errors
     /// If the operating system refuses to make the threads.
-    pub fn new(mesh: Mesh, kernels: &'static Kernels, threads: usize) -> Self {
+    pub fn new(mesh: Mesh, kernels: &'static Kernels, threads: usize) -> Result<Self, Error> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("dsv3-{index}"))
             .build()
-            .expect("the operating system gives the threads of a pool");
-        Self { mesh, kernels, pool }
+            .map_err(|error| Error::Request(format!("{threads} threads: {error}")))?;
+        Ok(Self { mesh, kernels, pool })
     }
 
     /// The device of a mesh of one, with the best kernels this machine has.
-    pub fn single(threads: usize) -> Self {
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn single(threads: usize) -> Result<Self, Error> {
         Self::new(Mesh::single(), Kernels::best(), threads)
     }
 
@@ -72,7 +75,7 @@ impl Device {
         width: usize,
         f: impl Fn(usize, &mut [f32]) + Send + Sync,
     ) {
-        let rows = (ROW_CHUNK_VALUES / width.max(1)).max(1);
+        let rows = rows_per_task(width);
         let tasks = values.chunks_mut(rows * width.max(1)).enumerate().collect();
         self.for_each(tasks, |(index, chunk)| f(index * rows, chunk));
     }
@@ -98,9 +101,29 @@ impl Device {
     }
 }
 
+/// Rows that make a task of an operator that goes over `width` values a row.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (ROW_CHUNK_VALUES / width.max(1)).max(1)
+}
+
+/// Splits `out` into ranges of `rows` rows: the disjoint parts that tasks write.
+pub(crate) fn row_tasks(mut out: MatrixMut<'_>, rows: usize) -> Vec<(usize, MatrixMut<'_>)> {
+    let mut tasks = Vec::with_capacity(out.rows().div_ceil(rows));
+    let mut start = 0;
+    while out.rows() > rows {
+        let (task, rest) = out.split_rows_at(rows);
+        tasks.push((start, task));
+        start += rows;
+        out = rest;
+    }
+    tasks.push((start, out));
+    tasks
+}
+
 /// Splits `out` into column ranges of `width`: the disjoint parts that tasks write.
 pub(crate) fn column_tasks(mut out: MatrixMut<'_>, width: usize) -> Vec<(usize, MatrixMut<'_>)> {
-    let mut tasks = Vec::with_capacity(out.cols().div_ceil(width.max(1)));
+    assert!(width > 0, "a task writes a column or more");
+    let mut tasks = Vec::with_capacity(out.cols().div_ceil(width));
     let mut start = 0;
     while out.cols() > width {
         let (task, rest) = out.split_columns_at(width);

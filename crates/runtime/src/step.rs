@@ -1,6 +1,6 @@
 //! What changes from step to step: tokens, positions, pages. Made by the engine, read by the modules.
 
-use crate::Tensor;
+use crate::{Error, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// An id of the tokenizer's vocabulary.
@@ -57,6 +57,19 @@ pub struct PrefillStep<'a> {
     pub pages: &'a [PageId],
     /// Which rows get logits.
     pub logits: LogitRows,
+}
+
+impl PrefillStep<'_> {
+    /// Checks that a chunk has tokens.
+    ///
+    /// # Errors
+    /// A chunk without any.
+    pub fn check(&self, tokens: &[TokenId]) -> Result<(), Error> {
+        if tokens.is_empty() {
+            return Err(Error::Request(format!("a chunk at position {} has no tokens", self.start)));
+        }
+        Ok(())
+    }
 }
 
 /// One token of each of several sequences ("users").

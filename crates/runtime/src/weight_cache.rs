@@ -19,10 +19,13 @@ use std::{
 
 /// Version of the cache's form. A cache of another version is refused, not guessed at.
 const FORMAT_VERSION: u32 = 1;
+/// What the weights are laid out for.
+const TARGET: &str = "cpu";
 /// The WeightConfig's file.
 pub const WEIGHT_CONFIG_FILE: &str = "weight_config.json";
 
-/// What a cache was made from: a hash over config.json, and the name, size and time of every shard.
+/// What a cache was made from: a hash over config.json, the index, and the name, size and time of
+/// every shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(String);
@@ -42,6 +45,12 @@ impl Fingerprint {
             part(shard.name().as_bytes());
             part(&shard.size().to_le_bytes());
             part(&modified.as_nanos().to_le_bytes());
+        }
+        // What the index says, as far as the files bear it out: opening has checked that.
+        for tensor in checkpoint.tensors() {
+            part(tensor.name.as_bytes());
+            part(&(tensor.shard as u64).to_le_bytes());
+            part(&tensor.offset.to_le_bytes());
         }
         Self(hex(&hash.finalize()))
     }
@@ -73,12 +82,7 @@ struct WeightConfigFile<T> {
     weights: T,
 }
 
-/// The header alone, so that a file of another version still tells which.
-#[derive(Deserialize)]
-struct HeaderOnly {
-    header: WeightConfigHeader,
-}
-
+/// The version alone, so that a file of another form still tells which.
 #[derive(Deserialize)]
 struct VersionOnly {
     header: Version,
@@ -87,6 +91,12 @@ struct VersionOnly {
 #[derive(Deserialize)]
 struct Version {
     format_version: u32,
+}
+
+/// The header without the weights.
+#[derive(Deserialize)]
+struct HeaderOnly {
+    header: WeightConfigHeader,
 }
 
 /// A checkpoint's cache for one mesh.
@@ -110,7 +120,12 @@ impl WeightCache {
         let dir = fs::canonicalize(checkpoint.dir()).unwrap_or_else(|_| checkpoint.dir().to_owned());
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..4]);
-        Self { dir: root.join(format!("{name}-{hash}")).join(format!("cpu-{mesh}")) }
+        Self { dir: root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{mesh}")) }
+    }
+
+    /// The cache that lies in this directory.
+    pub fn at(dir: PathBuf) -> Self {
+        Self { dir }
     }
 
     /// The cache's directory.
@@ -143,7 +158,7 @@ impl WeightCache {
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let _lock = self.lock()?;
         if !force && self.exists() {
-            return self.header(source).map(|_| Converted::Present);
+            return self.check_origin(&self.read_header()?, source, mesh).map(|()| Converted::Present);
         }
         let temporary = self.sibling("tmp");
         remove_dir(&temporary)?;
@@ -171,7 +186,7 @@ impl WeightCache {
         let weights = M::convert_weights(hf, &Prefix::root(), source.checkpoint, &mut out)?;
         let header = WeightConfigHeader {
             format_version: FORMAT_VERSION,
-            target: "cpu".to_owned(),
+            target: TARGET.to_owned(),
             mesh,
             checkpoint: source.checkpoint.dir().to_owned(),
             fingerprint: source.fingerprint.clone(),
@@ -195,7 +210,9 @@ impl WeightCache {
             fs::rename(&self.dir, &old).map_err(Error::io(&self.dir))?;
         }
         fs::rename(temporary, &self.dir).map_err(Error::io(&self.dir))?;
-        remove_dir(&old)
+        // The cache is in place; what cannot be removed now is removed by the next writer.
+        let _ = remove_dir(&old);
+        Ok(())
     }
 
     /// Waits until no other process writes this cache. The lock goes with the returned file.
@@ -206,59 +223,60 @@ impl WeightCache {
         Ok(file)
     }
 
+    /// Keeps writers away while a reader is at it. Where the lock cannot be had, as in a cache that is read-only, there
+    /// are no writers either.
+    fn lock_shared(&self) -> Option<File> {
+        let file = File::open(self.sibling("lock")).ok()?;
+        file.lock_shared().ok().map(|()| file)
+    }
+
     fn sibling(&self, extension: &str) -> PathBuf {
         let mut name = self.dir.file_name().unwrap_or_default().to_owned();
         name.push(format!(".{extension}"));
         self.dir.with_file_name(name)
     }
 
-    /// Reads and checks the header of the WeightConfig.
+    /// Reads the header of the WeightConfig, whatever it was made from.
     ///
     /// # Errors
-    /// A cache that is torn, of another version, or made from something else; the message says what to do.
-    pub fn header(&self, source: &Source<'_>) -> Result<WeightConfigHeader, Error> {
+    /// A cache that is torn or of another version; the message says what to do.
+    pub fn read_header(&self) -> Result<WeightConfigHeader, Error> {
+        self.parse_header(&self.read()?)
+    }
+
+    /// Reads the weights of the WeightConfig, whatever it was made from.
+    ///
+    /// # Errors
+    /// As [`read_header`](Self::read_header), and weights that are not a module's.
+    pub fn read_weights<M: Module>(&self) -> Result<M::Weights<SavedWeight>, Error>
+    where
+        M::Weights<SavedWeight>: DeserializeOwned,
+    {
         let text = self.read()?;
-        let torn = |error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}"));
-        let version = serde_json::from_slice::<VersionOnly>(&text).map_err(torn)?.header.format_version;
-        if version != FORMAT_VERSION {
-            return Err(
-                self.refuse(&format!("has format version {version}, this program reads {FORMAT_VERSION}"))
-            );
-        }
-        let header = serde_json::from_slice::<HeaderOnly>(&text).map_err(torn)?.header;
-        if header.fingerprint != source.fingerprint {
-            return Err(self.refuse(&format!(
-                "was made from {} in another state: a file of it has changed since",
-                header.checkpoint.display()
-            )));
-        }
-        if header.written_bytes > 0 {
-            let path = self.dir.join(WEIGHTS_FILE);
-            let size = fs::metadata(&path).map_err(Error::io(&path))?.len();
-            if size != header.written_bytes {
-                return Err(
-                    self.torn(&format!("{WEIGHTS_FILE} has {size} bytes, expected {}", header.written_bytes))
-                );
-            }
-        }
-        Ok(header)
+        self.parse_header(&text)?;
+        self.parse_weights::<M>(&text)
     }
 
     /// Stage 3: maps every weight.
     ///
     /// # Errors
-    /// As [`header`](Self::header), weights that are not those of this model, and weights that do not lie where the
-    /// WeightConfig says.
-    pub fn load<M: Module>(&self, hf: &M::Hf, source: &Source<'_>) -> Result<M::Weights<Weight>, Error>
+    /// A cache that is torn, of another version, or made from something else; weights that are not those of this
+    /// model; weights that do not lie where the WeightConfig says. The message says what to do.
+    pub fn load<M: Module>(
+        &self,
+        hf: &M::Hf,
+        source: &Source<'_>,
+        mesh: MeshShape,
+    ) -> Result<M::Weights<Weight>, Error>
     where
         M::Weights<SavedWeight>: DeserializeOwned,
     {
-        let mesh = self.header(source)?.mesh;
-        let saved = serde_json::from_slice::<WeightConfigFile<M::Weights<SavedWeight>>>(&self.read()?)
-            .map_err(|error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}")))?
-            .weights;
+        let _lock = self.lock_shared();
+        let text = self.read()?;
+        self.check_origin(&self.parse_header(&text)?, source, mesh)?;
+        let saved = self.parse_weights::<M>(&text)?;
         let mut specs = list_specs::<M>(hf).into_iter();
-        let mut loader = WeightLoader::new(source.checkpoint.dir(), &self.dir);
+        let mut loader = WeightLoader::new(source.checkpoint, &self.dir);
         let weights = M::try_map(saved, &mut WeightPath::default(), &mut |path, saved| {
             let (expected, spec) = specs.next().unzip();
             let shape =
@@ -279,17 +297,68 @@ impl WeightCache {
         }
     }
 
+    fn parse_header(&self, text: &[u8]) -> Result<WeightConfigHeader, Error> {
+        let torn = |error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}"));
+        let version = serde_json::from_slice::<VersionOnly>(text).map_err(torn)?.header.format_version;
+        if version != FORMAT_VERSION {
+            let message = format!("has format version {version}, this program reads {FORMAT_VERSION}");
+            return Err(self.refuse(&message, None));
+        }
+        let header = serde_json::from_slice::<HeaderOnly>(text).map_err(torn)?.header;
+        if header.written_bytes > 0 {
+            let path = self.dir.join(WEIGHTS_FILE);
+            let size = fs::metadata(&path).map_err(Error::io(&path))?.len();
+            if size != header.written_bytes {
+                let expected = header.written_bytes;
+                return Err(self.torn(&format!("{WEIGHTS_FILE} has {size} bytes, expected {expected}")));
+            }
+        }
+        Ok(header)
+    }
+
+    /// Checks that a cache was made from this checkpoint as it is now, for this mesh.
+    fn check_origin(
+        &self,
+        header: &WeightConfigHeader,
+        source: &Source<'_>,
+        mesh: MeshShape,
+    ) -> Result<(), Error> {
+        let made_from = Some(source.checkpoint.dir());
+        if header.target != TARGET || header.mesh != mesh {
+            let (target, made_for) = (&header.target, header.mesh);
+            let message = format!("was made for {target} {made_for}, expected {TARGET} {mesh}");
+            return Err(self.refuse(&message, made_from));
+        }
+        if header.fingerprint != source.fingerprint {
+            let made_of = header.checkpoint.display();
+            let message = format!("was made from {made_of} in another state: a file of it has changed since");
+            return Err(self.refuse(&message, made_from));
+        }
+        Ok(())
+    }
+
+    fn parse_weights<M: Module>(&self, text: &[u8]) -> Result<M::Weights<SavedWeight>, Error>
+    where
+        M::Weights<SavedWeight>: DeserializeOwned,
+    {
+        serde_json::from_slice::<WeightConfigFile<M::Weights<SavedWeight>>>(text)
+            .map(|file| file.weights)
+            .map_err(|error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}")))
+    }
+
     fn read(&self) -> Result<Vec<u8>, Error> {
         let path = self.dir.join(WEIGHT_CONFIG_FILE);
         fs::read(&path).map_err(Error::io(path))
     }
 
     fn torn(&self, what: &str) -> Error {
-        self.refuse(&format!("is damaged ({what})"))
+        self.refuse(&format!("is damaged ({what})"), None)
     }
 
-    fn refuse(&self, what: &str) -> Error {
-        let message = format!("{what}; make it anew with `dsv3 convert --force`");
+    /// The error of a cache that cannot be used, with what to do about it.
+    fn refuse(&self, what: &str, checkpoint: Option<&Path>) -> Error {
+        let model = checkpoint.map(|dir| format!(" --model {}", dir.display())).unwrap_or_default();
+        let message = format!("{what}; make it anew with `dsv3 convert --force{model}`");
         Error::Cache { path: self.dir.clone(), message }
     }
 }
@@ -302,17 +371,20 @@ pub struct Source<'a> {
     pub fingerprint: Fingerprint,
 }
 
-/// Turns saved weights into mapped ones; each file is mapped once.
+/// Turns saved weights into mapped ones. The checkpoint's files are the ones that it has mapped already.
 pub struct WeightLoader<'a> {
-    checkpoint: &'a Path,
     cache: &'a Path,
-    files: HashMap<PathBuf, Bytes>,
+    files: HashMap<(Location, PathBuf), Bytes>,
 }
 
 impl<'a> WeightLoader<'a> {
-    /// A loader of weights that lie in these two directories.
-    pub fn new(checkpoint: &'a Path, cache: &'a Path) -> Self {
-        Self { checkpoint, cache, files: HashMap::new() }
+    /// A loader of weights that lie in a checkpoint and a cache.
+    pub fn new(checkpoint: &Checkpoint, cache: &'a Path) -> Self {
+        let shards = checkpoint.shards().iter();
+        let files = shards
+            .map(|shard| ((Location::Checkpoint, shard.name().into()), Arc::clone(shard.file()).into()))
+            .collect();
+        Self { cache, files }
     }
 
     /// One weight.
@@ -331,20 +403,26 @@ impl<'a> WeightLoader<'a> {
         if !extent.file.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(fail(format!("{} leads out of its directory", extent.file.display())));
         }
-        let dir = match extent.location {
-            Location::Checkpoint => self.checkpoint,
-            Location::Cache => self.cache,
+        let key = (extent.location, extent.file.clone());
+        let file = match (self.files.get(&key), extent.location) {
+            (Some(file), _) => file.clone(),
+            (None, Location::Cache) => {
+                let file = Bytes::from(Arc::new(MappedFile::open(&self.cache.join(&extent.file))?));
+                self.files.insert(key, file.clone());
+                file
+            }
+            (None, Location::Checkpoint) => {
+                return Err(fail(format!("{} is no file of the checkpoint", extent.file.display())));
+            }
         };
-        let path = dir.join(&extent.file);
-        if !self.files.contains_key(&path) {
-            let file = MappedFile::open(&path)?;
-            self.files.insert(path.clone(), Arc::new(file).into());
-        }
-        let file = &self.files[&path];
         let end = extent.offset.checked_add(extent.length).filter(|&end| end <= file.len() as u64);
         let end = end.ok_or_else(|| {
             let Extent { offset, length, .. } = extent;
-            fail(format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), path.display()))
+            fail(format!(
+                "{length} bytes at {offset} lie beyond the {} of {}",
+                file.len(),
+                extent.file.display()
+            ))
         })?;
         Ok(file.slice(extent.offset as usize..end as usize))
     }

@@ -8,11 +8,11 @@ use crate::{
 };
 use anyhow::Result;
 use dsv3_deepseek::{HfConfig, Model, ModelConfig};
+use dsv3_engine::write_json;
 use dsv3_runtime::Module;
 use serde::Serialize;
 use std::{
     ffi::OsString,
-    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -32,12 +32,12 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
     };
     match (args.mode, &args.output) {
         (Some(mode), None) => print(&config(mode)?),
-        (Some(mode), Some(path)) => write(path, &config(mode)?),
+        (Some(mode), Some(path)) => Ok(write_json(path, &config(mode)?)?),
         (None, output) => {
             let both = Both { prefill: config(ModeArg::Prefill)?, decode: config(ModeArg::Decode)? };
             let Some(path) = output else { return print(&both) };
-            write(&with_mode(path, "prefill"), &both.prefill)?;
-            write(&with_mode(path, "decode"), &both.decode)
+            write_json(&with_mode(path, "prefill"), &both.prefill)?;
+            Ok(write_json(&with_mode(path, "decode"), &both.decode)?)
         }
     }
 }
@@ -52,11 +52,7 @@ fn read_config(path: Option<&Path>) -> Result<HfConfig> {
 }
 
 fn print(value: &impl Serialize) -> Result<()> {
-    Ok(output::print(&output::pretty_json(value)?)?)
-}
-
-fn write(path: &Path, value: &impl Serialize) -> Result<()> {
-    output::write_file(path, |file| Ok(file.write_all(output::pretty_json(value)?.as_bytes())?))
+    output::print(&output::pretty_json(value)?)
 }
 
 /// `a/b.json` for a mode: `a/b.prefill.json`.

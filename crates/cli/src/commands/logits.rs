@@ -4,30 +4,31 @@ use super::read_token_ids;
 use crate::{
     args::LogitsArgs,
     model::{ModelPlace, OpenModel},
+    operator_configs::OperatorConfigs,
     output,
     progress::{Progress, Unit},
-    session::{PREFILL_CHUNK, Session},
+    session::{PREFILL_CHUNK, Session, limits},
 };
 use anyhow::{Result, bail};
-use dsv3_engine::{Error, LanguageModel};
+use dsv3_engine::{Error, LanguageModel, NewFile};
 use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId};
 use indicatif::DecimalBytes;
-use std::io::{self, Write};
 
 /// Runs the command.
 pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     let tokens = read_token_ids(&args.tokens)?;
     let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
-    check_tokens(&tokens, model.hf.vocab_size, model.hf.max_position_embeddings)?;
+    limits(&model.hf, model.hf.max_position_embeddings).check_prompt(&tokens)?;
     if args.output.is_dir() {
         bail!("{} is a directory, expected the file to write", args.output.display());
     }
-    let mut session = Session::open(&model, tokens.len(), args.threads)?;
+    let configs = OperatorConfigs::generate(&model.hf)?;
+    let mut session = Session::open(&model, configs, tokens.len(), args.threads)?;
     let shape = [tokens.len(), model.hf.vocab_size];
-    output::write_file(&args.output, |file| {
-        write_header(file, shape)?;
-        write_logits(file, &tokens, &mut session)
-    })?;
+    let mut file = NewFile::create(&args.output)?;
+    write_header(&mut file, shape)?;
+    write_logits(&mut file, &tokens, &mut session)?;
+    file.finish()?;
     output::note(format_args!(
         "logits of {} tokens over {} ids ({}) on {} in {}",
         shape[0],
@@ -39,19 +40,8 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     Ok(())
 }
 
-/// The engine checks prompts; these are none, but what must hold is the same.
-fn check_tokens(tokens: &[TokenId], vocab_size: usize, context: usize) -> Result<(), Error> {
-    if let Some(position) = tokens.iter().position(|token| token.0 as usize >= vocab_size) {
-        return Err(Error::TokenOutOfVocabulary { position, token: tokens[position], vocab_size });
-    }
-    if tokens.len() > context {
-        return Err(Error::PromptTooLong { prompt: tokens.len(), context });
-    }
-    Ok(())
-}
-
 /// Runs the tokens in chunks; what a chunk gives is written before the next begins.
-fn write_logits(file: &mut impl Write, tokens: &[TokenId], session: &mut Session) -> Result<()> {
+fn write_logits(file: &mut NewFile, tokens: &[TokenId], session: &mut Session) -> Result<()> {
     let pages: Vec<PageId> = (0..).take(session.limits().page_count).map(PageId).collect();
     let mut progress = Progress::new("prefill", Unit::Tokens);
     let mut start = 0;
@@ -69,7 +59,7 @@ fn write_logits(file: &mut impl Write, tokens: &[TokenId], session: &mut Session
 
 /// The head of a safetensors file with one tensor: the length of the JSON, then the JSON, padded with spaces so that
 /// the values are aligned. The `safetensors` crate writes a file only from values that are all in memory.
-fn write_header(file: &mut impl Write, shape: [usize; 2]) -> io::Result<()> {
+fn write_header(file: &mut NewFile, shape: [usize; 2]) -> Result<(), Error> {
     let tensor =
         serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [0, byte_count(shape)] });
     let mut header = serde_json::json!({ "logits": tensor }).to_string();

@@ -142,11 +142,20 @@ fn moe(top: &Fields<'_>) -> Result<MoeConfig, ConfigError> {
         experts_per_token: top.int("num_experts_per_tok", 1..=topk_groups * (routed_experts / groups))?,
         groups,
         topk_groups,
-        shared_experts: top.int_or("n_shared_experts", 0..=SHARED_EXPERTS, 0)?,
+        shared_experts: shared_experts(top)?,
         intermediate_size: top.int("moe_intermediate_size", 1..=WIDTH)?,
         norm_topk_prob: top.flag_or("norm_topk_prob", true)?,
         routed_scaling_factor: top.number("routed_scaling_factor", 0.0..=1e6)? as f32,
     })
+}
+
+/// Null and 0 are no shared expert; absent would be transformers' default, and a dimension is never defaulted.
+fn shared_experts(top: &Fields<'_>) -> Result<usize, ConfigError> {
+    if top.contains("n_shared_experts") {
+        top.int_or("n_shared_experts", 0..=SHARED_EXPERTS, 0)
+    } else {
+        Err(top.error("n_shared_experts", "an integer, or null where there is no shared expert"))
+    }
 }
 
 /// Both spellings: `rope_scaling` with `rope_theta` beside it, and transformers 5's `rope_parameters` with both

@@ -33,12 +33,12 @@ where
         let mut out = WeightOutput::new(cache.path(), MeshShape::SINGLE, Rank(0), &mut progress);
         let saved = M::convert_weights(hf, at, &checkpoint, &mut out).unwrap();
         out.finish().unwrap();
-        let mut loader = WeightLoader::new(checkpoint.dir(), cache.path());
+        let mut loader = WeightLoader::new(&checkpoint, cache.path());
         let weights =
             M::try_map(through_json(&saved), &mut WeightPath::default(), &mut |_, saved| loader.load(&saved));
         let prefill = through_json(&M::prefill_model_config(hf, MeshShape::SINGLE).unwrap());
         let decode = through_json(&M::decode_model_config(hf, MeshShape::SINGLE).unwrap());
-        let run = RunConfig::new(prefill, decode, weights.unwrap(), Device::single(2));
+        let run = RunConfig::new(prefill, decode, weights.unwrap(), Device::single(2).unwrap());
         let max_context = hf.max_position_embeddings;
         let pages = max_context.div_ceil(PAGE_SIZE);
         Self {

@@ -22,7 +22,7 @@ pub fn absorb_queries(queries: &Tensor, wkv_b: &Weight, config: &AttentionConfig
         let (latent, mut rotated) = out.split_columns_at(rank);
         let keys = wkv_b.row_range(head * per_head..head * per_head + nope);
         let query = queries.columns(head * (nope + rope), nope);
-        device.kernels().matmul_transposed(&keys, query, latent);
+        device.kernels().matmul_transposed_add(&keys, query, latent);
         for user in 0..queries.rows() {
             let query = &queries.row(user)[head * (nope + rope)..][..nope + rope];
             rotated.row_mut(user).copy_from_slice(&query[nope..]);
@@ -44,7 +44,7 @@ pub fn expand_values(attended: &Tensor, wkv_b: &Weight, config: &AttentionConfig
     device.for_each(tasks, |(column, out)| {
         let head = column / v;
         let values = wkv_b.row_range(head * per_head + nope..(head + 1) * per_head);
-        device.kernels().matmul(&values, attended.columns(head * rank, rank), out);
+        device.kernels().matmul_add(&values, attended.columns(head * rank, rank), out);
     });
     out
 }

@@ -1,6 +1,6 @@
 //! The paged cache of latents.
 
-use crate::{Error, PageId, Tensor};
+use crate::{Capacity, Error, PageId, Tensor};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -22,8 +22,18 @@ pub struct LatentCache {
 
 impl LatentCache {
     /// An empty cache. Its memory is zeroed by the operating system, page by page as it is touched.
-    pub fn new(pages: usize, page_size: usize, features: usize) -> Self {
-        Self { page_size, features, values: vec![0.0; pages * page_size * features] }
+    ///
+    /// # Errors
+    /// A capacity of nothing, or of more than an address space.
+    pub fn new(capacity: &Capacity, features: usize) -> Result<Self, Error> {
+        let &Capacity { pages, page_size, .. } = capacity;
+        let values = pages.checked_mul(page_size).and_then(|tokens| tokens.checked_mul(features));
+        match values.filter(|&values| values > 0 && values <= isize::MAX as usize / size_of::<f32>()) {
+            Some(values) => Ok(Self { page_size, features, values: vec![0.0; values] }),
+            None => {
+                Err(Error::Request(format!("a cache of {pages} pages of {page_size} tokens cannot be made")))
+            }
+        }
     }
 
     /// Tokens in a page.
@@ -136,6 +146,7 @@ pub fn paged_update_cache(
 mod tests {
     use super::*;
 
+    const CAPACITY: Capacity = Capacity { max_context: 12, page_size: 3, pages: 4 };
     const CONFIG: PagedCacheConfig = PagedCacheConfig { features: 2 };
 
     fn latents(values: impl IntoIterator<Item = u16>) -> Tensor {
@@ -145,7 +156,7 @@ mod tests {
 
     #[test]
     fn positions_are_read_back_in_order_over_scattered_pages() {
-        let mut cache = LatentCache::new(4, 3, 2);
+        let mut cache = LatentCache::new(&CAPACITY, 2).unwrap();
         let pages = [PageId(3), PageId(0), PageId(2)];
         paged_fill_cache(&mut cache, &latents(0..4), 0, &pages, &CONFIG).unwrap();
         paged_fill_cache(&mut cache, &latents(4..7), 4, &pages, &CONFIG).unwrap();
@@ -157,8 +168,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cache_of_nothing_or_of_everything_is_refused() {
+        for (page_size, pages) in [(0, 4), (3, 0), (usize::MAX, 2), (1 << 40, 1 << 20)] {
+            assert!(LatentCache::new(&Capacity { max_context: 12, page_size, pages }, 2).is_err());
+        }
+    }
+
+    #[test]
     fn pages_that_do_not_cover_a_step_are_refused() {
-        let mut cache = LatentCache::new(4, 3, 2);
+        let mut cache = LatentCache::new(&CAPACITY, 2).unwrap();
         let error = paged_fill_cache(&mut cache, &latents(0..4), 0, &[PageId(1)], &CONFIG).unwrap_err();
         assert_eq!(error.to_string(), "1 pages of 3 tokens do not hold 4 positions");
         let error =

@@ -27,16 +27,15 @@ pub fn embedding(
     device: &Device,
 ) -> Result<Tensor, Error> {
     let table = table.matrix();
-    let mut out = Tensor::zeros(tokens.len(), config.features);
-    for (row, &TokenId(id)) in tokens.iter().enumerate() {
-        let id = id as usize;
-        if id >= config.vocab_size {
-            return Err(Error::Request(format!(
-                "token id {id} is beyond the vocabulary of {} ids",
-                config.vocab_size
-            )));
-        }
-        device.kernels().dequantize_row(&table, id, out.row_mut(row));
+    if let Some(TokenId(id)) = tokens.iter().find(|token| token.0 as usize >= config.vocab_size) {
+        let message = format!("token id {id} is beyond the vocabulary of {} ids", config.vocab_size);
+        return Err(Error::Request(message));
     }
+    let mut out = Tensor::zeros(tokens.len(), config.features);
+    device.for_each_row_chunk(out.values_mut(), config.features, |first, chunk| {
+        for (token, out) in tokens[first..].iter().zip(chunk.chunks_exact_mut(config.features)) {
+            device.kernels().dequantize_row(&table, token.0 as usize, out);
+        }
+    });
     Ok(out)
 }

@@ -55,17 +55,16 @@ pub fn experts<'a>(
     config: &ExpertsConfig,
     device: &Device,
 ) -> Tensor {
-    let mut groups = group_by_expert(x, routing, weights, config);
+    let mut groups = group_by_expert(x, routing, weights, config, device);
     expand(&mut groups, config, device);
     let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
-    let tasks = column_tasks(out.as_mut(), config.w2.rows_per_task);
+    let tasks = column_tasks(out.as_mut(), config.w2.rows_per_task.get());
     let most = groups.iter().map(|group| group.tokens.len()).max().unwrap_or(0);
     device.for_each(tasks, |(row, mut out)| {
         let width = out.cols();
         let mut down = Tensor::zeros(most, width);
         for group in &groups {
-            let (down, _) = down.as_mut().split_rows_at(group.tokens.len());
-            let mut down = down;
+            let (mut down, _) = down.as_mut().split_rows_at(group.tokens.len());
             let w2 = group.weights.w2.row_range(row..row + width);
             device.kernels().matmul(&w2, group.hidden.as_ref(), down.reborrow());
             for (index, &(token, weight)) in group.tokens.iter().enumerate() {
@@ -84,7 +83,7 @@ fn expand(groups: &mut [Group<'_>], config: &ExpertsConfig, device: &Device) {
         .iter_mut()
         .flat_map(|Group { weights, x, hidden, .. }| {
             let (weights, x): (_, MatrixRef<'_>) = (*weights, x.as_ref());
-            column_tasks(hidden.as_mut(), config.w1.rows_per_task)
+            column_tasks(hidden.as_mut(), config.w1.rows_per_task.get())
                 .into_iter()
                 .map(move |(row, out)| (weights, x, row, out))
         })
@@ -92,8 +91,8 @@ fn expand(groups: &mut [Group<'_>], config: &ExpertsConfig, device: &Device) {
     device.for_each(tasks, |(weights, x, row, mut gate)| {
         let rows = row..row + gate.cols();
         let mut up = Tensor::zeros(gate.rows(), gate.cols());
-        kernels.matmul(&weights.w1.row_range(rows.clone()), x, gate.reborrow());
-        kernels.matmul(&weights.w3.row_range(rows), x, up.as_mut());
+        kernels.matmul_add(&weights.w1.row_range(rows.clone()), x, gate.reborrow());
+        kernels.matmul_add(&weights.w3.row_range(rows), x, up.as_mut());
         for token in 0..gate.rows() {
             kernels.silu_mul(gate.row_mut(token), up.row(token));
         }
@@ -106,22 +105,26 @@ fn group_by_expert<'a>(
     routing: &Routing,
     weights: impl Fn(usize) -> ExpertMatrices<'a>,
     config: &ExpertsConfig,
+    device: &Device,
 ) -> Vec<Group<'a>> {
     let mut chosen: Vec<(usize, usize, f32)> = (0..routing.tokens())
         .flat_map(|token| routing.token(token).iter().map(move |&(expert, weight)| (expert, token, weight)))
         .collect();
     // Stable: the tokens of an expert stay in order.
     chosen.sort_by_key(|&(expert, ..)| expert);
-    chosen
+    let mut groups: Vec<_> = chosen
         .chunk_by(|a, b| a.0 == b.0)
-        .map(|group| {
-            let gathered = group.iter().flat_map(|&(_, token, _)| x.row(token)).copied().collect();
-            Group {
-                weights: weights(group[0].0),
-                tokens: group.iter().map(|&(_, token, weight)| (token, weight)).collect(),
-                x: Tensor::from_vec(group.len(), x.cols(), gathered),
-                hidden: Tensor::zeros(group.len(), config.w1.out_features),
-            }
+        .map(|group| Group {
+            weights: weights(group[0].0),
+            tokens: group.iter().map(|&(_, token, weight)| (token, weight)).collect(),
+            x: Tensor::zeros(group.len(), x.cols()),
+            hidden: Tensor::zeros(group.len(), config.w1.out_features),
         })
-        .collect()
+        .collect();
+    device.for_each(groups.iter_mut().collect(), |group: &mut Group<'_>| {
+        for (row, &(token, _)) in group.tokens.iter().enumerate() {
+            group.x.row_mut(row).copy_from_slice(x.row(token));
+        }
+    });
+    groups
 }

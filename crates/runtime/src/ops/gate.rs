@@ -1,6 +1,6 @@
 //! The choice of experts: sigmoid scores, grouped top-k (`noaux_tc`).
 
-use crate::{Device, Tensor, Weight};
+use crate::{Device, Tensor, Weight, device::rows_per_task};
 use serde::{Deserialize, Serialize};
 
 /// Config of [`grouped_top_k`].
@@ -51,23 +51,32 @@ impl Routing {
 /// `logits` `[tokens, experts]`, `bias` `[experts]`.
 pub fn grouped_top_k(mut logits: Tensor, bias: &Weight, config: &GateConfig, device: &Device) -> Routing {
     assert_eq!(logits.cols(), config.experts, "one logit for each expert");
-    let mut choices = Vec::with_capacity(logits.rows() * config.experts_per_token);
-    let mut biased = vec![0.0; config.experts];
-    device.kernels().sigmoid(logits.values_mut());
-    for token in 0..logits.rows() {
-        let scores = logits.row(token);
-        biased.copy_from_slice(scores);
-        device.kernels().add(&mut biased, bias.vector());
-        keep_best_groups(&mut biased, config);
-        let mut chosen = top_k(&biased, config.experts_per_token);
-        chosen.sort_unstable();
-        let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
-        let norm = if config.norm_topk_prob { 1.0 / (sum + 1e-20) } else { 1.0 };
-        choices.extend(
-            chosen.iter().map(|&expert| (expert, scores[expert] * norm * config.routed_scaling_factor)),
-        );
+    let each = config.experts_per_token;
+    let mut choices = vec![(0, 0.0); logits.rows() * each];
+    let rows = rows_per_task(config.experts);
+    let scores = logits.values_mut().chunks_mut(rows * config.experts);
+    let tasks = scores.zip(choices.chunks_mut(rows * each)).collect();
+    device.for_each(tasks, |(scores, choices): (&mut [f32], &mut [(usize, f32)])| {
+        device.kernels().sigmoid(scores);
+        let mut biased = vec![0.0; config.experts];
+        for (scores, choices) in scores.chunks_exact(config.experts).zip(choices.chunks_exact_mut(each)) {
+            biased.copy_from_slice(scores);
+            device.kernels().add(&mut biased, bias.vector());
+            keep_best_groups(&mut biased, config);
+            weigh(scores, top_k(&biased, each), config, choices);
+        }
+    });
+    Routing { experts_per_token: each, choices }
+}
+
+/// Writes the chosen experts, in ascending order, with their weights.
+fn weigh(scores: &[f32], mut chosen: Vec<usize>, config: &GateConfig, choices: &mut [(usize, f32)]) {
+    chosen.sort_unstable();
+    let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
+    let norm = if config.norm_topk_prob { 1.0 / (sum + 1e-20) } else { 1.0 };
+    for (choice, expert) in choices.iter_mut().zip(chosen) {
+        *choice = (expert, scores[expert] * norm * config.routed_scaling_factor);
     }
-    Routing { experts_per_token: config.experts_per_token, choices }
 }
 
 /// Sets the scores of all groups but the best to minus infinity.
@@ -131,7 +140,8 @@ mod tests {
     fn route(scores: [f32; 6], bias: [f32; 6], config: &GateConfig) -> Vec<(usize, f32)> {
         let logits = scores.map(|score| (score / (1.0 - score)).ln()).to_vec();
         let bias = Weight::Vector(bias.as_slice().into());
-        let routing = grouped_top_k(Tensor::from_vec(1, 6, logits), &bias, config, &Device::single(1));
+        let routing =
+            grouped_top_k(Tensor::from_vec(1, 6, logits), &bias, config, &Device::single(1).unwrap());
         routing.token(0).to_vec()
     }
 

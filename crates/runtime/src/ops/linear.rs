@@ -2,12 +2,14 @@
 
 use crate::{Device, Mode, Tensor, Weight, device::column_tasks};
 use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
 
 /// Weight elements that one task of a decode step reads: a few microseconds of memory bandwidth, long enough to pay
 /// for handing the task to a thread, short enough that threads end together.
 const DECODE_TASK_ELEMENTS: usize = 1 << 16;
-/// The same for prefill, where each weight is used for many tokens.
-const PREFILL_TASK_ELEMENTS: usize = 1 << 14;
+/// The same for prefill. Each task reads all activations, so its weights must be many enough to pay for that; they stay
+/// in a core's second-level cache meanwhile.
+const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
 /// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
 const ROW_TILE: usize = 8;
 
@@ -20,7 +22,7 @@ pub struct LinearConfig {
     /// Rows of the weight.
     pub out_features: usize,
     /// Weight rows that one task multiplies.
-    pub rows_per_task: usize,
+    pub rows_per_task: NonZeroUsize,
 }
 
 impl LinearConfig {
@@ -30,7 +32,8 @@ impl LinearConfig {
             Mode::Prefill => PREFILL_TASK_ELEMENTS,
             Mode::Decode => DECODE_TASK_ELEMENTS,
         };
-        let rows_per_task = (elements / in_features.max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
+        let rows = (elements / in_features.max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
+        let rows_per_task = NonZeroUsize::new(rows).expect("a tile has rows");
         Self { in_features, out_features, rows_per_task }
     }
 }
@@ -48,9 +51,9 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
     );
     let mut out = Tensor::zeros(x.rows(), w.rows());
     let kernels = device.kernels();
-    let tasks = column_tasks(out.as_mut(), config.rows_per_task);
+    let tasks = column_tasks(out.as_mut(), config.rows_per_task.get());
     device.for_each(tasks, |(row, out)| {
-        kernels.matmul(&w.row_range(row..row + out.cols()), x.as_ref(), out);
+        kernels.matmul_add(&w.row_range(row..row + out.cols()), x.as_ref(), out);
     });
     out
 }
@@ -61,7 +64,10 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
 /// `x` `[tokens, out]`, `bias` `[out]`.
 pub fn add_bias(x: &mut Tensor, bias: Option<&Weight>, device: &Device) {
     let Some(bias) = bias else { return };
-    for row in 0..x.rows() {
-        device.kernels().add(x.row_mut(row), bias.vector());
-    }
+    let width = x.cols();
+    device.for_each_row_chunk(x.values_mut(), width, |_, chunk| {
+        for row in chunk.chunks_exact_mut(width) {
+            device.kernels().add(row, bias.vector());
+        }
+    });
 }

@@ -1,6 +1,6 @@
 //! Root-mean-square norms, whole and distributed over the mesh.
 
-use crate::{Device, Tensor, Weight};
+use crate::{Device, Tensor, Weight, device::rows_per_task};
 use serde::{Deserialize, Serialize};
 
 /// Config of a norm.
@@ -27,8 +27,15 @@ pub fn rms_norm(x: &Tensor, weight: &Weight, config: &RmsNormConfig, device: &De
 /// # Shapes
 /// `x` `[tokens, features of this device]`; gives `[tokens, 1]`.
 pub fn rms_norm_pre_all_gather(x: &Tensor, device: &Device) -> Tensor {
-    let squares = (0..x.rows()).map(|row| device.kernels().sum_of_squares(x.row(row))).collect();
-    Tensor::from_vec(x.rows(), 1, squares)
+    let mut squares = Tensor::zeros(x.rows(), 1);
+    let rows = rows_per_task(x.cols());
+    let tasks = squares.values_mut().chunks_mut(rows).enumerate().collect();
+    device.for_each(tasks, |(index, squares): (usize, &mut [f32])| {
+        for (row, square) in (index * rows..).zip(squares) {
+            *square = device.kernels().sum_of_squares(x.row(row));
+        }
+    });
+    squares
 }
 
 /// Normalises with the sums of squares of whole rows.
@@ -60,11 +67,14 @@ pub fn rms_norm_post_all_gather(
 /// `x` `[tokens, features + others]`, `weight` `[features]`.
 pub fn rms_norm_columns(x: &mut Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) {
     let kernels = device.kernels();
-    let mut normed = vec![0.0; config.features];
-    for row in 0..x.rows() {
-        let values = &mut x.row_mut(row)[..config.features];
-        let mean = kernels.sum_of_squares(values) / config.features as f32;
-        kernels.scale_mul(values, 1.0 / (mean + config.epsilon).sqrt(), weight.vector(), &mut normed);
-        values.copy_from_slice(&normed);
-    }
+    let width = x.cols();
+    device.for_each_row_chunk(x.values_mut(), width, |_, chunk| {
+        let mut normed = vec![0.0; config.features];
+        for row in chunk.chunks_exact_mut(width) {
+            let values = &mut row[..config.features];
+            let mean = kernels.sum_of_squares(values) / config.features as f32;
+            kernels.scale_mul(values, 1.0 / (mean + config.epsilon).sqrt(), weight.vector(), &mut normed);
+            values.copy_from_slice(&normed);
+        }
+    });
 }

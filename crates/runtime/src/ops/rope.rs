@@ -1,6 +1,9 @@
 //! Rotary position embedding over interleaved pairs.
 
-use crate::{Device, Error};
+use crate::{
+    Device, Error,
+    device::{row_tasks, rows_per_task},
+};
 use dsv3_kernels::MatrixMut;
 use serde::{Deserialize, Serialize};
 
@@ -26,13 +29,17 @@ impl RopeTable {
     /// The angle is rounded to f32 before the cosine is taken, as transformers does: at large positions the model
     /// has learned with the rounded angle.
     pub fn new(positions: usize, frequencies: &[f32], factor: f32) -> Self {
-        let angles =
-            || (0..positions).flat_map(|position| frequencies.iter().map(move |&f| position as f32 * f));
-        Self {
-            pairs: frequencies.len(),
-            cos: angles().map(|angle| angle.cos() * factor).collect(),
-            sin: angles().map(|angle| angle.sin() * factor).collect(),
+        let mut table = Self { pairs: frequencies.len(), cos: Vec::new(), sin: Vec::new() };
+        table.cos.reserve_exact(positions * frequencies.len());
+        table.sin.reserve_exact(positions * frequencies.len());
+        for position in 0..positions {
+            for frequency in frequencies {
+                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                table.cos.push(cos as f32 * factor);
+                table.sin.push(sin as f32 * factor);
+            }
         }
+        table
     }
 
     /// How many positions there are.
@@ -64,7 +71,7 @@ impl RopeTable {
 /// # Errors
 /// A position beyond the table.
 pub fn rope(
-    mut x: MatrixMut<'_>,
+    x: MatrixMut<'_>,
     heads: usize,
     positions: impl IntoIterator<Item = usize>,
     table: &RopeTable,
@@ -72,11 +79,16 @@ pub fn rope(
     device: &Device,
 ) -> Result<(), Error> {
     let width = x.cols() / heads;
-    for (row, position) in (0..x.rows()).zip(positions) {
-        let (cos, sin) = table.at(position)?;
-        for head in x.row_mut(row).chunks_exact_mut(width) {
-            device.kernels().rope_interleaved(&mut head[width - config.features..], cos, sin);
+    let positions = positions.into_iter().take(x.rows());
+    let angles = positions.map(|position| table.at(position)).collect::<Result<Vec<_>, _>>()?;
+    let tasks = row_tasks(x, rows_per_task(heads * width));
+    device.for_each(tasks, |(first, mut x)| {
+        for row in 0..x.rows() {
+            let (cos, sin) = angles[first + row];
+            for head in x.row_mut(row).chunks_exact_mut(width) {
+                device.kernels().rope_interleaved(&mut head[width - config.features..], cos, sin);
+            }
         }
-    }
+    });
     Ok(())
 }

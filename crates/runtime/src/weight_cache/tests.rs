@@ -132,8 +132,11 @@ impl Fixture {
     fn load(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let checkpoint = self.checkpoint();
         let fingerprint = Fingerprint::of(&checkpoint, b"{}");
-        let weights =
-            self.cache().load::<Toy>(&self.block, &Source { checkpoint: &checkpoint, fingerprint })?;
+        let weights = self.cache().load::<Toy>(
+            &self.block,
+            &Source { checkpoint: &checkpoint, fingerprint },
+            MeshShape::SINGLE,
+        )?;
         let matrix = weights.matrix.matrix();
         let mut values = vec![0.0; 6];
         for (row, out) in values.chunks_mut(3).enumerate() {
@@ -228,7 +231,8 @@ fn a_checkpoint_that_changed_is_refused_until_forced() {
     for error in [fixture.load().unwrap_err(), fixture.convert(false).unwrap_err()] {
         let error = error.to_string();
         assert!(
-            error.contains("a file of it has changed since; make it anew with `dsv3 convert --force`"),
+            error
+                .contains("a file of it has changed since; make it anew with `dsv3 convert --force --model "),
             "{error}"
         );
     }
@@ -240,7 +244,8 @@ fn a_checkpoint_that_changed_is_refused_until_forced() {
 #[test]
 fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
     type Damage = fn(&Fixture);
-    let cases: [(Damage, &str); 8] = [
+    let cases: [(Damage, &str); 9] = [
+        (|f| f.edit_config("\"1x1\"", "\"1x2\""), "was made for cpu 1x2, expected cpu 1x1"),
         (
             |f| {
                 f.edit_config(

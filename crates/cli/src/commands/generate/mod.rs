@@ -7,8 +7,9 @@ mod settings;
 use crate::{
     args::GenerateArgs,
     model::{ModelPlace, OpenModel},
+    operator_configs::OperatorConfigs,
     output::note,
-    session::{PREFILL_CHUNK, Session},
+    session::{PREFILL_CHUNK, Session, limits},
 };
 use anyhow::{Context, Result};
 use dsv3_engine::{
@@ -17,27 +18,59 @@ use dsv3_engine::{
 use printer::Printer;
 use prompts::{Prompt, Reader, Texts};
 use settings::Settings;
-use std::{ops::ControlFlow, time::Instant};
+use std::{ops::ControlFlow, path::Path, time::Instant};
 
 /// Runs the command.
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let texts = Texts::read(&args)?;
     let place = ModelPlace::resolve(&args.model)?;
     let model = OpenModel::open(&place)?;
+    let configs = OperatorConfigs::open(&model, &args.configs)?;
     let reader = Reader::open(&model, &args)?;
     let prompts = reader.prompts(texts)?;
     let defaults = GenerationConfig::from_dir(model.dir())?;
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
     let settings = Settings::resolve(args, &defaults, &model.hf, &reader.tokenizer, longest)?;
-    let mut log = settings.record_log.as_deref().map(RecordLog::create).transpose()?;
+    let limits = limits(&model.hf, settings.context);
+    for prompt in &prompts {
+        limits.check_prompt(&prompt.tokens).with_context(|| prompt.name.clone())?;
+    }
+    let log = settings.record_log.as_deref().map(RecordLog::create).transpose()?;
 
-    let mut session = Session::open(&model, settings.context, settings.threads)?;
+    let mut session = Session::open(&model, configs, settings.context, settings.threads)?;
     note(format_args!("{settings}; {}", session.device()));
     let decode_bytes = session.decode_bytes();
     let start = Instant::now();
-    let mut generator = Generator::new(&mut session, &reader.tokenizer, PREFILL_CHUNK)?;
-    let mut timings = Vec::new();
-    let mut records = Vec::new();
+    let mut done = Done { log, timings: Vec::new(), records: Vec::new() };
+    let generator = Generator::new(&mut session, &reader.tokenizer, PREFILL_CHUNK)?;
+    let result = generate(generator, &prompts, &settings, &mut done);
+    if done.records.is_empty() {
+        return result;
+    }
+    let statistics = Statistics::new(&done.timings, start.elapsed());
+    note(format_args!("{}", summary(&statistics, &done.timings, decode_bytes)));
+    // What is done is kept, whatever became of the rest.
+    let report = done.write_report(&prompts, statistics, &settings, &place.dir);
+    if let (Err(_), Err(error)) = (&result, &report) {
+        note(format_args!("the report is lost too: {error}"));
+    }
+    result.and(report)
+}
+
+/// What has been generated so far.
+struct Done {
+    log: Option<RecordLog>,
+    timings: Vec<Timings>,
+    records: Vec<GenerationRecord>,
+}
+
+/// Runs the prompts one after another, and prints what comes of them.
+fn generate(
+    mut generator: Generator<'_, Session>,
+    prompts: &[Prompt],
+    settings: &Settings,
+    done: &mut Done,
+) -> Result<()> {
     for (position, prompt) in prompts.iter().enumerate() {
         if prompts.len() > 1 {
             note(format_args!("--- prompt {} of {}: {}", position + 1, prompts.len(), prompt.title()));
@@ -49,23 +82,35 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
                 Err(_) => ControlFlow::Break(()),
             })
             .with_context(|| prompt.name.clone())?;
+        done.add(GenerationRecord::new(position, &prompt.text, &generation), generation.timings)?;
         printer.end(position, &generation)?;
-        let record = GenerationRecord::new(position, &prompt.text, &generation);
-        if let Some(log) = &mut log {
-            log.append(&record)?;
-        }
-        timings.push(generation.timings);
-        records.push(record);
-    }
-    let statistics = Statistics::new(&timings, start.elapsed());
-    note(format_args!("{}", summary(&statistics, &timings, decode_bytes)));
-    if let Some(path) = &settings.report {
-        let model_params = settings.describe(&place.dir);
-        let prompts = prompts.iter().map(|prompt| prompt.text.clone()).collect();
-        write_report(path, &Report { prompts, generations: records, statistics, model_params })?;
-        note(format_args!("report: {}", path.display()));
     }
     Ok(())
+}
+
+impl Done {
+    fn add(&mut self, record: GenerationRecord, timings: Timings) -> Result<()> {
+        let logged = self.log.as_mut().map_or(Ok(()), |log| log.append(&record));
+        self.timings.push(timings);
+        self.records.push(record);
+        Ok(logged?)
+    }
+
+    /// Writes the report, if one is asked for.
+    fn write_report(
+        self,
+        prompts: &[Prompt],
+        statistics: Statistics,
+        settings: &Settings,
+        model: &Path,
+    ) -> Result<()> {
+        let Some(path) = &settings.report else { return Ok(()) };
+        let prompts = prompts.iter().map(|prompt| prompt.text.clone()).collect();
+        let model_params = settings.describe(model);
+        write_report(path, &Report { prompts, generations: self.records, statistics, model_params })?;
+        note(format_args!("report: {}", path.display()));
+        Ok(())
+    }
 }
 
 /// How fast it was, in one line.
@@ -78,7 +123,7 @@ fn summary(statistics: &Statistics, timings: &[Timings], decode_bytes: u64) -> S
     if statistics.decode_forward_passes > 0 {
         let speed = statistics.decode_tokens_per_second;
         text += &format!(
-            "; decode: {} tokens, {speed:.1} tokens/s, {:.2} GB/s",
+            "; decode: {} tokens, {speed:.1} tokens/s, {:.2} GB/s of weights",
             statistics.decode_forward_passes,
             speed * decode_bytes as f64 / 1e9
         );

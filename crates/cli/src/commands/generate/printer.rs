@@ -6,7 +6,6 @@ use anyhow::Result;
 use dsv3_engine::{Event, FinishReason, Generation, Timings};
 use dsv3_runtime::TokenId;
 use serde::Serialize;
-use std::io;
 
 /// Prints one generation.
 pub(super) struct Printer {
@@ -15,7 +14,7 @@ pub(super) struct Printer {
     /// Whether the text so far ends with a line end; so does an empty one.
     at_line_start: bool,
     /// The write that failed. The generation ends with it.
-    failure: Option<io::Error>,
+    failure: Option<anyhow::Error>,
 }
 
 /// One line of `--json`.
@@ -44,7 +43,7 @@ impl Printer {
     ///
     /// # Errors
     /// A failing write.
-    pub(super) fn begin(json: bool, prompt: &Prompt) -> io::Result<Self> {
+    pub(super) fn begin(json: bool, prompt: &Prompt) -> Result<Self> {
         let mut printer =
             Self { json, prompt_tokens: prompt.tokens.len(), at_line_start: true, failure: None };
         if prompt.opens_thoughts {
@@ -67,7 +66,7 @@ impl Printer {
     /// A failing write, then or before.
     pub(super) fn end(self, index: usize, generation: &Generation) -> Result<()> {
         if let Some(failure) = self.failure {
-            return Err(failure.into());
+            return Err(failure);
         }
         if self.json {
             let record = Record {
@@ -85,7 +84,7 @@ impl Printer {
         Ok(())
     }
 
-    fn text(&mut self, text: &str) -> io::Result<()> {
+    fn text(&mut self, text: &str) -> Result<()> {
         if self.json || text.is_empty() {
             return Ok(());
         }

@@ -2,17 +2,16 @@
 
 use super::line;
 use crate::{model::CONFIG_FILE, output::count};
-use anyhow::{Context, Result};
-use dsv3_deepseek::{Model, ModelWeights};
+use anyhow::Result;
+use dsv3_deepseek::{HfConfig, Model};
 use dsv3_runtime::{
-    Checkpoint, Fingerprint, Location, Module, SavedWeight, WEIGHT_CONFIG_FILE, WeightConfigHeader,
-    WeightPath,
+    Checkpoint, Fingerprint, Location, Module, SavedWeight, WeightCache, WeightConfigHeader, WeightPath,
 };
 use indicatif::DecimalBytes;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::{
     convert::Infallible,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -41,23 +40,15 @@ enum State {
     Unreadable,
 }
 
-#[derive(Deserialize)]
-struct WeightConfigFile {
-    header: WeightConfigHeader,
-    weights: ModelWeights<SavedWeight>,
-}
-
 impl CacheContents {
     /// Of the cache in a directory.
     ///
     /// # Errors
     /// A WeightConfig that cannot be read, or is none of this model or version.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let file = path.join(WEIGHT_CONFIG_FILE);
-        let name = || file.display().to_string();
-        let text = fs::read(&file).with_context(name)?;
-        let WeightConfigFile { header, weights } =
-            serde_json::from_slice(&text).with_context(|| format!("{}: is damaged", file.display()))?;
+        let cache = WeightCache::at(path.to_owned());
+        let header = cache.read_header()?;
+        let weights = cache.read_weights::<Model>()?;
         let (mut in_place, mut written) = (Tally::default(), Tally::default());
         let count = &mut |_: &WeightPath, weight: SavedWeight| {
             match weight.data.location {
@@ -75,10 +66,12 @@ impl CacheContents {
 impl State {
     fn of(header: &WeightConfigHeader) -> Self {
         let dir = &header.checkpoint;
-        let (Ok(checkpoint), Ok(config)) = (Checkpoint::open(dir), fs::read(dir.join(CONFIG_FILE))) else {
+        let (Ok(checkpoint), Ok(config)) =
+            (Checkpoint::open(dir), HfConfig::read_text(&dir.join(CONFIG_FILE)))
+        else {
             return Self::Unreadable;
         };
-        let same = Fingerprint::of(&checkpoint, &config) == header.fingerprint;
+        let same = Fingerprint::of(&checkpoint, config.as_bytes()) == header.fingerprint;
         if same { Self::Unchanged } else { Self::Changed }
     }
 }
@@ -104,12 +97,18 @@ impl fmt::Display for CacheContents {
         line(f, "format version", header.format_version)?;
         line(f, "target", &header.target)?;
         line(f, "mesh", header.mesh)?;
+        let checkpoint = header.checkpoint.display();
         let state = match self.checkpoint_state {
-            State::Unchanged => "unchanged since",
-            State::Changed => "changed since: make the cache anew with `dsv3 convert --force`",
-            State::Unreadable => "cannot be read there now",
+            State::Unchanged => "unchanged since".to_owned(),
+            State::Changed => {
+                let mesh = header.mesh;
+                format!(
+                    "changed since: make the cache anew with `dsv3 convert --force --model {checkpoint} --mesh {mesh}`"
+                )
+            }
+            State::Unreadable => "cannot be read there now".to_owned(),
         };
-        line(f, "checkpoint", format_args!("{} ({state})", header.checkpoint.display()))?;
+        line(f, "checkpoint", format_args!("{checkpoint} ({state})"))?;
         line(f, "used in place", self.in_place)?;
         line(f, "written", self.written)
     }

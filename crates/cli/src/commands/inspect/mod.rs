@@ -52,7 +52,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
 
 fn print(report: &(impl Serialize + Display), json: bool) -> Result<()> {
     let text = if json { output::pretty_json(report)? } else { report.to_string() };
-    Ok(output::print(&text)?)
+    output::print(&text)
 }
 
 impl CheckpointReport {
