@@ -25,7 +25,7 @@ pub type MoeDecoderBlock = DecoderBlock<Moe>;
 
 /// What can be the second half of a decoder layer.
 pub trait FeedForward:
-    for<'a> Module<Hf = HfConfig, State = (), Input<'a> = &'a Tensor, Output = Tensor>
+    for<'a> Module<Hf = HfConfig, State = (), Input<'a> = Tensor, Output = Tensor>
 {
 }
 
@@ -123,11 +123,11 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
         let norm = Run { cfg: &cfg.mla_norm, w: &w.mla_norm, state: &mut (), device };
         let normed = RmsNorm::forward_prefill(&x, step, norm)?;
         let mla = Run { cfg: &cfg.mla, w: &w.mla, state, device };
-        let x = ops::add(x, &Mla::forward_prefill(&normed, step, mla)?, device);
+        let x = ops::add(x, &Mla::forward_prefill(normed, step, mla)?, device);
         let norm = Run { cfg: &cfg.mlp_norm, w: &w.mlp_norm, state: &mut (), device };
         let normed = RmsNorm::forward_prefill(&x, step, norm)?;
         let mlp = Run { cfg: &cfg.mlp, w: &w.mlp, state: &mut (), device };
-        Ok(ops::add(x, &F::forward_prefill(&normed, step, mlp)?, device))
+        Ok(ops::add(x, &F::forward_prefill(normed, step, mlp)?, device))
     }
 
     /// # Shapes
@@ -140,10 +140,10 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
         let norm = Run { cfg: &cfg.mla_norm, w: &w.mla_norm, state: &mut (), device };
         let normed = RmsNorm::forward_decode(&x, step, norm)?;
         let mla = Run { cfg: &cfg.mla, w: &w.mla, state, device };
-        let x = ops::add(x, &Mla::forward_decode(&normed, step, mla)?, device);
+        let x = ops::add(x, &Mla::forward_decode(normed, step, mla)?, device);
         let norm = Run { cfg: &cfg.mlp_norm, w: &w.mlp_norm, state: &mut (), device };
         let normed = RmsNorm::forward_decode(&x, step, norm)?;
         let mlp = Run { cfg: &cfg.mlp, w: &w.mlp, state: &mut (), device };
-        Ok(ops::add(x, &F::forward_decode(&normed, step, mlp)?, device))
+        Ok(ops::add(x, &F::forward_decode(normed, step, mlp)?, device))
     }
 }

@@ -101,7 +101,7 @@ impl Module for Mla {
     type PrefillConfig = MlaConfig;
     type DecodeConfig = MlaConfig;
     type State = MlaState;
-    type Input<'a> = &'a Tensor;
+    type Input<'a> = Tensor;
     type Output = Tensor;
 
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlaWeights<WeightSpec> {
@@ -151,14 +151,14 @@ impl Module for Mla {
     /// # Shapes
     /// `[tokens, hidden / columns]` to the same.
     fn forward_prefill(
-        x: &Tensor,
+        x: Tensor,
         step: &PrefillStep<'_>,
         Run { cfg, w, state: MlaState { rope, cache }, device }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
         let mut rotate = |x: RopeInput<'_>| {
             Rope::forward_prefill(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
-        let x = &device.all_gather(x.clone(), &cfg.all_gather); // [tokens, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
         let mut latents = latents(x, cfg, w, device); // [tokens, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: cfg.attention.kv_lora_rank, heads: 1 })?;
         ops::paged_fill_cache(cache, &latents, step.start, step.pages, &cfg.paged_cache)?;
@@ -174,7 +174,7 @@ impl Module for Mla {
     /// # Shapes
     /// `[users, hidden / columns]` to the same.
     fn forward_decode(
-        x: &Tensor,
+        x: Tensor,
         step: &DecodeStep<'_>,
         Run { cfg, w, state: MlaState { rope, cache }, device }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
@@ -182,7 +182,7 @@ impl Module for Mla {
             Rope::forward_decode(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
         let shape = &cfg.attention;
-        let x = &device.all_gather(x.clone(), &cfg.all_gather); // [users, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
         let mut latents = latents(x, cfg, w, device); // [users, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: shape.kv_lora_rank, heads: 1 })?;
         ops::paged_update_cache(cache, &latents, step.positions, step.pages, &cfg.paged_cache)?;

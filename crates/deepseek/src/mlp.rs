@@ -47,7 +47,7 @@ impl Module for Mlp {
     type PrefillConfig = MlpConfig;
     type DecodeConfig = MlpConfig;
     type State = ();
-    type Input<'a> = &'a Tensor;
+    type Input<'a> = Tensor;
     type Output = Tensor;
 
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlpWeights<WeightSpec> {
@@ -77,7 +77,7 @@ impl Module for Mlp {
     /// # Shapes
     /// `[tokens, hidden / columns]` to the same.
     fn forward_prefill(
-        x: &Tensor,
+        x: Tensor,
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
@@ -87,7 +87,7 @@ impl Module for Mlp {
     /// # Shapes
     /// `[users, hidden / columns]` to the same.
     fn forward_decode(
-        x: &Tensor,
+        x: Tensor,
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
@@ -137,8 +137,8 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlpConfig, Error
     })
 }
 
-fn forward(x: &Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
-    let x = device.all_gather(x.clone(), &cfg.all_gather); // [tokens, hidden]
+fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
+    let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
     let gate = ops::linear(&x, &w.w1, &cfg.w1, device); // [tokens, intermediate / columns]
     let up = ops::linear(&x, &w.w3, &cfg.w3, device);
     let gated = ops::mul(gate, &up, &cfg.mul_activation, device);

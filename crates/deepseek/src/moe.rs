@@ -53,7 +53,7 @@ impl Module for Moe {
     type PrefillConfig = MoeConfig;
     type DecodeConfig = MoeConfig;
     type State = ();
-    type Input<'a> = &'a Tensor;
+    type Input<'a> = Tensor;
     type Output = Tensor;
 
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> MoeWeights<WeightSpec> {
@@ -103,11 +103,11 @@ impl Module for Moe {
     /// # Shapes
     /// `[tokens, hidden / columns]` to the same.
     fn forward_prefill(
-        x: &Tensor,
+        x: Tensor,
         step: &PrefillStep<'_>,
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        let x = &device.all_gather(x.clone(), &cfg.all_gather); // [tokens, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state: &mut *state, device };
         let routing = &MoeGate::forward_prefill(x, step, gate)?;
         let experts = Run { cfg: &cfg.experts, w: &w.experts, state: &mut *state, device };
@@ -122,11 +122,11 @@ impl Module for Moe {
     /// # Shapes
     /// `[users, hidden / columns]` to the same.
     fn forward_decode(
-        x: &Tensor,
+        x: Tensor,
         step: &DecodeStep<'_>,
         Run { cfg, w, state, device }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        let x = &device.all_gather(x.clone(), &cfg.all_gather); // [users, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state: &mut *state, device };
         let routing = &MoeGate::forward_decode(x, step, gate)?;
         let experts = Run { cfg: &cfg.experts, w: &w.experts, state: &mut *state, device };

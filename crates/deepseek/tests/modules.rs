@@ -153,7 +153,7 @@ fn mla() {
         let part = Part { subject, at: format!("{at}.self_attn"), sums: mla_sums(hf, TOKENS) };
         let x = noise(TOKENS, hf.hidden_size, 3);
         let expected = reference::mla(hf, &part.scope(), &x).unwrap();
-        part.both_modes::<Mla>(&x, &expected, |x| x);
+        part.both_modes::<Mla>(&x, &expected, Tensor::clone);
     });
 }
 
@@ -166,7 +166,7 @@ fn mlp() {
             let part = Part { subject, at: format!("{at}.mlp"), sums };
             let x = noise(TOKENS, hf.hidden_size, 4);
             let expected = reference::mlp(&part.scope(), hf.intermediate_size, &x).unwrap();
-            part.both_modes::<Mlp>(&x, &expected, |x| x);
+            part.both_modes::<Mlp>(&x, &expected, Tensor::clone);
         }
     });
 }
@@ -246,7 +246,7 @@ fn moe() {
             let part = Part { subject, at: format!("{at}.mlp"), sums: moe_sums(hf) };
             let x = noise(TOKENS, hf.hidden_size, 8);
             let expected = reference::moe(hf.moe(), &part.scope(), &x).unwrap().output;
-            part.both_modes::<Moe>(&x, &expected, |x| x);
+            part.both_modes::<Moe>(&x, &expected, Tensor::clone);
         }
     });
 }
