@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 import data
 from export import all_tensors
-from model import Config, Model, fp8_expand
+from model import Config, Model, fp8_expand, masks
 from stories import story
 
 HELDOUT_SEED = 20_000_003
@@ -164,11 +164,10 @@ def expert_balance(model, tok):
     """Per MoE layer (the last one is the MTP's): busiest and idlest expert's load divided by the mean, on unseen text."""
     total = [torch.zeros(model.c.experts) for _ in model.moe_layers()]
     for i in range(8):
-        ids, _, _ = data.batch(tok, HELDOUT_SEED + 10 + i, 16, 256)
-        ids = torch.tensor(ids)
-        positions = torch.arange(256).expand(ids.shape)
-        hidden = model.trunk(ids, positions, causal(256))
-        model.mtp(hidden, ids.roll(-1, 1), positions, causal(256))
+        ids, _, doc = (torch.tensor(x) for x in data.batch(tok, HELDOUT_SEED + 10 + i, 16, 256))
+        mask, positions = masks(doc)
+        hidden = model.trunk(ids, positions, mask)
+        model.mtp(hidden, ids.roll(-1, 1), positions, mask)
         for sums, moe in zip(total, model.moe_layers()):
             sums += moe.load
     return [{"busiest": round((s.max() / s.mean()).item(), 2), "idlest": round((s.min() / s.mean()).item(), 2)} for s in total]

@@ -123,6 +123,16 @@ def rotate(x, cos, sin):
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
+def masks(doc):
+    """Attention stays inside a document; positions count from its start."""
+    b, t = doc.shape
+    causal = torch.ones(t, t, dtype=torch.bool).tril()
+    same = (doc[:, :, None] == doc[:, None, :]) & causal
+    positions = torch.arange(t).expand(b, t)
+    start = torch.where(F.pad(doc[:, 1:] != doc[:, :-1], (1, 0)), positions, 0).cummax(dim=1)[0]
+    return torch.zeros(b, 1, t, t).masked_fill(~same[:, None], float("-inf")), positions - start
+
+
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 import data
 import tokenizer as tokenizer_module
-from model import Config, Model
+from model import Config, Model, masks
 from optim import optimizers
 
 MTP_WEIGHT = 0.3
@@ -48,16 +48,6 @@ def make_batch(tokenizer, args, step):
     length = length_at(step)
     ids, learn, doc = data.batch(tokenizer, args.seed * 1_000_003 + step, args.batch // length, length, args.arithmetic)
     return torch.tensor(ids), torch.tensor(learn), torch.tensor(doc)
-
-
-def masks(doc):
-    """Attention stays inside a document; positions count from its start."""
-    b, t = doc.shape
-    causal = torch.ones(t, t, dtype=torch.bool).tril()
-    same = (doc[:, :, None] == doc[:, None, :]) & causal
-    positions = torch.arange(t).expand(b, t)
-    start = torch.where(F.pad(doc[:, 1:] != doc[:, :-1], (1, 0)), positions, 0).cummax(dim=1)[0]
-    return torch.zeros(b, 1, t, t).masked_fill(~same[:, None], float("-inf")), positions - start
 
 
 def losses(model, ids, learn, doc):

@@ -33,18 +33,23 @@ impl ModelPlace {
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
         let cache = cache_dir(args.cache.as_deref())?;
         let dir = match &args.model {
-            // Caches note where their checkpoint lies: that must not depend on where the user stands.
-            Some(dir) => std::path::absolute(dir).unwrap_or_else(|_| dir.clone()),
+            Some(dir) => absolute(dir),
             None => embedded::unpack(&cache)?,
         };
         Ok(Self { dir, cache })
     }
 }
 
+/// Caches note where their checkpoint lies, the embedded one's in the cache itself: that must not depend on where the
+/// user stands.
+fn absolute(dir: &Path) -> PathBuf {
+    std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())
+}
+
 /// The directory of all caches: as given, or this program's in the user's.
 pub(crate) fn cache_dir(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = given {
-        return Ok(dir.to_owned());
+        return Ok(absolute(dir));
     }
     let dir = dirs::cache_dir().context("this system names no cache directory: give one with --cache DIR")?;
     Ok(dir.join("dsv3"))

@@ -11,15 +11,11 @@ use dsv3_runtime::{
     Tensor, TokenId, WeightCache,
 };
 use serde_json::Value;
-use std::{fs, path::PathBuf};
-use support::Workplace;
+use std::{fs, path::Path};
+use support::{Workplace, tiny};
 
 /// Held-out problems that the tests ask, out of 500.
 const PROBLEMS: usize = 60;
-
-fn tiny() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny"))
-}
 
 #[test]
 fn the_first_command_of_the_readme_answers() {
@@ -29,22 +25,33 @@ fn the_first_command_of_the_readme_answers() {
     assert!(run.stderr.contains("tokens/s") && run.stderr.contains("GB/s"), "{run:#?}");
 }
 
+/// All that stage 1 writes, the WeightConfig too, is little beside the checkpoint.
+#[test]
+fn a_cache_is_small() {
+    let place = Workplace::new();
+    let run = place.run(["convert"]).success();
+    let config = run.stdout.lines().find_map(|line| line.strip_prefix("WeightConfig: ")).unwrap();
+    let bytes = |dir: &Path, what: &str| -> u64 {
+        let files = fs::read_dir(dir).unwrap().map(Result::unwrap);
+        files
+            .filter(|file| file.file_name().to_str().unwrap().ends_with(what))
+            .map(|file| file.metadata().unwrap().len())
+            .sum()
+    };
+    let (written, checkpoint) =
+        (bytes(Path::new(config).parent().unwrap(), ""), bytes(&tiny(), ".safetensors"));
+    assert!(written > 0 && written * 100 < checkpoint * 15, "{written} of {checkpoint} bytes");
+}
+
 /// At least 95 % of problems that training never saw, exactly right with greedy decoding.
 #[test]
 fn held_out_problems_are_solved() {
     let heldout = tiny().join("heldout.json");
     let answers: Value = serde_json::from_slice(&fs::read(&heldout).unwrap()).unwrap();
-    let args = [
-        "generate",
-        "--temperature",
-        "0",
-        "--json",
-        "--num-prompts",
-        &PROBLEMS.to_string(),
-        "--prompts-file",
-    ];
-    let run =
-        Workplace::new().run(args.into_iter().map(Into::into).chain([heldout.into_os_string()])).success();
+    let (place, problems) = (Workplace::new(), PROBLEMS.to_string());
+    let args = ["generate", "--temperature", "0", "--json", "--num-prompts", &problems];
+    let files = ["--prompts-file", heldout.to_str().unwrap(), "--output-path", "out.json"];
+    let run = place.run(args.iter().chain(&files)).success();
     let outputs: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(outputs.len(), PROBLEMS);
     let wrong: Vec<_> = outputs

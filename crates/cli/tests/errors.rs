@@ -1,14 +1,14 @@
 //! Data that cannot be used, and command lines that cannot be understood: one line that names the culprit, exit code 1
-//! or 2, soon, and never a panic.
+//! or 2, and never a panic.
 
 mod support;
 
 use serde_json::{Value, json};
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    fs::{self, File},
+    path::Path,
 };
-use support::{Golden, Workplace, testdata};
+use support::{Golden, Workplace, find_tensor, testdata, tiny};
 
 const SECOND_SHARD: &str = "model-00002-of-00002.safetensors";
 
@@ -38,24 +38,6 @@ fn edit_config(model: &Path, field: &str, value: Value) {
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config[field] = value;
     fs::write(&path, config.to_string()).unwrap();
-}
-
-/// The header of a shard as JSON, and where its tensors' bytes begin.
-fn header(shard: &[u8]) -> (Value, usize) {
-    let length = usize::try_from(u64::from_le_bytes(shard[..8].try_into().unwrap())).unwrap();
-    (serde_json::from_slice(&shard[8..8 + length]).unwrap(), 8 + length)
-}
-
-/// The shard of a tensor, and the tensor's first byte in it.
-fn find_tensor(model: &Path, name: &str) -> (PathBuf, usize) {
-    for shard in ["model-00001-of-00002.safetensors", SECOND_SHARD] {
-        let path = model.join(shard);
-        let (header, data) = header(&fs::read(&path).unwrap());
-        if let Some(offset) = header[name]["data_offsets"][0].as_u64() {
-            return (path, data + usize::try_from(offset).unwrap());
-        }
-    }
-    panic!("{name} is in no shard");
 }
 
 #[test]
@@ -184,7 +166,7 @@ fn prompts_that_cannot_be_run() {
     }
 }
 
-/// These come from the engine, once the model is up and its settings have been said.
+/// Before weights are read, and whichever of several prompts it is.
 #[test]
 fn prompts_that_do_not_fit_the_model() {
     let (place, model) = (Workplace::new(), testdata("odd-fp8"));
@@ -203,6 +185,94 @@ fn prompts_that_do_not_fit_the_model() {
             place.run(["logits", "--model", model.to_str().unwrap()].iter().chain(&args)).fails_with(&[part]);
         }
     }
+    assert!(!place.path("cache").exists(), "no weights were prepared");
+
+    let model = tiny();
+    let args =
+        ["generate", "--model", model.to_str().unwrap(), "--context", "64", "--output-path", "out.json"];
+    let long = "1 + ".repeat(64);
+    place.run(args.iter().chain(&["fine", &long])).fails_with(&["prompt 2: ", "the context holds 64"]);
+    assert!(!place.path("out.json").exists() && !place.path("cache").exists());
+}
+
+/// One character's embedding is NaN: a prompt with it fails, and what came before it is kept.
+#[test]
+fn what_is_done_is_kept_when_a_later_prompt_fails() {
+    let place = Workplace::new();
+    let model = place.copy_of(&tiny());
+    let tokenizer: Value = serde_json::from_slice(&fs::read(model.join("tokenizer.json")).unwrap()).unwrap();
+    let id = usize::try_from(tokenizer["model"]["vocab"]["#"].as_u64().unwrap()).unwrap();
+    let (shard, offset) = find_tensor(&model, "model.embed_tokens.weight");
+    let mut bytes = fs::read(&shard).unwrap();
+    let row = 128 * 2; // bf16
+    bytes[offset + id * row..offset + (id + 1) * row].fill(0xff);
+    fs::write(&shard, bytes).unwrap();
+
+    let args =
+        ["generate", "--model", model.to_str().unwrap(), "--temperature", "0", "--max-new-tokens", "4"];
+    let files = ["--output-path", "out.json", "--checkpoint-jsonl", "log.jsonl"];
+    let run = place.run(args.iter().chain(&files).chain(&["1 + 1?", "#", "2 + 2?"]));
+    assert_eq!(run.code, 1, "{run:#?}");
+    let last = run.stderr.lines().last().unwrap();
+    assert!(last.starts_with("dsv3: error: prompt 2: ") && last.contains("NaN"), "{run:#?}");
+    let report: Value = serde_json::from_slice(&fs::read(place.path("out.json")).unwrap()).unwrap();
+    assert_eq!(report["prompts"].as_array().unwrap().len(), 3);
+    assert_eq!(report["generations"].as_array().unwrap().len(), 1);
+    assert_eq!(report["generations"][0]["tokens"], 4);
+    assert_eq!(fs::read_to_string(place.path("log.jsonl")).unwrap().lines().count(), 1);
+
+    let run = place.run(args.iter().chain(&["--output-path", "none.json", "#"]));
+    assert_eq!(run.code, 1);
+    assert!(!place.path("none.json").exists(), "nothing is done");
+}
+
+/// `/dev/full` takes no byte.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named() {
+    let place = Workplace::new();
+    let config =
+        place.command(["config"]).stdout(File::options().write(true).open("/dev/full").unwrap()).output();
+    let run = support::Run::of(config.unwrap());
+    run.fails_with(&["stdout: No space left on device"]);
+
+    let args = ["generate", "--temperature", "0", "--max-new-tokens", "4", "--json", "1 + 1?"];
+    let files = ["--output-path", "out.json", "--checkpoint-jsonl", "/dev/full"];
+    let run = place.run(args.iter().chain(&files));
+    assert_eq!(run.code, 1);
+    let last = run.stderr.lines().last().unwrap();
+    assert!(last.starts_with("dsv3: error: /dev/full: No space left on device"), "{last}");
+    let report: Value = serde_json::from_slice(&fs::read(place.path("out.json")).unwrap()).unwrap();
+    assert_eq!(
+        report["generations"].as_array().unwrap().len(),
+        1,
+        "it was done before it could not be logged"
+    );
+}
+
+/// A limit on the size of files stands in for a full disk.
+#[cfg(unix)]
+#[test]
+fn a_file_that_cannot_grow_is_named_and_leaves_nothing() {
+    let (place, model) = (Workplace::new(), testdata("odd-fp8"));
+    let ids = place.file("ids.json", "[1, 2, 3]");
+    let out = place.path("out.safetensors");
+    place.run([Path::new("convert"), "--model".as_ref(), &model]).success();
+    let mut command = std::process::Command::new("sh");
+    command.args([
+        "-c",
+        r#"trap "" XFSZ; ulimit -f 1; exec "$@""#,
+        "sh",
+        env!("CARGO_BIN_EXE_dsv3"),
+        "logits",
+    ]);
+    command.arg("--model").arg(&model).arg("--tokens").arg(ids).arg("--output").arg(&out);
+    command.env("DEEPSEEK_V3_CACHE", place.path("cache")).current_dir(place.path("."));
+    let run = support::Run::of(command.output().unwrap());
+    run.fails_with(&[&format!("error: {}: File too large", out.display())]);
+    assert!(!out.exists());
+    let names = fs::read_dir(place.path(".")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.count(), 2, "the cache and the ids");
 }
 
 #[test]
@@ -249,6 +319,7 @@ fn help_names_what_there_is() {
     }
     for (command, words) in [
         ("generate", &["--prompts-file", "--temperature", "--stop", "--json", "DEEPSEEK_V3_HF_MODEL"][..]),
+        ("generate", &["--prefill-config", "--decode-config", "rows_per_task"]),
         ("convert", &["--force", "--mesh", "DEEPSEEK_V3_CACHE", "stage 1"]),
         ("config", &["--mode", "--output", "prefill", "stage 2"]),
         ("logits", &["--tokens", "safetensors"]),

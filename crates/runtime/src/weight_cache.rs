@@ -103,6 +103,8 @@ struct HeaderOnly {
 #[derive(Clone, Debug)]
 pub struct WeightCache {
     dir: PathBuf,
+    /// What it is a cache of, where that is known.
+    checkpoint: Option<PathBuf>,
 }
 
 /// What [`WeightCache::convert`] did.
@@ -120,12 +122,13 @@ impl WeightCache {
         let dir = fs::canonicalize(checkpoint.dir()).unwrap_or_else(|_| checkpoint.dir().to_owned());
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..4]);
-        Self { dir: root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{mesh}")) }
+        let cache = root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{mesh}"));
+        Self { dir: cache, checkpoint: Some(checkpoint.dir().to_owned()) }
     }
 
     /// The cache that lies in this directory.
     pub fn at(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, checkpoint: None }
     }
 
     /// The cache's directory.
@@ -302,7 +305,7 @@ impl WeightCache {
         let version = serde_json::from_slice::<VersionOnly>(text).map_err(torn)?.header.format_version;
         if version != FORMAT_VERSION {
             let message = format!("has format version {version}, this program reads {FORMAT_VERSION}");
-            return Err(self.refuse(&message, None));
+            return Err(self.refuse(&message));
         }
         let header = serde_json::from_slice::<HeaderOnly>(text).map_err(torn)?.header;
         if header.written_bytes > 0 {
@@ -323,16 +326,15 @@ impl WeightCache {
         source: &Source<'_>,
         mesh: MeshShape,
     ) -> Result<(), Error> {
-        let made_from = Some(source.checkpoint.dir());
         if header.target != TARGET || header.mesh != mesh {
             let (target, made_for) = (&header.target, header.mesh);
             let message = format!("was made for {target} {made_for}, expected {TARGET} {mesh}");
-            return Err(self.refuse(&message, made_from));
+            return Err(self.refuse(&message));
         }
         if header.fingerprint != source.fingerprint {
             let made_of = header.checkpoint.display();
             let message = format!("was made from {made_of} in another state: a file of it has changed since");
-            return Err(self.refuse(&message, made_from));
+            return Err(self.refuse(&message));
         }
         Ok(())
     }
@@ -352,13 +354,14 @@ impl WeightCache {
     }
 
     fn torn(&self, what: &str) -> Error {
-        self.refuse(&format!("is damaged ({what})"), None)
+        self.refuse(&format!("is damaged ({what})"))
     }
 
     /// The error of a cache that cannot be used, with what to do about it.
-    fn refuse(&self, what: &str, checkpoint: Option<&Path>) -> Error {
-        let model = checkpoint.map(|dir| format!(" --model {}", dir.display())).unwrap_or_default();
-        let message = format!("{what}; make it anew with `dsv3 convert --force{model}`");
+    fn refuse(&self, what: &str) -> Error {
+        let model = self.checkpoint.as_ref().map(|dir| format!(" --model {}", dir.display()));
+        let message =
+            format!("{what}; make it anew with `dsv3 convert --force{}`", model.unwrap_or_default());
         Error::Cache { path: self.dir.clone(), message }
     }
 }

@@ -10,6 +10,7 @@ use dsv3_runtime::{
 use indicatif::DecimalBytes;
 use serde::Serialize;
 use std::{
+    collections::HashSet,
     convert::Infallible,
     fmt,
     path::{Path, PathBuf},
@@ -50,8 +51,12 @@ impl CacheContents {
         let header = cache.read_header()?;
         let weights = cache.read_weights::<Model>()?;
         let (mut in_place, mut written) = (Tally::default(), Tally::default());
+        // A tensor of two uses, as a head that is the embedding, stands in the tree twice and lies there once.
+        let mut seen = HashSet::new();
         let count = &mut |_: &WeightPath, weight: SavedWeight| {
-            match weight.data.location {
+            let data = &weight.data;
+            match data.location {
+                _ if !seen.insert((data.location, data.file.clone(), data.offset)) => {}
                 Location::Checkpoint => in_place.add(&weight),
                 Location::Cache => written.add(&weight),
             }
