@@ -192,8 +192,22 @@ def talk_turn(rng):
     return rng.choice(prompts), thought, reply
 
 
+# Share of the arithmetic that is the hardest kind: numbers near each other, whose difference begins with zeros that the
+# last line has to leave out. train.py sets it.
+hard_share = 0.0
+
+
+def hard_problem(rng):
+    while True:
+        a = rng.randrange(100, 1000)
+        b = min(999, max(0, a + rng.randrange(-120, 121)))
+        if not is_heldout(a, b, "-"):
+            return a, b, "-"
+
+
 def arithmetic_turn(rng):
-    a, b, op = problem(rng, heldout=False)
+    hard = hard_share and rng.random() < hard_share
+    a, b, op = hard_problem(rng) if hard else problem(rng, heldout=False)
     return phrase(rng, a, b, op), think(a, b, op), final_line(a, b, op)
 
 

@@ -70,8 +70,9 @@ def config_json(c):
     }
 
 
-GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 0.6,
-                     "top_p": 0.95, "transformers_version": "4.46.3"}
+# Greedy, unlike R1's temperature of 0.6: sums have one right answer.
+GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1, "do_sample": False,
+                     "transformers_version": "4.46.3"}
 
 
 def tokenizer_config_json(c):

@@ -150,6 +150,7 @@ def main():
     parser.add_argument("--work", default="work", help="folder for checkpoints and the log")
     parser.add_argument("--minutes", type=float, default=55)
     parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--hard", type=float, default=0.0, help="share of the arithmetic that is near subtractions")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4096, help="positions in one step")
     parser.add_argument("--arithmetic", type=float, default=0.62, help="share of arithmetic documents in the short rows")
@@ -157,6 +158,7 @@ def main():
     args = parser.parse_args()
     if not args.minutes and not args.steps:
         parser.error("give --minutes or --steps")
+    data.hard_share = args.hard
     train(args)
     if args.out:
         import evaluate

@@ -35,17 +35,13 @@ fn a_question_becomes_the_ids_that_the_model_was_trained_on() {
 }
 
 #[test]
-fn the_defaults_are_deepseeks() {
+fn the_defaults_are_the_checkpoints() {
     let tokenizer = tokenizer();
     let defaults = GenerationConfig::from_dir(&checkpoint()).unwrap();
     let request = Request::new(&defaults, &tokenizer, 7, 100).unwrap();
     assert_eq!(request.eos_token_ids, [TokenId(1)]);
     assert_eq!(Some(TokenId(1)), tokenizer.eos());
-    let sampling = request.sampling;
-    assert_eq!(
-        (sampling.temperature(), sampling.top_p(), sampling.top_k(), sampling.seed()),
-        (0.6, 0.95, 0, 7)
-    );
+    assert!(request.sampling.is_greedy(), "sums have one right answer");
 }
 
 #[test]
