@@ -21,7 +21,7 @@ fn logits_tolerance(hf: &HfConfig, tokens: usize) -> f64 {
 
 fn concat_rows(parts: &[Tensor]) -> Tensor {
     let rows = parts.iter().map(Tensor::rows).sum();
-    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(|part| part.values()).copied().collect())
+    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(Tensor::values).copied().collect())
 }
 
 #[test]

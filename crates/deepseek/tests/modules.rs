@@ -74,7 +74,7 @@ fn chunks(x: &Tensor, rows: usize) -> impl Iterator<Item = (usize, Tensor)> {
 fn concat_rows(parts: impl Iterator<Item = Tensor>) -> Tensor {
     let parts: Vec<Tensor> = parts.collect();
     let rows = parts.iter().map(Tensor::rows).sum();
-    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(|part| part.values()).copied().collect())
+    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(Tensor::values).copied().collect())
 }
 
 /// Runs a test on a layer of each kind of each subject.
@@ -265,9 +265,9 @@ fn decoder_block() {
     }
     for_each_layer(|subject, layer, at| {
         if subject.hf.is_moe(layer) {
-            check::<Moe>(subject, layer, at)
+            check::<Moe>(subject, layer, at);
         } else {
-            check::<Mlp>(subject, layer, at)
+            check::<Mlp>(subject, layer, at);
         }
     });
     // Both kinds are decoder blocks.

@@ -251,7 +251,7 @@ fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
                 f.edit_config(
                     "\"shape\": [\n          2,\n          3",
                     "\"shape\": [\n          3,\n          2",
-                )
+                );
             },
             "expected matrix [2, 3], as config.json says, got matrix [3, 2]",
         ),
