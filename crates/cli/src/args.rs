@@ -159,7 +159,7 @@ pub(crate) struct OutputArgs {
     /// Write all prompts, texts and statistics to a JSON file at the end
     #[arg(long, value_name = "FILE")]
     pub(crate) output_path: Option<PathBuf>,
-    /// Write a line of JSON to a file as each prompt is done, so that a run that is cut off keeps what it has
+    /// Add a line of JSON to a file as each prompt is done, so that a run that is cut off keeps what it has
     #[arg(long, value_name = "FILE")]
     pub(crate) checkpoint_jsonl: Option<PathBuf>,
 }
@@ -169,7 +169,7 @@ pub(crate) struct OutputArgs {
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Rows and columns of devices to prepare for
+    /// Rows and columns of devices to prepare for; so far 1x1
     #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
     pub(crate) mesh: MeshShape,
     /// Make the cache anew, whatever is there

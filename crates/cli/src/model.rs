@@ -6,7 +6,7 @@ use crate::{
     output::note,
     progress::{Progress, Unit},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{Checkpoint, ConvertReport, Converted, Error, Fingerprint, Source, Weight, WeightCache};
@@ -73,6 +73,9 @@ impl OpenModel {
     /// # Errors
     /// A configuration or a checkpoint that cannot be used.
     pub(crate) fn open(place: &ModelPlace) -> Result<Self> {
+        if place.dir.is_file() {
+            bail!("{}: expected a checkpoint's directory, got a file", place.dir.display());
+        }
         let path = place.dir.join(CONFIG_FILE);
         let config_json = HfConfig::read_text(&path)?;
         let mut hf = HfConfig::from_json(&path, &config_json)?;

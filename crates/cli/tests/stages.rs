@@ -58,7 +58,7 @@ fn convert_uses_a_checkpoint_in_place_and_says_so() {
 fn another_mesh_is_refused_by_name() {
     let place = Workplace::new();
     let run = convert(&place, &testdata("odd-fp8"), &["--mesh", "1x2"]);
-    run.fails_with(&["tensor model.embed_tokens.weight", "1x2 mesh"]);
+    run.fails_with(&["--mesh 1x2", "a mesh of 1x1"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Reading and writing of small files, with errors that name the file and the JSON field.
 
-use std::fs;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -54,15 +54,45 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Resu
 #[derive(Debug)]
 pub struct NewFile {
     path: PathBuf,
-    writer: BufWriter<NamedTempFile>,
+    writer: BufWriter<Place>,
+}
+
+/// Where the bytes go meanwhile.
+#[derive(Debug)]
+enum Place {
+    /// Beside the file that they are to replace.
+    Temporary(NamedTempFile),
+    /// Straight into what is no plain file and cannot be replaced: a pipe, a device.
+    Direct(File),
+}
+
+impl Write for Place {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Temporary(file) => file.write(bytes),
+            Self::Direct(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Temporary(file) => file.flush(),
+            Self::Direct(file) => file.flush(),
+        }
+    }
 }
 
 impl NewFile {
-    /// Begins a file that is to lie at `path`.
+    /// Begins a file that is to lie at `path`; of a link, where it leads. A pipe or a device is written to as it is.
     ///
     /// # Errors
     /// If the directory cannot be written. This and all other errors name `path`.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            let file = File::options().write(true).open(path).map_err(Error::io(path))?;
+            return Ok(Self { path: path.clone(), writer: BufWriter::new(Place::Direct(file)) });
+        }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -72,7 +102,7 @@ impl NewFile {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(directory).map_err(Error::io(path))?;
-        Ok(Self { path: path.to_owned(), writer: BufWriter::with_capacity(1 << 20, file) })
+        Ok(Self { path: path.clone(), writer: BufWriter::with_capacity(1 << 20, Place::Temporary(file)) })
     }
 
     /// Adds bytes.
@@ -83,15 +113,31 @@ impl NewFile {
         self.writer.write_all(bytes).map_err(Error::io(&self.path))
     }
 
+    /// Writes indented JSON, and [`finish`](Self::finish)es.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn finish_json(mut self, value: &impl Serialize) -> Result<(), Error> {
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| Error::Format { path: self.path.clone(), message: error.to_string() })?;
+        bytes.push(b'\n');
+        self.write_all(&bytes)?;
+        self.finish()
+    }
+
     /// Waits until all is on disk, and puts the file in its place.
     ///
     /// # Errors
     /// If that fails; then nothing has changed at its place.
     pub fn finish(self) -> Result<(), Error> {
         let Self { path, writer } = self;
-        let file = writer.into_inner().map_err(|error| Error::io(&path)(error.into_error()))?;
-        file.as_file().sync_all().map_err(Error::io(&path))?;
-        file.persist(&path).map_err(|error| Error::io(&path)(error.error))?;
+        match writer.into_inner().map_err(|error| Error::io(&path)(error.into_error()))? {
+            Place::Temporary(file) => {
+                file.as_file().sync_all().map_err(Error::io(&path))?;
+                file.persist(&path).map_err(|error| Error::io(&path)(error.error))?;
+            }
+            Place::Direct(_) => {}
+        }
         Ok(())
     }
 }
@@ -101,12 +147,7 @@ impl NewFile {
 /// # Errors
 /// If it cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::Format { path: path.to_owned(), message: error.to_string() })?;
-    bytes.push(b'\n');
-    let mut file = NewFile::create(path)?;
-    file.write_all(&bytes)?;
-    file.finish()
+    NewFile::create(path)?.finish_json(value)
 }
 
 /// Reads a JSON file.
@@ -147,6 +188,22 @@ mod tests {
         assert!(read_optional(directory.path()).is_err(), "a directory is not an absent file");
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_and_what_it_leads_to_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link] = ["file", "link"].map(|name| directory.path().join(name));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_json(&link, &1).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "1\n");
+        let device = directory.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &device).unwrap();
+        write_json(&device, &1).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file(), "a device is not replaced");
+    }
+
     #[test]
     fn a_written_file_replaces_the_old_one() {
         let directory = tempfile::tempdir().unwrap();
@@ -182,10 +239,10 @@ mod tests {
         let absent = directory.path().join("no/such/out");
         let error = NewFile::create(&absent).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}: ", absent.display())), "{error}");
-        // A directory is in its place: only the last step can tell.
+        // A directory is in its place.
         let taken = directory.path().join("taken");
         fs::create_dir_all(taken.join("full")).unwrap();
-        let error = NewFile::create(&taken).unwrap().finish().unwrap_err().to_string();
+        let error = NewFile::create(&taken).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}: ", taken.display())), "{error}");
     }
 }

@@ -68,7 +68,7 @@ pub use generation_config::GenerationConfig;
 pub use model::{LanguageModel, ModelLimits};
 pub use pages::{PagePool, PageTable};
 pub use prompts::read_prompts;
-pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path, write_report};
+pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path};
 pub use sampler::{Sampler, SamplingParams, logprob, random_seed};
 pub use sequence::{Event, Request, SampledToken, Sequence};
 pub use stop::{Finish, FinishReason, StopMatcher};

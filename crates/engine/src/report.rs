@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{Error, FinishReason, Generation, Timings, files};
+use crate::{Error, FinishReason, Generation, Timings};
 
 /// The file of a run: the prompts, what came of each, how fast, and with which model and parameters.
 #[derive(Clone, Debug, Serialize)]
@@ -117,14 +117,6 @@ pub fn default_output_path(prompts: &Path) -> PathBuf {
     prompts.with_file_name(name)
 }
 
-/// Writes the report: the whole file, or none.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn write_report(path: &Path, report: &Report) -> Result<(), Error> {
-    files::write_json(path, report)
-}
-
 /// A file of one JSON object a line; a line is on disk before the next prompt begins, so that a run which is cut off
 /// keeps what it has.
 #[derive(Debug)]
@@ -134,15 +126,13 @@ pub struct RecordLog {
 }
 
 impl RecordLog {
-    /// Begins an empty file, and its directory if there is none.
+    /// Opens a file to add to, or begins one. What an earlier run left stays.
     ///
     /// # Errors
-    /// If it cannot be created.
-    pub fn create(path: &Path) -> Result<Self, Error> {
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        }
-        Ok(Self { path: path.to_owned(), file: File::create(path).map_err(Error::io(path))? })
+    /// If it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::options().create(true).append(true).open(path).map_err(Error::io(path))?;
+        Ok(Self { path: path.to_owned(), file })
     }
 
     /// Adds a line and waits until it is on disk.
@@ -206,10 +196,10 @@ mod tests {
             finish_reason: FinishReason::Stop,
         };
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("deep/log.jsonl");
-        let mut log = RecordLog::create(&path).unwrap();
-        log.append(&record).unwrap();
-        log.append(&record).unwrap();
+        let path = directory.path().join("log.jsonl");
+        // What an earlier run left stays.
+        RecordLog::open(&path).unwrap().append(&record).unwrap();
+        RecordLog::open(&path).unwrap().append(&record).unwrap();
         let line = r#"{"index":1,"prompt":"1 + 1 = ?","text":"é","tokens":1,"finish_reason":"stop"}"#;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{line}\n{line}\n"));
 
@@ -220,7 +210,7 @@ mod tests {
             statistics: Statistics::new(&[timing(10, 4, 1000)], Duration::from_secs(2)),
             model_params: serde_json::json!({"model": "tiny"}),
         };
-        write_report(&path, &report).unwrap();
+        crate::write_json(&path, &report).unwrap();
         let read: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(read["prompts"][0], "1 + 1 = ?");
         assert_eq!(read["generations"][0]["finish_reason"], "stop");

@@ -148,6 +148,9 @@ impl<'a> WeightOutput<'a> {
             }
         };
         saved.validate()?;
+        if let [_] = spec.shape[..] {
+            check_finite(spec, &tensor)?;
+        }
         let bytes = saved.data.length + saved.scales.as_ref().map_or(0, |scales| scales.data.length);
         match saved.data.location {
             Location::Checkpoint => self.report.in_place.add(bytes),
@@ -224,4 +227,13 @@ fn in_checkpoint(checkpoint: &Checkpoint, tensor: &RawTensor) -> Extent {
     let info = &tensor.info;
     let file = checkpoint.shard(info).name().into();
     Extent { location: Location::Checkpoint, file, offset: info.offset, length: info.length }
+}
+
+/// Refuses a norm or a bias that holds what is no number: it would make every output one.
+fn check_finite(spec: &WeightSpec, tensor: &RawTensor) -> Result<(), Error> {
+    let values = tensor.to_f32()?;
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => Err(spec.error(format!("expected finite values, got {} at {index}", values[index]))),
+        None => Ok(()),
+    }
 }

@@ -2,7 +2,8 @@
 
 use crate::{
     Bytes, Checkpoint, ConvertProgress, ConvertReport, Error, Extent, Location, MappedFile, Module, Prefix,
-    SavedWeight, Weight, WeightOutput, WeightPath, WeightSpec, convert::WEIGHTS_FILE,
+    SavedWeight, Weight, WeightOutput, WeightPath, WeightSpec, checkpoint::SCALES_SUFFIX,
+    convert::WEIGHTS_FILE,
 };
 use dsv3_mesh::{MeshShape, Rank};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -350,7 +351,10 @@ impl WeightCache {
 
     fn read(&self) -> Result<Vec<u8>, Error> {
         let path = self.dir.join(WEIGHT_CONFIG_FILE);
-        fs::read(&path).map_err(Error::io(path))
+        fs::read(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => self.torn(&format!("it has no {WEIGHT_CONFIG_FILE}")),
+            _ => Error::io(path)(error),
+        })
     }
 
     fn torn(&self, what: &str) -> Error {
@@ -376,18 +380,19 @@ pub struct Source<'a> {
 
 /// Turns saved weights into mapped ones. The checkpoint's files are the ones that it has mapped already.
 pub struct WeightLoader<'a> {
+    checkpoint: &'a Checkpoint,
     cache: &'a Path,
     files: HashMap<(Location, PathBuf), Bytes>,
 }
 
 impl<'a> WeightLoader<'a> {
     /// A loader of weights that lie in a checkpoint and a cache.
-    pub fn new(checkpoint: &Checkpoint, cache: &'a Path) -> Self {
+    pub fn new(checkpoint: &'a Checkpoint, cache: &'a Path) -> Self {
         let shards = checkpoint.shards().iter();
         let files = shards
             .map(|shard| ((Location::Checkpoint, shard.name().into()), Arc::clone(shard.file()).into()))
             .collect();
-        Self { cache, files }
+        Self { checkpoint, cache, files }
     }
 
     /// One weight.
@@ -396,15 +401,29 @@ impl<'a> WeightLoader<'a> {
     /// Bytes that are not there, or not as many as shape and format need.
     pub fn load(&mut self, saved: &SavedWeight) -> Result<Weight, Error> {
         saved.validate()?;
-        let bytes = self.bytes(saved, &saved.data)?;
-        let scales = saved.scales.as_ref().map(|scales| self.bytes(saved, &scales.data)).transpose()?;
+        let bytes = self.bytes(&saved.source, &saved.data)?;
+        let scales = match &saved.scales {
+            Some(scales) => Some(self.bytes(&format!("{}{SCALES_SUFFIX}", saved.source), &scales.data)?),
+            None => None,
+        };
         Ok(Weight::new(saved, bytes, scales))
     }
 
-    fn bytes(&mut self, saved: &SavedWeight, extent: &Extent) -> Result<Bytes, Error> {
-        let fail = |message: String| Error::Tensor { name: saved.source.clone(), message };
+    fn bytes(&mut self, tensor: &str, extent: &Extent) -> Result<Bytes, Error> {
+        let fail = |message: String| Error::Tensor { name: tensor.to_owned(), message };
         if !extent.file.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(fail(format!("{} leads out of its directory", extent.file.display())));
+        }
+        if extent.location == Location::Checkpoint {
+            let info = self.checkpoint.tensor(tensor)?.info;
+            if (info.offset, info.length) != (extent.offset, extent.length) {
+                let Extent { offset, length, .. } = extent;
+                return Err(fail(format!(
+                    "the cache says {length} bytes at {offset}, the checkpoint {} at {}; make the cache anew with \
+                     `dsv3 convert --force`",
+                    info.length, info.offset
+                )));
+            }
         }
         let key = (extent.location, extent.file.clone());
         let file = match (self.files.get(&key), extent.location) {

@@ -5,13 +5,17 @@ use crate::{
     model::{ModelPlace, OpenModel},
     output,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use dsv3_mesh::MeshShape;
 use dsv3_runtime::{ConvertReport, Converted, WEIGHT_CONFIG_FILE};
 use indicatif::DecimalBytes;
 use std::fs;
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
+    if args.mesh != MeshShape::SINGLE {
+        bail!("--mesh {}: weights are prepared for one device so far, a mesh of 1x1", args.mesh);
+    }
     let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
     let converted = model.convert(args.mesh, args.force)?;
     let path = model.cache(args.mesh).dir().join(WEIGHT_CONFIG_FILE);

@@ -24,6 +24,7 @@ mod tests;
 
 pub use bytes::Bytes;
 pub use dtype::Dtype;
+pub(crate) use fp8::SCALES_SUFFIX;
 pub use fp8::validate_scales;
 pub use map::MappedFile;
 pub use prefix::{Cursor, Prefix};

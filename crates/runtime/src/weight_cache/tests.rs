@@ -248,10 +248,7 @@ fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
         (|f| f.edit_config("\"1x1\"", "\"1x2\""), "was made for cpu 1x2, expected cpu 1x1"),
         (
             |f| {
-                f.edit_config(
-                    "\"shape\": [\n          2,\n          3",
-                    "\"shape\": [\n          3,\n          2",
-                );
+                f.edit_config("\"shape\": [\n        2,\n        3", "\"shape\": [\n        3,\n        2");
             },
             "expected matrix [2, 3], as config.json says, got matrix [3, 2]",
         ),

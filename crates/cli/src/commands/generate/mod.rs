@@ -13,12 +13,13 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use dsv3_engine::{
-    GenerationConfig, GenerationRecord, Generator, RecordLog, Report, Statistics, Timings, write_report,
+    Finish, GenerationConfig, GenerationRecord, Generator, NewFile, RecordLog, Report, Statistics, Timings,
 };
 use printer::Printer;
 use prompts::{Prompt, Reader, Texts};
+use serde_json::Value;
 use settings::Settings;
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use std::{ops::ControlFlow, time::Instant};
 
 /// Runs the command.
 pub(crate) fn run(args: GenerateArgs) -> Result<()> {
@@ -35,7 +36,9 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     for prompt in &prompts {
         limits.check_prompt(&prompt.tokens).with_context(|| prompt.name.clone())?;
     }
-    let log = settings.record_log.as_deref().map(RecordLog::create).transpose()?;
+    // Opened now: a place that cannot be written should not be found out after hours.
+    let log = settings.record_log.as_deref().map(RecordLog::open).transpose()?;
+    let report_file = settings.report.as_deref().map(NewFile::create).transpose()?;
 
     let mut session = Session::open(&model, configs, settings.context, settings.threads)?;
     note(format_args!("{settings}; {}", session.device()));
@@ -50,7 +53,14 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let statistics = Statistics::new(&done.timings, start.elapsed());
     note(format_args!("{}", summary(&statistics, &done.timings, decode_bytes)));
     // What is done is kept, whatever became of the rest.
-    let report = done.write_report(&prompts, statistics, &settings, &place.dir);
+    let report = match (report_file, &settings.report) {
+        (Some(file), Some(path)) => {
+            done.write_report(file, &prompts, statistics, settings.describe(&place.dir)).map(|()| {
+                note(format_args!("report: {}", path.display()));
+            })
+        }
+        _ => Ok(()),
+    };
     if let (Err(_), Err(error)) = (&result, &report) {
         note(format_args!("the report is lost too: {error}"));
     }
@@ -84,6 +94,11 @@ fn generate(
             .with_context(|| prompt.name.clone())?;
         done.add(GenerationRecord::new(position, &prompt.text, &generation), generation.timings)?;
         printer.end(position, &generation)?;
+        match generation.finish {
+            Finish::ContextEnd => note(format_args!("stopped at the end of the context: see --context")),
+            Finish::MaxNewTokens => note(format_args!("stopped at --max-new-tokens")),
+            _ => {}
+        }
     }
     Ok(())
 }
@@ -96,20 +111,17 @@ impl Done {
         Ok(logged?)
     }
 
-    /// Writes the report, if one is asked for.
+    /// Writes the report.
     fn write_report(
         self,
+        file: NewFile,
         prompts: &[Prompt],
         statistics: Statistics,
-        settings: &Settings,
-        model: &Path,
+        model_params: Value,
     ) -> Result<()> {
-        let Some(path) = &settings.report else { return Ok(()) };
         let prompts = prompts.iter().map(|prompt| prompt.text.clone()).collect();
-        let model_params = settings.describe(model);
-        write_report(path, &Report { prompts, generations: self.records, statistics, model_params })?;
-        note(format_args!("report: {}", path.display()));
-        Ok(())
+        let report = Report { prompts, generations: self.records, statistics, model_params };
+        Ok(file.finish_json(&report)?)
     }
 }
 
