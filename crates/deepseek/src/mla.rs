@@ -235,9 +235,9 @@ fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device)
         (Some(wq_a), Some(q_norm), Some(w_a), Some(w_norm)) => {
             let mut compressed = ops::linear(x, w_a, wq_a, device); // [tokens, q_lora_rank / columns]
             ops::add_bias(&mut compressed, w.wq_a_bias.as_deref(), device);
-            let compressed = device.all_gather(compressed, &cfg.all_gather);
-            let normed = ops::rms_norm(&compressed, w_norm, q_norm, device);
-            ops::linear(&normed, &w.wq_b, &cfg.wq_b, device)
+            let mut compressed = device.all_gather(compressed, &cfg.all_gather);
+            ops::rms_norm(&mut compressed, w_norm, q_norm, device);
+            ops::linear(&compressed, &w.wq_b, &cfg.wq_b, device)
         }
         _ => ops::linear(x, &w.wq_b, &cfg.wq_b, device),
     }
@@ -251,7 +251,7 @@ fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device)
     let mut latents = ops::linear(x, &w.wkv_a, &cfg.wkv_a, device); // [tokens, (kv_lora_rank + rope) / columns]
     ops::add_bias(&mut latents, w.wkv_a_bias.as_deref(), device);
     let mut latents = device.all_gather(latents, &cfg.all_gather);
-    ops::rms_norm_columns(&mut latents, &w.kv_norm, &cfg.kv_norm, device);
+    ops::rms_norm(&mut latents, &w.kv_norm, &cfg.kv_norm, device);
     latents
 }
 

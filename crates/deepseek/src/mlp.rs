@@ -139,9 +139,23 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlpConfig, Error
 
 fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
     let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
-    let gate = ops::linear(&x, &w.w1, &cfg.w1, device); // [tokens, intermediate / columns]
-    let up = ops::linear(&x, &w.w3, &cfg.w3, device);
-    let gated = ops::mul(gate, &up, &cfg.mul_activation, device);
-    let partial = ops::linear(&gated, &w.w2, &cfg.w2, device); // [tokens, hidden], to be added up
+    let &MlpConfig { w1, w2, w3, mul_activation, .. } = cfg;
+    let partial = gated_mlp(&x, &ops::ExpertsConfig { w1, w2, w3, mul_activation }, w, device);
     device.reduce_scatter(partial, &cfg.reduce_scatter)
+}
+
+/// `w2(silu(w1 x) * w3 x)` with this device's intermediate features.
+///
+/// # Shapes
+/// `[tokens, hidden]` to `[tokens, hidden]`, to be added up over the columns.
+pub(crate) fn gated_mlp(
+    x: &Tensor,
+    cfg: &ops::ExpertsConfig,
+    w: &MlpWeights<Weight>,
+    device: &Device,
+) -> Tensor {
+    let gate = ops::linear(x, &w.w1, &cfg.w1, device); // [tokens, intermediate / columns]
+    let up = ops::linear(x, &w.w3, &cfg.w3, device);
+    let gated = ops::mul(gate, &up, &cfg.mul_activation, device);
+    ops::linear(&gated, &w.w2, &cfg.w2, device)
 }

@@ -3,12 +3,12 @@
 
 use crate::{
     hf::HfConfig,
-    mlp::{MlpWeights, mlp_weight_specs, projections},
+    mlp::{MlpWeights, gated_mlp, mlp_weight_specs, projections},
 };
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
-    Capacity, DecodeRun, DecodeStep, Device, Error, LeafFn, Mode, Module, PrefillRun, PrefillStep, Prefix,
-    Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops,
+    Capacity, DecodeRun, DecodeStep, Error, LeafFn, Mode, Module, PrefillRun, PrefillStep, Prefix, Run,
+    Tensor, WeightPath, WeightSpec, WeightTree, ops,
 };
 
 /// `w2(silu(w1 x) * w3 x)`, a part of the sum on each device.
@@ -54,7 +54,7 @@ impl Module for SharedExpert {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        Ok(gated_mlp(x, cfg, w, device))
     }
 
     /// # Shapes
@@ -64,18 +64,11 @@ impl Module for SharedExpert {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        Ok(gated_mlp(x, cfg, w, device))
     }
 }
 
 fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
     let intermediate = hf.moe().shared_intermediate_size();
     projections(hf, mesh, mode, "n_shared_experts * moe_intermediate_size", intermediate)
-}
-
-fn forward(x: &Tensor, cfg: &ops::ExpertsConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
-    let gate = ops::linear(x, &w.w1, &cfg.w1, device); // [tokens, intermediate / columns]
-    let up = ops::linear(x, &w.w3, &cfg.w3, device);
-    let gated = ops::mul(gate, &up, &cfg.mul_activation, device);
-    ops::linear(&gated, &w.w2, &cfg.w2, device) // [tokens, hidden]
 }

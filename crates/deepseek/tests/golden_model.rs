@@ -5,7 +5,7 @@ mod support;
 
 use dsv3_deepseek::{HfConfig, Model, Mtp, MtpInput};
 use dsv3_runtime::{Module, Prefix, Tensor, TokenId};
-use support::{CASES, Case, assert_close, block_sums, f32_tolerance, stages::Stages};
+use support::{CASES, Case, assert_close, block_sums, concat_rows, f32_tolerance, stages::Stages};
 
 fn stages(case: &Case) -> (HfConfig, Stages<Model>) {
     let hf = case.config();
@@ -17,11 +17,6 @@ fn stages(case: &Case) -> (HfConfig, Stages<Model>) {
 fn logits_tolerance(hf: &HfConfig, tokens: usize) -> f64 {
     let layers = (0..hf.num_hidden_layers).flat_map(|layer| block_sums(hf, layer, tokens));
     f32_tolerance(layers.chain([hf.hidden_size]))
-}
-
-fn concat_rows(parts: &[Tensor]) -> Tensor {
-    let rows = parts.iter().map(Tensor::rows).sum();
-    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(Tensor::values).copied().collect())
 }
 
 #[test]
@@ -37,7 +32,7 @@ fn logits_of_a_prompt_at_once_in_chunks_and_token_by_token() {
                 chunks.map(|(i, tokens)| stages.prefill(tokens, i * chunk, &mut state).logits).collect();
             assert_close(
                 &format!("{} in chunks of {chunk}", case.name),
-                &concat_rows(&logits),
+                &concat_rows(logits.into_iter()),
                 &expected,
                 tolerance,
             );
@@ -52,7 +47,7 @@ fn logits_of_a_prompt_at_once_in_chunks_and_token_by_token() {
                 logits.push(stages.decode(&tokens[position..=position], position, &mut state).logits);
             }
             let name = format!("{} token by token after {prefilled}", case.name);
-            assert_close(&name, &concat_rows(&logits), &expected, tolerance);
+            assert_close(&name, &concat_rows(logits.into_iter()), &expected, tolerance);
         }
     }
 }
@@ -122,7 +117,12 @@ fn the_mtp_layer_in_both_modes() {
                 mtp.decode(input, position, &mut state).logits
             })
             .collect();
-        assert_close(&format!("{} mtp decode", case.name), &concat_rows(&logits), &expected, tolerance);
+        assert_close(
+            &format!("{} mtp decode", case.name),
+            &concat_rows(logits.into_iter()),
+            &expected,
+            tolerance,
+        );
     }
 }
 

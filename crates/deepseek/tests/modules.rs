@@ -11,7 +11,7 @@ use dsv3_deepseek::{
 use dsv3_runtime::{DecodeStep, Module, PageId, PrefillStep, Prefix, SavedWeight, Tensor, ops::Routing};
 use serde::{Serialize, de::DeserializeOwned};
 use support::{
-    assert_close, block_sums, f32_tolerance, mla_sums, mlp_sums, moe_sums,
+    assert_close, block_sums, concat_rows, f32_tolerance, mla_sums, mlp_sums, moe_sums,
     shapes::{Subject, noise, subjects, text},
     stages::Stages,
 };
@@ -69,12 +69,6 @@ fn chunks(x: &Tensor, rows: usize) -> impl Iterator<Item = (usize, Tensor)> {
     x.values().chunks(rows * cols).enumerate().map(move |(index, values)| {
         (index * rows, Tensor::from_vec(values.len() / cols, cols, values.to_vec()))
     })
-}
-
-fn concat_rows(parts: impl Iterator<Item = Tensor>) -> Tensor {
-    let parts: Vec<Tensor> = parts.collect();
-    let rows = parts.iter().map(Tensor::rows).sum();
-    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(Tensor::values).copied().collect())
 }
 
 /// Runs a test on a layer of each kind of each subject.

@@ -225,3 +225,10 @@ pub fn assert_close(name: &str, got: &Tensor, expected: &Tensor, tolerance: f64)
     // A NaN is no small error.
     assert!(error <= tolerance, "{name}: relative error {error:.3e}, tolerance {tolerance:.3e}");
 }
+
+/// The rows of all parts, one part after another.
+pub fn concat_rows(parts: impl Iterator<Item = Tensor>) -> Tensor {
+    let parts: Vec<Tensor> = parts.collect();
+    let rows = parts.iter().map(Tensor::rows).sum();
+    Tensor::from_vec(rows, parts[0].cols(), parts.iter().flat_map(Tensor::values).copied().collect())
+}

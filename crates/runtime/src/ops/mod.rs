@@ -21,8 +21,6 @@ pub use experts::{ExpertMatrices, ExpertsConfig, experts};
 pub use gate::{GateConfig, Routing, grouped_top_k};
 pub use linear::{LinearConfig, add_bias, linear};
 pub use mul::{Activation, MulConfig, mul};
-pub use norm::{
-    RmsNormConfig, rms_norm, rms_norm_columns, rms_norm_post_all_gather, rms_norm_pre_all_gather,
-};
+pub use norm::{RmsNormConfig, rms_norm, rms_norm_post_all_gather, rms_norm_pre_all_gather};
 pub use residual::add;
 pub use rope::{RopeConfig, RopeTable, rope};

@@ -13,15 +13,6 @@ pub struct RmsNormConfig {
     pub features: usize,
 }
 
-/// `x / sqrt(mean(x^2) + epsilon) * weight`, row by row, where one device holds whole rows.
-///
-/// # Shapes
-/// `x` `[tokens, features]`, `weight` `[features]`; gives `[tokens, features]`.
-pub fn rms_norm(x: &Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) -> Tensor {
-    let squares = rms_norm_pre_all_gather(x, device);
-    rms_norm_post_all_gather(x, &squares, weight, config, device)
-}
-
 /// The sum of squares of each row's part on this device: what the devices add up before they normalise.
 ///
 /// # Shapes
@@ -61,11 +52,12 @@ pub fn rms_norm_post_all_gather(
     out
 }
 
-/// [`rms_norm`] of the first `features` columns only, in place; the others stay as they are.
+/// `x / sqrt(mean(x^2) + epsilon) * weight` over the first `features` columns, in place, where one device holds whole
+/// rows. Columns beyond them stay as they are.
 ///
 /// # Shapes
-/// `x` `[tokens, features + others]`, `weight` `[features]`.
-pub fn rms_norm_columns(x: &mut Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) {
+/// `x` `[tokens, features or more]`, `weight` `[features]`.
+pub fn rms_norm(x: &mut Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) {
     let kernels = device.kernels();
     let width = x.cols();
     device.for_each_row_chunk(x.values_mut(), width, |_, chunk| {
