@@ -6,7 +6,10 @@ use crate::{
     convert::WEIGHTS_FILE,
 };
 use dsv3_mesh::{MeshShape, Rank};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
@@ -92,12 +95,6 @@ struct VersionOnly {
 #[derive(Deserialize)]
 struct Version {
     format_version: u32,
-}
-
-/// The header without the weights.
-#[derive(Deserialize)]
-struct HeaderOnly {
-    header: WeightConfigHeader,
 }
 
 /// A checkpoint's cache for one mesh.
@@ -245,7 +242,7 @@ impl WeightCache {
     /// # Errors
     /// A cache that is torn or of another version; the message says what to do.
     pub fn read_header(&self) -> Result<WeightConfigHeader, Error> {
-        self.parse_header(&self.read()?)
+        Ok(self.parse::<IgnoredAny>()?.header)
     }
 
     /// Reads the weights of the WeightConfig, whatever it was made from.
@@ -256,9 +253,7 @@ impl WeightCache {
     where
         M::Weights<SavedWeight>: DeserializeOwned,
     {
-        let text = self.read()?;
-        self.parse_header(&text)?;
-        self.parse_weights::<M>(&text)
+        Ok(self.parse::<M::Weights<SavedWeight>>()?.weights)
     }
 
     /// Stage 3: maps every weight.
@@ -276,9 +271,8 @@ impl WeightCache {
         M::Weights<SavedWeight>: DeserializeOwned,
     {
         let _lock = self.lock_shared();
-        let text = self.read()?;
-        self.check_origin(&self.parse_header(&text)?, source, mesh)?;
-        let saved = self.parse_weights::<M>(&text)?;
+        let WeightConfigFile { header, weights: saved } = self.parse::<M::Weights<SavedWeight>>()?;
+        self.check_origin(&header, source, mesh)?;
         let mut specs = list_specs::<M>(hf).into_iter();
         let mut loader = WeightLoader::new(source.checkpoint, &self.dir);
         let weights = M::try_map(saved, &mut WeightPath::default(), &mut |path, saved| {
@@ -301,14 +295,30 @@ impl WeightCache {
         }
     }
 
-    fn parse_header(&self, text: &[u8]) -> Result<WeightConfigHeader, Error> {
-        let torn = |error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}"));
-        let version = serde_json::from_slice::<VersionOnly>(text).map_err(torn)?.header.format_version;
-        if version != FORMAT_VERSION {
-            let message = format!("has format version {version}, this program reads {FORMAT_VERSION}");
-            return Err(self.refuse(&message));
+    /// Reads the file once, for it has tens of thousands of weights. Only where that fails, it is asked for its
+    /// version: another one explains the failure.
+    fn parse<T: DeserializeOwned>(&self) -> Result<WeightConfigFile<T>, Error> {
+        let text = self.read()?;
+        let file =
+            serde_json::from_slice::<WeightConfigFile<T>>(&text).map_err(
+                |error| match serde_json::from_slice::<VersionOnly>(&text) {
+                    Ok(VersionOnly { header: Version { format_version } })
+                        if format_version != FORMAT_VERSION =>
+                    {
+                        self.other_version(format_version)
+                    }
+                    _ => self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}")),
+                },
+            )?;
+        self.check_header(&file.header)?;
+        Ok(file)
+    }
+
+    /// Checks the version, and that the bytes that were written are there.
+    fn check_header(&self, header: &WeightConfigHeader) -> Result<(), Error> {
+        if header.format_version != FORMAT_VERSION {
+            return Err(self.other_version(header.format_version));
         }
-        let header = serde_json::from_slice::<HeaderOnly>(text).map_err(torn)?.header;
         if header.written_bytes > 0 {
             let path = self.dir.join(WEIGHTS_FILE);
             let size = fs::metadata(&path).map_err(Error::io(&path))?.len();
@@ -317,7 +327,11 @@ impl WeightCache {
                 return Err(self.torn(&format!("{WEIGHTS_FILE} has {size} bytes, expected {expected}")));
             }
         }
-        Ok(header)
+        Ok(())
+    }
+
+    fn other_version(&self, version: u32) -> Error {
+        self.refuse(&format!("has format version {version}, this program reads {FORMAT_VERSION}"))
     }
 
     /// Checks that a cache was made from this checkpoint as it is now, for this mesh.
@@ -338,15 +352,6 @@ impl WeightCache {
             return Err(self.refuse(&message));
         }
         Ok(())
-    }
-
-    fn parse_weights<M: Module>(&self, text: &[u8]) -> Result<M::Weights<SavedWeight>, Error>
-    where
-        M::Weights<SavedWeight>: DeserializeOwned,
-    {
-        serde_json::from_slice::<WeightConfigFile<M::Weights<SavedWeight>>>(text)
-            .map(|file| file.weights)
-            .map_err(|error| self.torn(&format!("{WEIGHT_CONFIG_FILE}: {error}")))
     }
 
     fn read(&self) -> Result<Vec<u8>, Error> {
