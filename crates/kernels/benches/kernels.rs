@@ -20,7 +20,7 @@ struct Weights {
 impl Weights {
     /// At least `total` bytes of matrices; all values are finite and not subnormal.
     fn new(format: Format, rows: usize, cols: usize, total: usize) -> Self {
-        let matrix = rows * cols * format.bytes();
+        let matrix = rows * format.bytes(cols);
         let pattern = [0x3c, 0x3d, 0xbc, 0x3e, 0xbb];
         let bytes = pattern.into_iter().cycle().take(matrix * total.div_ceil(matrix)).collect();
         let scales = vec![0x3c; rows.div_ceil(BLOCK) * cols.div_ceil(BLOCK) * size_of::<f32>()];
@@ -28,7 +28,7 @@ impl Weights {
     }
 
     fn get(&self, number: usize) -> MatrixView<'_> {
-        let length = self.rows * self.cols * self.format.bytes();
+        let length = self.rows * self.format.bytes(self.cols);
         let start = number % (self.bytes.len() / length) * length;
         let scales = BlockScales {
             bytes: &self.scales,
@@ -52,7 +52,7 @@ fn decode(criterion: &mut Criterion) {
     for format in FORMATS {
         let weights = Weights::new(format, rows, cols, 256 << 20);
         let mut number = 0;
-        group.throughput(Throughput::Bytes((rows * cols * format.bytes()) as u64));
+        group.throughput(Throughput::Bytes((rows * format.bytes(cols)) as u64));
         group.bench_function(BenchmarkId::new(kernels.isa().name(), format!("{format:?}")), |bencher| {
             bencher.iter(|| {
                 number += 1;

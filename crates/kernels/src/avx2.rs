@@ -8,12 +8,12 @@ use std::arch::x86_64::*;
 /// Values in a vector.
 pub(crate) const LANES: usize = 8;
 
-/// A format as a type, so that a loop is compiled once for each.
+/// A format whose elements stand alone, as a type, so that a loop is compiled once for each.
 pub(crate) trait Encoding {
     /// The format.
     const FORMAT: Format;
     /// Bytes of an element.
-    const BYTES: usize = Self::FORMAT.bytes();
+    const BYTES: usize = Self::FORMAT.bytes(1);
     /// What the values that [`load16`] gives must be multiplied by: a power of two.
     const UNIT: f32 = 1.0;
 }
@@ -60,6 +60,7 @@ pub(crate) unsafe fn load16<E: Encoding>(weights: *const u8) -> [__m256; 2] {
             // SAFETY: 16 elements of 1 byte are one load of 16; it needs no alignment.
             widen_half(fp8_to_half(unsafe { _mm_loadu_si128(weights.cast()) }))
         }
+        Format::Q8_0 | Format::Q4K => unreachable!("formats of blocks have no encoding"),
     }
 }
 
@@ -160,6 +161,21 @@ pub(crate) fn load(values: &[f32; LANES]) -> __m256 {
 pub(crate) fn store(values: &mut [f32; LANES], vector: __m256) {
     // SAFETY: an exclusive reference to eight floats; the store needs no alignment.
     unsafe { _mm256_storeu_ps(values.as_mut_ptr(), vector) }
+}
+
+/// Eight bytes, in the lower half.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load8(bytes: &[u8; LANES]) -> __m128i {
+    // SAFETY: a reference to eight bytes; the load needs no alignment.
+    unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }
+}
+
+/// The value of a half, little-endian.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn half(bytes: [u8; 2]) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
 }
 
 /// Fewer than `N` values, zeros behind them.

@@ -2,37 +2,85 @@
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// How the elements of a weight matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Format {
     /// IEEE single precision.
+    #[serde(rename = "f32")]
     F32,
     /// The upper half of a single: 8 bits of exponent, 7 of mantissa.
+    #[serde(rename = "bf16")]
     Bf16,
     /// OCP e4m3fn (4 bits of exponent, 3 of mantissa, no infinities) with f32 scales of blocks that multiply.
+    #[serde(rename = "fp8")]
     Fp8,
+    /// ggml's `q8_0`: 32 columns of a row in 34 bytes, a half-precision scale, then signed bytes.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// ggml's `q4_K`: 256 columns of a row in 144 bytes: half-precision `d` and `dmin`, 6-bit scales and minima of 8
+    /// groups of 32 (12 bytes), then 4 bits a column. An element is `d * scale * bits - dmin * minimum`.
+    #[serde(rename = "q4_K")]
+    Q4K,
 }
 
 impl Format {
-    /// Bytes that an element takes, scales not counted.
-    pub const fn bytes(self) -> usize {
+    /// Every format.
+    pub const ALL: [Format; 5] = [Format::F32, Format::Bf16, Format::Fp8, Format::Q8_0, Format::Q4K];
+
+    /// Columns of a row that are stored together; a row has a multiple of it.
+    pub const fn block_cols(self) -> usize {
+        match self {
+            Format::F32 | Format::Bf16 | Format::Fp8 => 1,
+            Format::Q8_0 => 32,
+            Format::Q4K => 256,
+        }
+    }
+
+    /// Bytes that such a block takes; the separate scales of FP8 are not counted.
+    pub const fn block_bytes(self) -> usize {
         match self {
             Format::F32 => 4,
             Format::Bf16 => 2,
             Format::Fp8 => 1,
+            Format::Q8_0 => 34,
+            Format::Q4K => 144,
         }
     }
 
-    /// The distance from 1 to the next larger number. Rounding to nearest errs by at most half of it, relatively,
-    /// within the range of normal numbers.
-    pub const fn epsilon(self) -> f32 {
-        match self {
-            Format::F32 => f32::EPSILON,
-            Format::Bf16 => 1.0 / 128.0,
-            Format::Fp8 => 1.0 / 8.0,
+    /// Bytes that `elements` of a row take.
+    ///
+    /// # Panics
+    /// If they are no whole number of blocks.
+    pub const fn bytes(self, elements: usize) -> usize {
+        assert!(elements.is_multiple_of(self.block_cols()), "a row is stored in whole blocks");
+        elements / self.block_cols() * self.block_bytes()
+    }
+
+    /// Bytes of a matrix, or none where its rows are no whole blocks or their number is no `usize`.
+    pub fn matrix_bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        if !cols.is_multiple_of(self.block_cols()) {
+            return None;
         }
+        (cols / self.block_cols()).checked_mul(self.block_bytes())?.checked_mul(rows)
+    }
+
+    /// The name that is printed and typed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "f32",
+            Format::Bf16 => "bf16",
+            Format::Fp8 => "fp8",
+            Format::Q8_0 => "q8_0",
+            Format::Q4K => "q4_K",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 
@@ -151,10 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn epsilon_is_the_distance_from_one_to_the_next_number() {
-        assert_eq!(f32::from_bits(1.0_f32.to_bits() + 1) - 1.0, Format::F32.epsilon());
-        assert_eq!(bf16_to_f32(f32_to_bf16(1.0) + 1) - 1.0, Format::Bf16.epsilon());
-        let one = (0..=255).find(|byte| fp8_e4m3_to_f32(*byte) == 1.0).expect("fp8 has a one");
-        assert_eq!(fp8_e4m3_to_f32(one + 1) - 1.0, Format::Fp8.epsilon());
+    fn a_format_is_written_as_it_is_called() {
+        for format in Format::ALL {
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+            assert_eq!(format.matrix_bytes(3, 512), Some(3 * format.bytes(512)));
+        }
+        assert_eq!(Format::Q8_0.matrix_bytes(1, 33), None);
+        assert_eq!(Format::Q4K.bytes(512), 288);
+        assert_eq!(Format::F32.matrix_bytes(usize::MAX, 2), None);
     }
 }

@@ -148,8 +148,7 @@ impl Kernels {
         unsafe { (self.matmul_transposed_add)(w, x, out) }
     }
 
-    /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32 and BF16; one rounding (value times scale) for
-    /// FP8.
+    /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32, BF16 and q8_0; rounded once for FP8 and q4_K.
     ///
     /// # Panics
     /// If there is no such row or `out` is not `cols` long.

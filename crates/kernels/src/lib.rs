@@ -9,7 +9,7 @@
 //! written yet; machines with the first use the AVX2 table, machines with the second the scalar one. A new table
 //! starts as `..SCALAR` or `..AVX2`, replaces what it does better, and is tested from the moment it is registered.
 //!
-//! Weights are [`MatrixView`]s in F32, BF16 or FP8 and are turned to f32 in registers or in a buffer on the stack;
+//! Weights are [`MatrixView`]s in one of the [`Format`]s and are turned to f32 in registers or in a buffer on the stack;
 //! activations are always f32 ([`MatrixRef`], [`MatrixMut`]).
 
 #[cfg(target_endian = "big")]
@@ -26,6 +26,7 @@ mod isa;
 mod kernels;
 mod matmul;
 mod matmul_transposed;
+mod quantized;
 mod reduce;
 mod rope;
 #[cfg(test)]

@@ -76,9 +76,9 @@ impl Weights {
         let mut bytes = vec![0; spec.offset];
         let mut values = Vec::new();
         for row in 0..spec.rows {
-            for col in 0..spec.cols {
+            for col in (0..spec.cols).step_by(spec.format.block_cols()) {
                 let block = (spec.first_row + row) / spec.block.0 * grid_cols + col / spec.block.1;
-                values.push(push_weight(spec.format, random, f64::from(grid[block]), &mut bytes));
+                push_block(spec.format, random, f64::from(grid[block]), &mut bytes, &mut values);
             }
         }
         let scales =
@@ -111,26 +111,62 @@ impl Weights {
     }
 }
 
-/// Appends a random finite element and gives its value.
-fn push_weight(format: Format, random: &mut Random, scale: f64, bytes: &mut Vec<u8>) -> f64 {
+/// Appends a random block of finite elements, and their values.
+fn push_block(format: Format, random: &mut Random, scale: f64, bytes: &mut Vec<u8>, values: &mut Vec<f64>) {
     match format {
         Format::F32 => {
             let value = random.value();
             bytes.extend(value.to_le_bytes());
-            f64::from(value)
+            values.push(f64::from(value));
         }
         Format::Bf16 => {
             let upper = random.value().to_bits() & 0xffff_0000;
             bytes.extend(((upper >> 16) as u16).to_le_bytes());
-            f64::from(f32::from_bits(upper))
+            values.push(f64::from(f32::from_bits(upper)));
         }
         Format::Fp8 => {
             let byte = (random.bits() >> 56) as u8;
             let byte = if byte & 0x7f == 0x7f { byte & 0x80 } else { byte };
             bytes.push(byte);
-            f64::from(fp8_e4m3_to_f32(byte)) * scale
+            values.push(f64::from(fp8_e4m3_to_f32(byte)) * scale);
         }
+        Format::Q8_0 => {
+            let d = push_half(random, bytes);
+            for _ in 0..format.block_cols() {
+                bytes.push((random.bits() >> 56) as u8);
+                values.push(f64::from(bytes[bytes.len() - 1].cast_signed()) * d);
+            }
+        }
+        Format::Q4K => push_q4k(random, bytes, values),
     }
+}
+
+/// From the format's description: any bytes are a block whose two factors are finite.
+fn push_q4k(random: &mut Random, bytes: &mut Vec<u8>, values: &mut Vec<f64>) {
+    let (d, dmin) = (push_half(random, bytes), push_half(random, bytes));
+    let rest: Vec<u8> = (0..140).map(|_| (random.bits() >> 56) as u8).collect();
+    bytes.extend(&rest);
+    let (packed, quants) = rest.split_at(12);
+    for element in 0..256 {
+        let group = element / 32;
+        let (scale, minimum) = match group {
+            0..4 => (packed[group] & 63, packed[group + 4] & 63),
+            _ => (
+                packed[group + 4] & 15 | packed[group - 4] >> 6 << 4,
+                packed[group + 4] >> 4 | packed[group] >> 6 << 4,
+            ),
+        };
+        let byte = quants[element / 64 * 32 + element % 32];
+        let bits = if element % 64 < 32 { byte & 15 } else { byte >> 4 };
+        values.push(d * f64::from(scale) * f64::from(bits) - dmin * f64::from(minimum));
+    }
+}
+
+/// Appends a half between -1 and 1, and gives its value.
+fn push_half(random: &mut Random, bytes: &mut Vec<u8>) -> f64 {
+    let half = half::f16::from_f32(random.value());
+    bytes.extend(half.to_le_bytes());
+    half.to_f64()
 }
 
 /// Matrices of every format with rows, columns, blocks, first rows and alignments that are awkward in turn.
@@ -142,7 +178,9 @@ pub(crate) fn specs(rows: &[usize], cols: &[usize]) -> Vec<Spec> {
             let turn = specs.len();
             let block = blocks[turn % blocks.len()];
             let first_row = [0, 2, 130][turn % 3];
-            for format in [Format::F32, Format::Bf16, Format::Fp8] {
+            for format in Format::ALL {
+                // What ggml stores has whole blocks.
+                let cols = cols.next_multiple_of(format.block_cols());
                 specs.push(Spec { format, rows, cols, block, first_row, offset: turn % 5 });
             }
         }

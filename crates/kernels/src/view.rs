@@ -66,7 +66,7 @@ impl<'a> MatrixView<'a> {
     /// Rows that follow one another without gaps, in any format.
     ///
     /// # Panics
-    /// If `bytes` is not `rows * cols` elements long, if scales are missing for FP8 or given for another format,
+    /// If `bytes` is not `rows * cols` elements long, if a row is no whole number of the format's blocks, if scales are missing for FP8 or given for another format,
     /// or if the grid of scales does not cover the view. Who reads a file checks before.
     pub fn from_bytes(
         format: Format,
@@ -75,8 +75,11 @@ impl<'a> MatrixView<'a> {
         cols: usize,
         scales: Option<BlockScales<'a>>,
     ) -> Self {
-        let needed = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(format.bytes()));
-        assert_eq!(Some(bytes.len()), needed, "bytes of a matrix of {rows} x {cols} in {format:?}");
+        assert_eq!(
+            Some(bytes.len()),
+            format.matrix_bytes(rows, cols),
+            "bytes of a matrix of {rows} x {cols} in {format:?}"
+        );
         assert_eq!(scales.is_some(), format == Format::Fp8, "scales belong to FP8, and to nothing else");
         if let Some(scales) = &scales {
             assert!(scales.block_rows > 0 && scales.block_cols > 0, "a block has at least one element");
@@ -125,7 +128,7 @@ impl<'a> MatrixView<'a> {
     /// Some of the columns, of every row.
     ///
     /// # Panics
-    /// If the range ends past the last column, or starts within a block of an FP8 matrix.
+    /// If the range ends past the last column, starts within a block of an FP8 matrix, or cuts one of ggml's blocks.
     pub fn column_range(&self, range: Range<usize>) -> MatrixView<'a> {
         assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
         let scales = self.scales.map(|scales| {
@@ -145,7 +148,7 @@ impl<'a> MatrixView<'a> {
         }
         let start = row * self.row_stride + col;
         let end = start + (rows - 1) * self.row_stride + cols;
-        &self.bytes[start * self.format.bytes()..end * self.format.bytes()]
+        &self.bytes[self.format.bytes(start)..self.format.bytes(end)]
     }
 
     /// The stored bytes of columns `columns` of row `row`.

@@ -96,9 +96,11 @@ impl SavedWeight {
     /// Names the tensor, with expected and got.
     pub fn validate(&self) -> Result<(), Error> {
         let fail = |message: String| Err(Error::Tensor { name: self.source.clone(), message });
-        let bytes = |elements: Option<usize>, each: usize| elements.and_then(|n| n.checked_mul(each));
-        let elements = self.shape.iter().try_fold(1_usize, |product, &side| product.checked_mul(side));
-        let expected = bytes(elements, self.format.bytes());
+        let expected = match self.shape[..] {
+            [length] => self.format.matrix_bytes(1, length),
+            [rows, cols] => self.format.matrix_bytes(rows, cols),
+            ref shape => return fail(format!("expected a vector or a matrix, got shape {shape:?}")),
+        };
         if expected.map(|n| n as u64) != Some(self.data.length) {
             return fail(format!(
                 "{:?} of {:?} does not take {} bytes",
@@ -108,7 +110,7 @@ impl SavedWeight {
         match (self.format, &self.scales, &self.shape[..]) {
             (Format::Fp8, Some(scales), &[rows, cols]) if !scales.block.contains(&0) => {
                 let grid = scales_shape([rows, cols], scales.block);
-                let expected = bytes(grid[0].checked_mul(grid[1]), 4);
+                let expected = Format::F32.matrix_bytes(grid[0], grid[1]);
                 if expected.map(|n| n as u64) == Some(scales.data.length) {
                     Ok(())
                 } else {
@@ -116,8 +118,8 @@ impl SavedWeight {
                 }
             }
             (Format::Fp8, ..) => fail("FP8 is for matrices with block scales".to_owned()),
-            (_, None, &[_] | &[_, _]) => Ok(()),
-            (_, None, shape) => fail(format!("expected a vector or a matrix, got shape {shape:?}")),
+            (Format::F32 | Format::Bf16, None, _) | (_, None, &[_, _]) => Ok(()),
+            (format, None, _) => fail(format!("{format} is for matrices")),
             (format, Some(_), _) => fail(format!("{format:?} has no block scales")),
         }
     }

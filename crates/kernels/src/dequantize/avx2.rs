@@ -2,7 +2,8 @@
 //! scale.
 
 use super::scalar;
-use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, load16, padded, saw_nan, watch_nan};
+use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, half, load8, load16, padded, saw_nan, store, watch_nan};
+use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_COLS, Q4K_GROUP, Q8_0_COLS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
 
@@ -12,20 +13,74 @@ const STEP: usize = 2 * LANES;
 /// Row `row` of `w`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
+    dequantize(w, row, 0, out);
+}
+
+/// Columns `first..first + out.len()` of row `row` of `w`: whole blocks of the format.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
     match w.format() {
-        Format::F32 => dequantize::<F32>(w, row, 0, out),
-        Format::Bf16 => dequantize::<Bf16>(w, row, 0, out),
-        Format::Fp8 => dequantize::<Fp8>(w, row, 0, out),
+        Format::F32 => dequantize_as::<F32>(w, row, first, out),
+        Format::Bf16 => dequantize_as::<Bf16>(w, row, first, out),
+        Format::Fp8 => dequantize_as::<Fp8>(w, row, first, out),
+        Format::Q8_0 => {
+            let bytes = w.row_bytes(row, first..first + out.len());
+            for (out, block) in out.as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
+                dequantize_q8_0(block, out);
+            }
+        }
+        Format::Q4K => {
+            let bytes = w.row_bytes(row, first..first + out.len());
+            for (out, block) in out.as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
+                dequantize_q4k(block, out);
+            }
+        }
     }
 }
 
-/// Columns `first..first + out.len()` of row `row` of `w`, which is stored as `E`.
+/// As [`dequantize`], of a matrix that is stored as `E`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dequantize<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
+#[inline]
+fn dequantize_as<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
     let scales = w.row_scales(row);
     for block in w.column_blocks(first..first + out.len()) {
         let out = &mut out[block.start - first..block.end - first];
         dequantize_block::<E>(w.row_bytes(row, block.start..block.end), scales.of(block), out);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn dequantize_q8_0(block: &BlockQ8_0, out: &mut [f32; Q8_0_COLS]) {
+    let scale = _mm256_set1_ps(half(block.d));
+    for (out, bytes) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(block.values.as_chunks().0) {
+        let values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(bytes)));
+        store(out, _mm256_mul_ps(values, scale));
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn dequantize_q4k(block: &BlockQ4K, out: &mut [f32; Q4K_COLS]) {
+    let (d, dmin) = (half(block.d), half(block.dmin));
+    let groups = block.groups();
+    let (pairs, _) = out.as_chunks_mut::<{ 2 * Q4K_GROUP }>();
+    for (pair, out) in pairs.iter_mut().enumerate() {
+        let factor = |group: usize| {
+            let (scale, minimum) = groups[2 * pair + group];
+            (_mm256_set1_ps(d * f32::from(scale)), _mm256_set1_ps(dmin * f32::from(minimum)))
+        };
+        let factors = [factor(0), factor(1)];
+        let bytes = block.values[pair * Q4K_GROUP..][..Q4K_GROUP].as_chunks().0;
+        for (number, bytes) in bytes.iter().enumerate() {
+            let both = _mm256_cvtepu8_epi32(load8(bytes));
+            let halves = [_mm256_and_si256(both, _mm256_set1_epi32(15)), _mm256_srli_epi32::<4>(both)];
+            for (group, bits) in halves.into_iter().enumerate() {
+                let (scale, minimum) = factors[group];
+                let out = out[group * Q4K_GROUP + number * LANES..].first_chunk_mut().expect("a group");
+                store(out, _mm256_sub_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(bits), scale), minimum));
+            }
+        }
     }
 }
 

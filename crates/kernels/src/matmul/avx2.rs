@@ -7,25 +7,32 @@ mod tile;
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
 use crate::{Format, MatrixMut, MatrixRef, MatrixView};
 
+/// Tokens up to which weights are used from the register.
+const STREAMED: usize = 4;
+
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    if x.rows() > STREAMED {
+        return tile::matmul_add(w, x, out);
+    }
     match w.format() {
-        Format::F32 => matmul_add_in::<F32>(w, x, out),
-        Format::Bf16 => matmul_add_in::<Bf16>(w, x, out),
-        Format::Fp8 => matmul_add_in::<Fp8>(w, x, out),
+        Format::F32 => stream_add::<F32>(w, x, out),
+        Format::Bf16 => stream_add::<Bf16>(w, x, out),
+        Format::Fp8 => stream_add::<Fp8>(w, x, out),
+        Format::Q8_0 | Format::Q4K => tile::matmul_add(w, x, out),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn matmul_add_in<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+fn stream_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     // As many rows side by side (the first number) as their sums with every token (the second) fit into registers.
     match x.rows() {
         0 => (),
         1 => stream::matmul_add::<E, 4, 1>(w, x, out),
         2 => stream::matmul_add::<E, 4, 2>(w, x, out),
         3 => stream::matmul_add::<E, 2, 3>(w, x, out),
-        4 => stream::matmul_add::<E, 2, 4>(w, x, out),
-        _ => tile::matmul_add::<E>(w, x, out),
+        STREAMED => stream::matmul_add::<E, 2, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `tile`"),
     }
 }

@@ -7,24 +7,31 @@ mod tile;
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
 use crate::{Format, MatrixMut, MatrixRef, MatrixView};
 
+/// Tokens up to which rows of weights are added where they are read.
+const STREAMED: usize = 4;
+
 /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    if x.rows() > STREAMED {
+        return tile::matmul_transposed_add(w, x, out);
+    }
     match w.format() {
-        Format::F32 => matmul_transposed_add_in::<F32>(w, x, out),
-        Format::Bf16 => matmul_transposed_add_in::<Bf16>(w, x, out),
-        Format::Fp8 => matmul_transposed_add_in::<Fp8>(w, x, out),
+        Format::F32 => stream_add::<F32>(w, x, out),
+        Format::Bf16 => stream_add::<Bf16>(w, x, out),
+        Format::Fp8 => stream_add::<Fp8>(w, x, out),
+        Format::Q8_0 | Format::Q4K => tile::matmul_transposed_add(w, x, out),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn matmul_transposed_add_in<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+fn stream_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
         1 => stream::matmul_transposed_add::<E, 4, 1>(w, x, out),
         2 => stream::matmul_transposed_add::<E, 4, 2>(w, x, out),
         3 => stream::matmul_transposed_add::<E, 4, 3>(w, x, out),
-        4 => stream::matmul_transposed_add::<E, 4, 4>(w, x, out),
-        _ => tile::matmul_transposed_add::<E>(w, x, out),
+        STREAMED => stream::matmul_transposed_add::<E, 4, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `tile`"),
     }
 }

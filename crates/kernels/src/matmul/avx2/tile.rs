@@ -4,7 +4,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{Ahead, Encoding, LANES, first_lanes, sum, sum_each};
+use crate::avx2::{Ahead, LANES, first_lanes, sum, sum_each};
 use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -26,7 +26,7 @@ struct Panel([[f32; COLUMNS]; ROWS]);
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+pub(super) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut panel = Panel([[0.0; COLUMNS]; ROWS]);
     for token in (0..x.rows()).step_by(TOKENS) {
         let x = x.row_range(token..x.rows().min(token + TOKENS));
@@ -36,9 +36,9 @@ pub(super) fn matmul_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut 
             for row in (0..w.rows()).step_by(ROWS) {
                 let rows = ROWS.min(w.rows() - row);
                 for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
-                    dequantize::avx2::dequantize::<E>(w, row + r, first, &mut weights[..length]);
+                    dequantize::avx2::dequantize(w, row + r, first, &mut weights[..length]);
                 }
-                let at = Place { row, first, length, next: next_panel::<E>(w, row, first) };
+                let at = Place { row, first, length, next: next_panel(w, row, first) };
                 panel_add(&panel.0[..rows], at, x, &mut block);
             }
         }
@@ -61,12 +61,14 @@ struct Place {
 
 /// The panel after that at `row` and `first`, a row an element: the rows below, or the next columns from the top. The
 /// matrix may end before.
-fn next_panel<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize) -> [Ahead; ROWS] {
+fn next_panel(w: &MatrixView<'_>, row: usize, first: usize) -> [Ahead; ROWS] {
     let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
     let origin = w.row_bytes(0, 0..0).as_ptr();
+    // A panel takes `COLUMNS / LANES` requests.
+    let step = w.format().bytes(COLUMNS) / (COLUMNS / LANES);
     from_fn(|r| {
-        let offset = ((row + r) * w.row_stride() + first) * E::BYTES;
-        Ahead { start: origin.wrapping_add(offset), step: LANES * E::BYTES }
+        let offset = (row + r) * w.format().bytes(w.row_stride()) + w.format().bytes(first);
+        Ahead { start: origin.wrapping_add(offset), step }
     })
 }
 

@@ -3,15 +3,15 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{Ahead, Encoding, LANES, load, store};
+use crate::avx2::{Ahead, LANES, load, store};
 use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
 /// Rows of a panel of weights.
-const ROWS: usize = 128;
+const ROWS: usize = 64;
 /// Columns of a panel of weights.
-const COLUMNS: usize = 128;
+const COLUMNS: usize = 256;
 /// Values from a row of a panel to the next: an odd number of cache lines, so that a strip of one line a row spreads
 /// over all sets of the first cache.
 const PITCH: usize = COLUMNS + 16;
@@ -20,27 +20,23 @@ const TILE_COLUMNS: usize = 2 * LANES;
 /// Tokens of a tile, at most.
 const TILE_TOKENS: usize = 6;
 
-/// A panel of weights as f32, 72 kB: it stays in the second cache, and the strip in use (8 kB) in the first.
+/// A panel of weights as f32, 68 kB: it stays in the second cache, and the strip in use (4 kB) in the first.
 #[repr(align(64))]
 struct Panel([[f32; PITCH]; ROWS]);
 
 /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_transposed_add<E: Encoding>(
-    w: &MatrixView<'_>,
-    x: MatrixRef<'_>,
-    mut out: MatrixMut<'_>,
-) {
+pub(super) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut panel = Panel([[0.0; PITCH]; ROWS]);
     for row in (0..w.rows()).step_by(ROWS) {
         let rows = ROWS.min(w.rows() - row);
         for first in (0..w.cols()).step_by(COLUMNS) {
             let columns = COLUMNS.min(w.cols() - first);
             for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
-                dequantize::avx2::dequantize::<E>(w, row + r, first, &mut weights[..columns]);
+                dequantize::avx2::dequantize(w, row + r, first, &mut weights[..columns]);
             }
             for column in (0..columns).step_by(TILE_COLUMNS) {
-                let ahead = below_or_right::<E>(w, row, first, column);
+                let ahead = below_or_right(w, row, first, column);
                 let weights = Strip { panel: &panel.0[..rows], column, ahead };
                 let at = Place { row, column: first + column, columns: TILE_COLUMNS.min(columns - column) };
                 strip_add(weights, at, x, &mut out);
@@ -50,10 +46,10 @@ pub(super) fn matmul_transposed_add<E: Encoding>(
 }
 
 /// The same strip of the panel after that at `row` and `first`: to the right, or at the left of the rows below.
-fn below_or_right<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, column: usize) -> Ahead {
+fn below_or_right(w: &MatrixView<'_>, row: usize, first: usize, column: usize) -> Ahead {
     let (row, first) = if first + COLUMNS < w.cols() { (row, first + COLUMNS) } else { (row + ROWS, 0) };
-    let step = w.row_stride() * E::BYTES;
-    let offset = row * step + (first + column) * E::BYTES;
+    let step = w.format().bytes(w.row_stride());
+    let offset = row * step + w.format().bytes(first) + column * w.format().bytes(COLUMNS) / COLUMNS;
     Ahead { start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset), step }
 }
 
