@@ -79,13 +79,13 @@ impl LanguageModel for Session {
 
     fn forward_prefill(&mut self, tokens: &[TokenId], step: &PrefillStep<'_>) -> Result<Tensor, Error> {
         let Self { run, state, .. } = self;
-        let output = run.device().run(|| Model::forward_prefill(tokens, step, run.prefill(state)))?;
+        let output = Model::forward_prefill(tokens, step, run.prefill(state))?;
         Ok(output.logits)
     }
 
     fn forward_decode(&mut self, tokens: &[TokenId], step: &DecodeStep<'_>) -> Result<Tensor, Error> {
         let Self { run, state, .. } = self;
-        let output = run.device().run(|| Model::forward_decode(tokens, step, run.decode(state)))?;
+        let output = Model::forward_decode(tokens, step, run.decode(state))?;
         Ok(output.logits)
     }
 }

@@ -46,11 +46,11 @@ impl Module for Experts {
     }
 
     fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
-        projections(hf, mesh, Mode::Prefill, "moe_intermediate_size", hf.moe().intermediate_size)
+        config(hf, mesh, Mode::Prefill)
     }
 
     fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
-        projections(hf, mesh, Mode::Decode, "moe_intermediate_size", hf.moe().intermediate_size)
+        config(hf, mesh, Mode::Decode)
     }
 
     fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
@@ -64,7 +64,7 @@ impl Module for Experts {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(&input, cfg, w, device))
+        Ok(forward(&input, None, cfg, w, device))
     }
 
     /// # Shapes
@@ -74,19 +74,31 @@ impl Module for Experts {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(&input, cfg, w, device))
+        Ok(forward(&input, None, cfg, w, device))
     }
 }
 
-fn forward(
+fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
+    let moe = hf.moe();
+    let each = projections(hf, mesh, mode, "moe_intermediate_size", moe.intermediate_size)?;
+    let (inputs, outputs) = (each.w2.in_features, each.w2.out_features);
+    // A part of the sum goes over all experts of a token.
+    let w2 = ops::LinearConfig::side_by_side(moe.experts_per_token, mode, inputs, outputs);
+    Ok(ops::ExpertsConfig { w2, ..each })
+}
+
+/// The routed experts, and in the same parallel sections the shared one, where there is one.
+pub(crate) fn forward(
     input: &ExpertsInput<'_>,
+    shared: Option<(&ops::ExpertsConfig, &MlpWeights<Weight>)>,
     cfg: &ops::ExpertsConfig,
     w: &[MlpWeights<Weight>],
     device: &Device,
 ) -> Tensor {
-    let matrices = |expert: usize| {
-        let MlpWeights { w1, w2, w3 } = &w[expert];
-        ops::ExpertMatrices { w1: w1.matrix(), w2: w2.matrix(), w3: w3.matrix() }
-    };
-    ops::experts(input.x, input.routing, matrices, cfg, device)
+    let shared = shared.map(|(config, w)| ops::SharedExpert { weights: matrices(w), config });
+    ops::experts(input.x, input.routing, |expert| matrices(&w[expert]), shared, cfg, device)
+}
+
+fn matrices(MlpWeights { w1, w2, w3 }: &MlpWeights<Weight>) -> ops::ExpertMatrices<'_> {
+    ops::ExpertMatrices { w1: w1.matrix(), w2: w2.matrix(), w3: w3.matrix() }
 }

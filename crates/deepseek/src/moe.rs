@@ -1,7 +1,7 @@
-//! The mixture of experts: gate, routed experts, shared expert.
+//! The mixture of experts: gate, routed experts, shared expert. Both kinds of experts run in the same parallel sections.
 
 use crate::{
-    experts::{Experts, ExpertsInput},
+    experts::{self, Experts, ExpertsInput},
     hf::HfConfig,
     mlp::MlpWeights,
     moe_gate::{MoeGate, MoeGateConfig, MoeGateWeights},
@@ -108,14 +108,11 @@ impl Module for Moe {
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
         let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
-        let gate = Run { cfg: &cfg.gate, w: &w.gate, state: &mut *state, device };
+        let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
         let routing = &MoeGate::forward_prefill(x, step, gate)?;
-        let experts = Run { cfg: &cfg.experts, w: &w.experts, state: &mut *state, device };
-        let mut sum = Experts::forward_prefill(ExpertsInput { x, routing }, step, experts)?; // [tokens, hidden]
-        if let (Some(cfg), Some(w)) = (&cfg.shared_experts, &w.shared_experts) {
-            let shared = SharedExpert::forward_prefill(x, step, Run { cfg, w, state, device })?;
-            sum = ops::add(sum, &shared, device);
-        }
+        let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
+        let input = ExpertsInput { x, routing };
+        let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [tokens, hidden]
         Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
     }
 
@@ -127,14 +124,11 @@ impl Module for Moe {
         Run { cfg, w, state, device }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
         let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
-        let gate = Run { cfg: &cfg.gate, w: &w.gate, state: &mut *state, device };
+        let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
         let routing = &MoeGate::forward_decode(x, step, gate)?;
-        let experts = Run { cfg: &cfg.experts, w: &w.experts, state: &mut *state, device };
-        let mut sum = Experts::forward_decode(ExpertsInput { x, routing }, step, experts)?; // [users, hidden]
-        if let (Some(cfg), Some(w)) = (&cfg.shared_experts, &w.shared_experts) {
-            let shared = SharedExpert::forward_decode(x, step, Run { cfg, w, state, device })?;
-            sum = ops::add(sum, &shared, device);
-        }
+        let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
+        let input = ExpertsInput { x, routing };
+        let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [users, hidden]
         Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
     }
 }

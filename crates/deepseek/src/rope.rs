@@ -56,7 +56,7 @@ impl Module for Rope {
         Run { cfg, state, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<(), Error> {
         let width = x.cols() - first;
-        ops::rope(x.columns_mut(first, width), heads, step.start.., state, cfg, device)
+        ops::rope(x.columns_mut(first, width), heads, |token| step.start + token, state, cfg, device)
     }
 
     fn forward_decode(
@@ -65,7 +65,7 @@ impl Module for Rope {
         Run { cfg, state, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<(), Error> {
         let width = x.cols() - first;
-        ops::rope(x.columns_mut(first, width), heads, step.positions.iter().copied(), state, cfg, device)
+        ops::rope(x.columns_mut(first, width), heads, |user| step.positions[user], state, cfg, device)
     }
 }
 

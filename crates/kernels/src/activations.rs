@@ -143,6 +143,21 @@ impl<'a> MatrixMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.row_stride), self.cols) }
     }
 
+    /// Some rows of some columns, to be written while others write the rest.
+    ///
+    /// # Safety
+    /// For as long as the result lives, nothing else reaches its elements.
+    ///
+    /// # Panics
+    /// If a range ends past the last row or column.
+    pub(crate) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        // As for the splits below, the pointer of a part without elements may lie anywhere and is never read.
+        let first = self.first.wrapping_add(rows.start * self.row_stride + cols.start);
+        MatrixMut { first, rows: rows.len(), cols: cols.len(), ..*self }
+    }
+
     /// The same elements, for a shorter time.
     pub fn reborrow(&mut self) -> MatrixMut<'_> {
         MatrixMut { borrowed: PhantomData, ..*self }

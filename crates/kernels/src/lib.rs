@@ -1,4 +1,5 @@
-//! The unsafe wall of dsv3: kernels that take slices and give slices, on one thread, without allocating.
+//! The unsafe wall of dsv3: kernels that take slices and give slices, on one thread, without allocating; and the
+//! [`Team`] of threads that shares out their work in [`Parts`].
 //!
 //! Everything above this crate is safe Rust. Here an operation has a folder and an instruction set has a file:
 //! `matmul/scalar.rs` says what matmul is, `matmul/avx2.rs` says it faster. [`Kernels`] is the table of one
@@ -26,9 +27,11 @@ mod isa;
 mod kernels;
 mod matmul;
 mod matmul_transposed;
+mod parts;
 mod quantized;
 mod reduce;
 mod rope;
+mod team;
 #[cfg(test)]
 mod testing;
 mod view;
@@ -37,4 +40,6 @@ pub use activations::{MatrixMut, MatrixRef};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
 pub use isa::Isa;
 pub use kernels::Kernels;
+pub use parts::{Chunks, Cuts, Part, Parts};
+pub use team::Team;
 pub use view::{BlockScales, MatrixView};

@@ -1,32 +1,33 @@
 //! A device: the threads, the kernels and the place in the mesh of one rank.
 
 use crate::{Error, Tensor};
-use dsv3_kernels::{Kernels, MatrixMut};
+use dsv3_kernels::{Chunks, Kernels, MatrixMut, Part, Parts, Team};
 use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig};
-use rayon::prelude::*;
+use std::{num::NonZeroUsize, thread};
 
-/// Values that one task of an element-wise operator takes: some microseconds of work.
+/// Values that one piece of an element-wise operator takes: some microseconds of work.
 const ROW_CHUNK_VALUES: usize = 1 << 14;
 
-/// One rank's device. On CPUs: a pool of threads, the kernels of its instruction set, and its view of the mesh.
+/// One rank's device. On CPUs: a team of threads, the kernels of its instruction set, and its view of the mesh.
 pub struct Device {
     mesh: Mesh,
     kernels: &'static Kernels,
-    pool: rayon::ThreadPool,
+    team: Team,
 }
 
 impl Device {
-    /// A device with its own pool of `threads` threads (0: one for each available core).
+    /// A device with its own team of `threads` threads (0: one for each available core), the caller's counted.
     ///
     /// # Errors
     /// If the operating system refuses to make the threads.
     pub fn new(mesh: Mesh, kernels: &'static Kernels, threads: usize) -> Result<Self, Error> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("dsv3-{index}"))
-            .build()
-            .map_err(|error| Error::Request(format!("{threads} threads: {error}")))?;
-        Ok(Self { mesh, kernels, pool })
+        let threads = match threads {
+            0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            given => given,
+        };
+        let team =
+            Team::new(threads).map_err(|error| Error::Request(format!("{threads} threads: {error}")))?;
+        Ok(Self { mesh, kernels, team })
     }
 
     /// The device of a mesh of one, with the best kernels this machine has.
@@ -49,35 +50,59 @@ impl Device {
 
     /// How many threads the device has.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.team.threads()
     }
 
-    /// Runs `f` on the device's threads. A forward pass runs inside, so that its parallel sections start from a
-    /// thread of the pool, which is several times cheaper than waking the pool from outside.
-    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        self.pool.install(f)
-    }
-
-    /// Runs `f` on every task; on the caller's thread where there is only one.
-    pub fn for_each<T: Send>(&self, mut tasks: Vec<T>, f: impl Fn(T) + Send + Sync) {
-        match tasks.len() {
+    /// A parallel section of `pieces` pieces of work: `f` is called on each thread, and takes pieces until none is
+    /// left. A single piece stays on the caller's thread.
+    pub(crate) fn section(&self, pieces: usize, f: impl Fn() + Sync) {
+        match pieces {
             0 => {}
-            1 => f(tasks.remove(0)),
-            _ => self.run(|| tasks.into_par_iter().with_max_len(1).for_each(f)),
+            1 => f(),
+            _ => self.team.run(f),
         }
+    }
+
+    /// Runs `f` on every part of a matrix.
+    pub(crate) fn for_each_part(&self, parts: &Parts<'_>, f: impl Fn(Part<'_>) + Sync) {
+        self.section(parts.count(), || {
+            while let Some(part) = parts.take() {
+                f(part);
+            }
+        });
+    }
+
+    /// Runs `f` on chunks of `size` values; it gets the number of the chunk.
+    pub(crate) fn for_each_chunk<T: Send>(
+        &self,
+        values: &mut [T],
+        size: usize,
+        f: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let chunks = Chunks::new(values, size);
+        self.section(chunks.count(), || {
+            while let Some((number, chunk)) = chunks.take() {
+                f(number, chunk);
+            }
+        });
     }
 
     /// Runs `f` on ranges of whole rows of a matrix `[rows, width]`; `f` gets the number of its first row. Small
     /// matrices stay on the caller's thread.
-    pub fn for_each_row_chunk(
+    pub(crate) fn for_each_row_chunk(
         &self,
         values: &mut [f32],
         width: usize,
-        f: impl Fn(usize, &mut [f32]) + Send + Sync,
+        f: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let rows = rows_per_task(width);
-        let tasks = values.chunks_mut(rows * width.max(1)).enumerate().collect();
-        self.for_each(tasks, |(index, chunk)| f(index * rows, chunk));
+        self.for_each_chunk(values, rows * width.max(1), |number, chunk| f(number * rows, chunk));
+    }
+
+    /// Runs `f` on every task; on the caller's thread where there is only one.
+    pub fn for_each<T: Send>(&self, tasks: Vec<T>, f: impl Fn(T) + Sync) {
+        let mut tasks: Vec<Option<T>> = tasks.into_iter().map(Some).collect();
+        self.for_each_chunk(&mut tasks, 1, |_, task| f(task[0].take().expect("a task is run once")));
     }
 
     /// Concatenates column-wise over the config's axis: `[rows, cols]` to `[rows, cols * devices]`.
@@ -104,20 +129,6 @@ impl Device {
 /// Rows that make a task of an operator that goes over `width` values a row.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (ROW_CHUNK_VALUES / width.max(1)).max(1)
-}
-
-/// Splits `out` into ranges of `rows` rows: the disjoint parts that tasks write.
-pub(crate) fn row_tasks(mut out: MatrixMut<'_>, rows: usize) -> Vec<(usize, MatrixMut<'_>)> {
-    let mut tasks = Vec::with_capacity(out.rows().div_ceil(rows));
-    let mut start = 0;
-    while out.rows() > rows {
-        let (task, rest) = out.split_rows_at(rows);
-        tasks.push((start, task));
-        start += rows;
-        out = rest;
-    }
-    tasks.push((start, out));
-    tasks
 }
 
 /// Splits `out` into column ranges of `width`: the disjoint parts that tasks write.

@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)] // one file maps files: checkpoint/map.rs
 
+mod buffer;
 mod checkpoint;
 mod convert;
 mod device;

@@ -1,5 +1,6 @@
 //! Activations: a row-major matrix of f32. Everything that flows between operators has this form.
 
+use crate::buffer::Buffer;
 use dsv3_kernels::{MatrixMut, MatrixRef};
 
 /// A row-major f32 matrix `[rows, cols]`: one row a token (or user), one column a feature.
@@ -7,13 +8,13 @@ use dsv3_kernels::{MatrixMut, MatrixRef};
 pub struct Tensor {
     rows: usize,
     cols: usize,
-    values: Vec<f32>,
+    values: Buffer<f32>,
 }
 
 impl Tensor {
     /// A matrix of zeros `[rows, cols]`.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Self { rows, cols, values: vec![0.0; rows * cols] }
+        Self { rows, cols, values: Buffer::filled(rows * cols, 0.0) }
     }
 
     /// Wraps `values` as `[rows, cols]`.
@@ -22,7 +23,7 @@ impl Tensor {
     /// If the length is not `rows * cols`.
     pub fn from_vec(rows: usize, cols: usize, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), rows * cols, "a [{rows}, {cols}] tensor holds {} values", values.len());
-        Self { rows, cols, values }
+        Self { rows, cols, values: Buffer::from_vec(values) }
     }
 
     /// The number of rows (tokens).
@@ -57,7 +58,7 @@ impl Tensor {
 
     /// The values without the shape.
     pub fn into_vec(self) -> Vec<f32> {
-        self.values
+        self.values.into_vec()
     }
 
     /// The whole as the kernels read it.
@@ -92,8 +93,11 @@ impl Tensor {
     pub fn concat_columns(&self, other: &Self) -> Self {
         assert_eq!(self.rows, other.rows, "both have one number of rows");
         let cols = self.cols + other.cols;
-        let values =
-            (0..self.rows).flat_map(|row| [self.row(row), other.row(row)]).flatten().copied().collect();
+        let mut values = Buffer::with_capacity(self.rows * cols);
+        for row in 0..self.rows {
+            values.extend_from_slice(self.row(row));
+            values.extend_from_slice(other.row(row));
+        }
         Self { rows: self.rows, cols, values }
     }
 }

@@ -1,9 +1,10 @@
 //! The routed experts: each an MLP on the tokens that chose it.
 
-use super::{Activation, LinearConfig, MulConfig, Routing};
-use crate::{Device, Tensor, device::column_tasks};
-use dsv3_kernels::{MatrixRef, MatrixView};
+use super::{LinearConfig, MulConfig, Routing};
+use crate::{Device, Tensor, buffer::Buffer};
+use dsv3_kernels::{Cuts, Kernels, MatrixRef, MatrixView, Part, Parts};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Config of [`experts`]: the projections of one expert, all experts are alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,101 +31,174 @@ pub struct ExpertMatrices<'a> {
     pub w3: MatrixView<'a>,
 }
 
-/// The tokens of one expert.
-struct Group<'a> {
-    weights: ExpertMatrices<'a>,
-    /// Tokens and the expert's weight for each.
-    tokens: Vec<(usize, f32)>,
-    /// `[tokens of the expert, hidden]`.
-    x: Tensor,
-    /// `[tokens of the expert, intermediate]`.
-    hidden: Tensor,
+/// The expert that every token goes to, beside its routed ones.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedExpert<'a> {
+    /// Its weights.
+    pub weights: ExpertMatrices<'a>,
+    /// Its projections.
+    pub config: &'a ExpertsConfig,
 }
 
-/// The sum over each token's experts of `weight * w2(silu(w1 x) * w3 x)`.
+/// The sum over each token's experts of `weight * w2(silu(w1 x) * w3 x)`, and the shared expert, if there is one.
 ///
-/// Two parallel sections: the first over all experts' intermediate rows, the second over hidden rows, where each task
-/// adds all experts' contributions in order of expert, so that the sum is the same for any number of threads.
+/// Two parallel sections: the first over all experts' intermediate rows, the second over hidden rows, where each part
+/// adds all experts' contributions in order of expert, the shared one last, so that the sum is the same for any number
+/// of threads.
 ///
 /// # Shapes
 /// `x` `[tokens, hidden]`; gives `[tokens, hidden]`.
 pub fn experts<'a>(
     x: &Tensor,
     routing: &Routing,
-    weights: impl Fn(usize) -> ExpertMatrices<'a>,
+    weights: impl Fn(usize) -> ExpertMatrices<'a> + Sync,
+    shared: Option<SharedExpert<'_>>,
     config: &ExpertsConfig,
     device: &Device,
 ) -> Tensor {
-    let mut groups = group_by_expert(x, routing, weights, config, device);
-    expand(&mut groups, config, device);
-    let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
-    let tasks = column_tasks(out.as_mut(), config.w2.rows_per_task.get());
-    let most = groups.iter().map(|group| group.tokens.len()).max().unwrap_or(0);
-    device.for_each(tasks, |(row, mut out)| {
-        let width = out.cols();
-        let mut down = Tensor::zeros(most, width);
-        for group in &groups {
-            let (mut down, _) = down.as_mut().split_rows_at(group.tokens.len());
-            let w2 = group.weights.w2.row_range(row..row + width);
-            device.kernels().matmul(&w2, group.hidden.as_ref(), down.reborrow());
-            for (index, &(token, weight)) in group.tokens.iter().enumerate() {
-                device.kernels().add_scaled(out.row_mut(token), weight, down.row(index));
+    let mixture = Mixture { x, dispatch: &Dispatch::new(routing), weights, shared, config, device };
+    let (routed, common) = mixture.expand();
+    mixture.contract(&routed, &common)
+}
+
+/// Which rows each chosen expert computes. Rows lie by expert, those of an expert by token.
+struct Dispatch {
+    /// The chosen experts, ascending.
+    experts: Buffer<usize>,
+    /// By chosen expert, the row after its last.
+    ends: Buffer<usize>,
+    /// By row, the token and the expert's weight for it.
+    rows: Buffer<(usize, f32)>,
+}
+
+impl Dispatch {
+    fn new(routing: &Routing) -> Self {
+        let choices =
+            || (0..routing.tokens()).flat_map(|token| routing.token(token).iter().map(move |c| (token, c)));
+        let count = choices().map(|(_, &(expert, _))| expert + 1).max().unwrap_or(0);
+        let mut next = Buffer::filled(count, 0);
+        for (_, &(expert, _)) in choices() {
+            next[expert] += 1;
+        }
+        let (mut experts, mut ends) = (Buffer::with_capacity(count), Buffer::with_capacity(count));
+        let mut end = 0;
+        for (expert, next) in next.iter_mut().enumerate().filter(|(_, rows)| **rows > 0) {
+            let start = end;
+            end += *next;
+            *next = start;
+            experts.push(expert);
+            ends.push(end);
+        }
+        let mut rows = Buffer::filled(end, (0, 0.0));
+        for (token, &(expert, weight)) in choices() {
+            rows[next[expert]] = (token, weight);
+            next[expert] += 1;
+        }
+        Self { experts, ends, rows }
+    }
+
+    /// The rows of the chosen expert at this place.
+    fn range(&self, place: usize) -> Range<usize> {
+        place.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[place]
+    }
+
+    /// The most rows that an expert has.
+    fn most(&self) -> usize {
+        (0..self.experts.len()).map(|place| self.range(place).len()).max().unwrap_or(0)
+    }
+}
+
+/// What both sections work on.
+struct Mixture<'a, F> {
+    x: &'a Tensor,
+    dispatch: &'a Dispatch,
+    weights: F,
+    shared: Option<SharedExpert<'a>>,
+    config: &'a ExpertsConfig,
+    device: &'a Device,
+}
+
+impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
+    /// `silu(w1 x) * w3 x` of the routed experts' rows, and of the shared expert's.
+    ///
+    /// # Shapes
+    /// Gives `[rows, intermediate]` and `[tokens, shared intermediate]`, `[0, 0]` without a shared expert.
+    fn expand(&self) -> (Tensor, Tensor) {
+        let &Self { x, dispatch, shared, config, device, .. } = self;
+        let gathered = self.gather();
+        let mut routed = Tensor::zeros(dispatch.rows.len(), config.w1.out_features);
+        let common = shared.map(|shared| Tensor::zeros(x.rows(), shared.config.w1.out_features));
+        let mut common = common.unwrap_or_else(|| Tensor::zeros(0, 0));
+        let cut = |config: &ExpertsConfig| Cuts::Every(config.w1.rows_per_task.get());
+        let common_cut = shared.map_or(Cuts::Whole, |shared| cut(shared.config));
+        let common_parts = Parts::new(common.as_mut(), Cuts::Whole, common_cut);
+        let routed_parts = Parts::new(routed.as_mut(), Cuts::Ends(&dispatch.ends), cut(config));
+        device.section(common_parts.count() + routed_parts.count(), || {
+            if let Some(shared) = shared {
+                while let Some(part) = common_parts.take() {
+                    gate_up(&shared.weights, x.as_ref(), part, device.kernels());
+                }
             }
+            while let Some(part) = routed_parts.take() {
+                let rows = gathered.as_ref().map(|gathered| gathered.as_ref().row_range(part.rows.clone()));
+                let weights = (self.weights)(dispatch.experts[part.row_piece]);
+                gate_up(&weights, rows.unwrap_or(x.as_ref()), part, device.kernels());
+            }
+        });
+        (routed, common)
+    }
+
+    /// Each row's token; nothing where there is one token, which is every row's.
+    fn gather(&self) -> Option<Tensor> {
+        let &Self { x, dispatch, device, .. } = self;
+        if x.rows() == 1 {
+            return None;
         }
-    });
-    out
+        let mut gathered = Tensor::zeros(dispatch.rows.len(), x.cols());
+        device.for_each_row_chunk(gathered.values_mut(), x.cols(), |first, chunk| {
+            for (out, &(token, _)) in chunk.chunks_exact_mut(x.cols()).zip(&dispatch.rows[first..]) {
+                out.copy_from_slice(x.row(token));
+            }
+        });
+        Some(gathered)
+    }
+
+    /// The weighted sum of all experts' down projections.
+    fn contract(&self, routed: &Tensor, common: &Tensor) -> Tensor {
+        let &Self { x, dispatch, shared, config, device, .. } = self;
+        let kernels = device.kernels();
+        let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
+        let parts = Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(config.w2.rows_per_task.get()));
+        device.for_each_part(&parts, |mut part| {
+            let mut down = Tensor::zeros(dispatch.most().max(x.rows()), part.cols.len());
+            for (place, &expert) in dispatch.experts.iter().enumerate() {
+                let rows = dispatch.range(place);
+                let (mut down, _) = down.as_mut().split_rows_at(rows.len());
+                let w2 = (self.weights)(expert).w2.row_range(part.cols.clone());
+                kernels.matmul(&w2, routed.as_ref().row_range(rows.clone()), down.reborrow());
+                for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {
+                    kernels.add_scaled(part.out.row_mut(token), weight, down.row(row));
+                }
+            }
+            if let Some(shared) = shared {
+                let (mut down, _) = down.as_mut().split_rows_at(x.rows());
+                kernels.matmul(&shared.weights.w2.row_range(part.cols), common.as_ref(), down.reborrow());
+                for token in 0..x.rows() {
+                    kernels.add(part.out.row_mut(token), down.row(token));
+                }
+            }
+        });
+        out
+    }
 }
 
-/// `silu(w1 x) * w3 x` of every expert's tokens.
-fn expand(groups: &mut [Group<'_>], config: &ExpertsConfig, device: &Device) {
-    let Activation::Silu = config.mul_activation.input_tensor_a_activation;
-    let kernels = device.kernels();
-    let tasks = groups
-        .iter_mut()
-        .flat_map(|Group { weights, x, hidden, .. }| {
-            let (weights, x): (_, MatrixRef<'_>) = (*weights, x.as_ref());
-            column_tasks(hidden.as_mut(), config.w1.rows_per_task.get())
-                .into_iter()
-                .map(move |(row, out)| (weights, x, row, out))
-        })
-        .collect();
-    device.for_each(tasks, |(weights, x, row, mut gate)| {
-        let rows = row..row + gate.cols();
-        let mut up = Tensor::zeros(gate.rows(), gate.cols());
-        kernels.matmul_add(&weights.w1.row_range(rows.clone()), x, gate.reborrow());
-        kernels.matmul_add(&weights.w3.row_range(rows), x, up.as_mut());
-        for token in 0..gate.rows() {
-            kernels.silu_mul(gate.row_mut(token), up.row(token));
-        }
-    });
-}
-
-/// Gathers each chosen expert's tokens, in order of expert and token.
-fn group_by_expert<'a>(
-    x: &Tensor,
-    routing: &Routing,
-    weights: impl Fn(usize) -> ExpertMatrices<'a>,
-    config: &ExpertsConfig,
-    device: &Device,
-) -> Vec<Group<'a>> {
-    let mut chosen: Vec<(usize, usize, f32)> = (0..routing.tokens())
-        .flat_map(|token| routing.token(token).iter().map(move |&(expert, weight)| (expert, token, weight)))
-        .collect();
-    // Stable: the tokens of an expert stay in order.
-    chosen.sort_by_key(|&(expert, ..)| expert);
-    let mut groups: Vec<_> = chosen
-        .chunk_by(|a, b| a.0 == b.0)
-        .map(|group| Group {
-            weights: weights(group[0].0),
-            tokens: group.iter().map(|&(_, token, weight)| (token, weight)).collect(),
-            x: Tensor::zeros(group.len(), x.cols()),
-            hidden: Tensor::zeros(group.len(), config.w1.out_features),
-        })
-        .collect();
-    device.for_each(groups.iter_mut().collect(), |group: &mut Group<'_>| {
-        for (row, &(token, _)) in group.tokens.iter().enumerate() {
-            group.x.row_mut(row).copy_from_slice(x.row(token));
-        }
-    });
-    groups
+/// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns.
+fn gate_up(weights: &ExpertMatrices<'_>, x: MatrixRef<'_>, part: Part<'_>, kernels: &Kernels) {
+    let mut gate = part.out;
+    let mut up = Tensor::zeros(gate.rows(), gate.cols());
+    kernels.matmul_add(&weights.w1.row_range(part.cols.clone()), x, gate.reborrow());
+    kernels.matmul_add(&weights.w3.row_range(part.cols), x, up.as_mut());
+    for token in 0..gate.rows() {
+        kernels.silu_mul(gate.row_mut(token), up.row(token));
+    }
 }

@@ -1,6 +1,6 @@
 //! The choice of experts: sigmoid scores, grouped top-k (`noaux_tc`).
 
-use crate::{Device, Tensor, Weight, device::rows_per_task};
+use crate::{Device, Tensor, Weight, buffer::Buffer, device::rows_per_task};
 use serde::{Deserialize, Serialize};
 
 /// Config of [`grouped_top_k`].
@@ -26,7 +26,7 @@ pub struct GateConfig {
 pub struct Routing {
     experts_per_token: usize,
     /// `[tokens, experts per token]`: expert and weight, in ascending order of expert.
-    choices: Vec<(usize, f32)>,
+    choices: Buffer<(usize, f32)>,
 }
 
 impl Routing {
@@ -52,14 +52,15 @@ impl Routing {
 pub fn grouped_top_k(mut logits: Tensor, bias: &Weight, config: &GateConfig, device: &Device) -> Routing {
     assert_eq!(logits.cols(), config.experts, "one logit for each expert");
     let each = config.experts_per_token;
-    let mut choices = vec![(0, 0.0); logits.rows() * each];
+    let mut choices = Buffer::filled(logits.rows() * each, (0, 0.0));
     let rows = rows_per_task(config.experts);
-    let scores = logits.values_mut().chunks_mut(rows * config.experts);
-    let tasks = scores.zip(choices.chunks_mut(rows * each)).collect();
-    device.for_each(tasks, |(scores, choices): (&mut [f32], &mut [(usize, f32)])| {
-        device.kernels().sigmoid(scores);
-        let mut biased = vec![0.0; config.experts];
-        for (scores, choices) in scores.chunks_exact(config.experts).zip(choices.chunks_exact_mut(each)) {
+    device.for_each_row_chunk(logits.values_mut(), config.experts, |_, scores| {
+        device.kernels().sigmoid(scores)
+    });
+    device.for_each_chunk(&mut choices, rows * each, |number, choices| {
+        let mut biased = Buffer::filled(config.experts, 0.0);
+        for (token, choices) in (number * rows..).zip(choices.chunks_exact_mut(each)) {
+            let scores = logits.row(token);
             biased.copy_from_slice(scores);
             device.kernels().add(&mut biased, bias.vector());
             keep_best_groups(&mut biased, config);
@@ -70,11 +71,11 @@ pub fn grouped_top_k(mut logits: Tensor, bias: &Weight, config: &GateConfig, dev
 }
 
 /// Writes the chosen experts, in ascending order, with their weights.
-fn weigh(scores: &[f32], mut chosen: Vec<usize>, config: &GateConfig, choices: &mut [(usize, f32)]) {
+fn weigh(scores: &[f32], mut chosen: Buffer<usize>, config: &GateConfig, choices: &mut [(usize, f32)]) {
     chosen.sort_unstable();
     let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
     let norm = if config.norm_topk_prob { 1.0 / (sum + 1e-20) } else { 1.0 };
-    for (choice, expert) in choices.iter_mut().zip(chosen) {
+    for (choice, &expert) in choices.iter_mut().zip(chosen.iter()) {
         *choice = (expert, scores[expert] * norm * config.routed_scaling_factor);
     }
 }
@@ -85,10 +86,10 @@ fn keep_best_groups(scores: &mut [f32], config: &GateConfig) {
         return;
     }
     let size = config.experts / config.groups;
-    let group_scores: Vec<f32> = scores
-        .chunks_exact(size)
-        .map(|group| top_k(group, 2).iter().map(|&expert| group[expert]).sum())
-        .collect();
+    let mut group_scores = Buffer::with_capacity(config.groups);
+    for group in scores.chunks_exact(size) {
+        group_scores.push(top_k(group, 2).iter().map(|&expert| group[expert]).sum());
+    }
     let best = top_k(&group_scores, config.topk_groups);
     for (index, group) in scores.chunks_exact_mut(size).enumerate() {
         if !best.contains(&index) {
@@ -98,8 +99,8 @@ fn keep_best_groups(scores: &mut [f32], config: &GateConfig) {
 }
 
 /// The indices of the `k` largest values, the largest first; of equal ones the lower index first.
-fn top_k(values: &[f32], k: usize) -> Vec<usize> {
-    let mut best: Vec<usize> = Vec::with_capacity(k + 1);
+fn top_k(values: &[f32], k: usize) -> Buffer<usize> {
+    let mut best = Buffer::<usize>::with_capacity(k + 1);
     for (index, value) in values.iter().enumerate() {
         let place = best.partition_point(|&other| values[other] >= *value);
         if place < k {
@@ -122,7 +123,7 @@ mod tests {
             let mut sorted: Vec<usize> = (0..values.len()).collect();
             sorted.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
             sorted.truncate(k);
-            prop_assert_eq!(top_k(&values, k), sorted);
+            prop_assert_eq!(&top_k(&values, k)[..], sorted);
         }
     }
 

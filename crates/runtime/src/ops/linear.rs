@@ -1,6 +1,7 @@
 //! Matrix products with a weight.
 
-use crate::{Device, Mode, Tensor, Weight, device::column_tasks};
+use crate::{Device, Mode, Tensor, Weight};
+use dsv3_kernels::{Cuts, Parts};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -28,11 +29,16 @@ pub struct LinearConfig {
 impl LinearConfig {
     /// The config of a weight `[out, in]` in one mode.
     pub fn new(mode: Mode, in_features: usize, out_features: usize) -> Self {
+        Self::side_by_side(1, mode, in_features, out_features)
+    }
+
+    /// The config of weights `[out, in]` of which `count` are multiplied at once: a part takes the same rows of each.
+    pub fn side_by_side(count: usize, mode: Mode, in_features: usize, out_features: usize) -> Self {
         let elements = match mode {
             Mode::Prefill => PREFILL_TASK_ELEMENTS,
             Mode::Decode => DECODE_TASK_ELEMENTS,
         };
-        let rows = (elements / in_features.max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
+        let rows = (elements / (count * in_features).max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
         let rows_per_task = NonZeroUsize::new(rows).expect("a tile has rows");
         Self { in_features, out_features, rows_per_task }
     }
@@ -50,10 +56,9 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
         "the weight has the shape that its config was made for"
     );
     let mut out = Tensor::zeros(x.rows(), w.rows());
-    let kernels = device.kernels();
-    let tasks = column_tasks(out.as_mut(), config.rows_per_task.get());
-    device.for_each(tasks, |(row, out)| {
-        kernels.matmul_add(&w.row_range(row..row + out.cols()), x.as_ref(), out);
+    let parts = Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(config.rows_per_task.get()));
+    device.for_each_part(&parts, |part| {
+        device.kernels().matmul_add(&w.row_range(part.cols), x.as_ref(), part.out);
     });
     out
 }

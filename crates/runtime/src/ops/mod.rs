@@ -17,7 +17,7 @@ pub use absorb::{absorb_queries, expand_values};
 pub use attention::{AttentionConfig, Expansion, Queries, paged_attention_decode, paged_attention_prefill};
 pub use cache::{LatentCache, PagedCacheConfig, paged_fill_cache, paged_update_cache};
 pub use embedding::{EmbeddingConfig, embedding};
-pub use experts::{ExpertMatrices, ExpertsConfig, experts};
+pub use experts::{ExpertMatrices, ExpertsConfig, SharedExpert, experts};
 pub use gate::{GateConfig, Routing, grouped_top_k};
 pub use linear::{LinearConfig, add_bias, linear};
 pub use mul::{Activation, MulConfig, mul};

@@ -1,6 +1,6 @@
 //! Root-mean-square norms, whole and distributed over the mesh.
 
-use crate::{Device, Tensor, Weight, device::rows_per_task};
+use crate::{Device, Tensor, Weight, buffer::Buffer, device::rows_per_task};
 use serde::{Deserialize, Serialize};
 
 /// Config of a norm.
@@ -20,9 +20,8 @@ pub struct RmsNormConfig {
 pub fn rms_norm_pre_all_gather(x: &Tensor, device: &Device) -> Tensor {
     let mut squares = Tensor::zeros(x.rows(), 1);
     let rows = rows_per_task(x.cols());
-    let tasks = squares.values_mut().chunks_mut(rows).enumerate().collect();
-    device.for_each(tasks, |(index, squares): (usize, &mut [f32])| {
-        for (row, square) in (index * rows..).zip(squares) {
+    device.for_each_chunk(squares.values_mut(), rows, |number, squares| {
+        for (row, square) in (number * rows..).zip(squares) {
             *square = device.kernels().sum_of_squares(x.row(row));
         }
     });
@@ -61,7 +60,7 @@ pub fn rms_norm(x: &mut Tensor, weight: &Weight, config: &RmsNormConfig, device:
     let kernels = device.kernels();
     let width = x.cols();
     device.for_each_row_chunk(x.values_mut(), width, |_, chunk| {
-        let mut normed = vec![0.0; config.features];
+        let mut normed = Buffer::filled(config.features, 0.0);
         for row in chunk.chunks_exact_mut(width) {
             let values = &mut row[..config.features];
             let mean = kernels.sum_of_squares(values) / config.features as f32;

@@ -1,10 +1,7 @@
 //! Rotary position embedding over interleaved pairs.
 
-use crate::{
-    Device, Error,
-    device::{row_tasks, rows_per_task},
-};
-use dsv3_kernels::MatrixMut;
+use crate::{Device, Error, device::rows_per_task};
+use dsv3_kernels::{Cuts, MatrixMut, Parts};
 use serde::{Deserialize, Serialize};
 
 /// Config of [`rope`].
@@ -66,26 +63,27 @@ impl RopeTable {
 /// Rotates the last `features` columns of each head, in place.
 ///
 /// # Shapes
-/// `x` `[tokens, heads * width of a head]`, `positions` `[tokens]`.
+/// `x` `[tokens, heads * width of a head]`; `positions` gives each token's.
 ///
 /// # Errors
 /// A position beyond the table.
 pub fn rope(
     x: MatrixMut<'_>,
     heads: usize,
-    positions: impl IntoIterator<Item = usize>,
+    positions: impl Fn(usize) -> usize + Sync,
     table: &RopeTable,
     config: &RopeConfig,
     device: &Device,
 ) -> Result<(), Error> {
     let width = x.cols() / heads;
-    let positions = positions.into_iter().take(x.rows());
-    let angles = positions.map(|position| table.at(position)).collect::<Result<Vec<_>, _>>()?;
-    let tasks = row_tasks(x, rows_per_task(heads * width));
-    device.for_each(tasks, |(first, mut x)| {
-        for row in 0..x.rows() {
-            let (cos, sin) = angles[first + row];
-            for head in x.row_mut(row).chunks_exact_mut(width) {
+    for token in 0..x.rows() {
+        table.at(positions(token))?;
+    }
+    let parts = Parts::new(x, Cuts::Every(rows_per_task(heads * width)), Cuts::Whole);
+    device.for_each_part(&parts, |mut part| {
+        for (row, token) in part.rows.enumerate() {
+            let (cos, sin) = table.at(positions(token)).expect("every position was looked up");
+            for head in part.out.row_mut(row).chunks_exact_mut(width) {
                 device.kernels().rope_interleaved(&mut head[width - config.features..], cos, sin);
             }
         }
