@@ -165,6 +165,19 @@ impl<'a> MatrixView<'a> {
         ColumnBlocks { size, next: ColumnBlock { index, start: columns.start, end: 0 }, end: columns.end }
     }
 
+    /// Cuts the rows where the scales change. One piece, unless the format is FP8.
+    pub(crate) fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (size, skipped) = self
+            .scales
+            .map_or((usize::MAX, 0), |scales| (scales.block_rows, scales.first_row % scales.block_rows));
+        let (mut next, rows) = (0, self.rows);
+        std::iter::from_fn(move || {
+            let start = next;
+            next = rows.min((start + skipped) / size * size + size - skipped);
+            (start < rows).then_some(start..next)
+        })
+    }
+
     /// The scales of a row; looked up once a row, because finding the blocks takes a division.
     pub(crate) fn row_scales(&self, row: usize) -> RowScales<'a> {
         RowScales(self.scales.map(|scales| {
