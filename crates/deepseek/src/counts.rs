@@ -61,8 +61,7 @@ pub fn matrices(hf: &HfConfig) -> Vec<MatrixCount> {
         }
     });
     for count in &mut counts {
-        let is_routed = count.name.contains(".experts.");
-        count.active = if is_routed {
+        count.active = if is_routed(count) {
             count.copies / hf.moe().routed_experts * hf.moe().experts_per_token
         } else {
             count.copies
@@ -82,12 +81,18 @@ pub fn vector_bytes(hf: &HfConfig) -> u64 {
     (values * size_of::<f32>()) as u64
 }
 
-/// Bytes of weights that one token reads where all matrices are asked to be stored in `format`. What a loaded model
-/// reads, whatever its formats, [`decode_bytes`](crate::decode_bytes) tells.
-pub fn token_bytes(hf: &HfConfig, format: Format) -> u64 {
-    let matrices: u64 = matrices(hf).iter().map(|count| count.bytes(hf, format) * count.active as u64).sum();
+/// Bytes of weights that a step of `tokens` reads at least where all matrices are asked to be stored in `format`: each
+/// once, of the routed experts those that so many tokens visit ([`visited_experts`]), and rows of the embedding. What
+/// a loaded model reads, whatever its formats, [`step_bytes`](crate::step_bytes) tells.
+pub fn step_bytes_in(hf: &HfConfig, format: Format, tokens: usize) -> u64 {
+    let more_experts = |count: &MatrixCount| {
+        if is_routed(count) { visited_experts(hf, tokens) / hf.moe().experts_per_token as f64 } else { 1.0 }
+    };
+    let bytes =
+        |count: &MatrixCount| (count.bytes(hf, format) * count.active as u64) as f64 * more_experts(count);
+    let matrices: u64 = matrices(hf).iter().map(|count| bytes(count).round() as u64).sum();
     let element = if format == Format::F32 { 4 } else { 2 };
-    matrices + vector_bytes(hf) + (hf.hidden_size * element) as u64
+    matrices + vector_bytes(hf) + (hf.hidden_size * element * tokens) as u64
 }
 
 /// What attention to one cached position takes of one layer, for each of the two forms (DeepSeek-V2 paper, section
@@ -152,6 +157,11 @@ pub fn visited_experts(hf: &HfConfig, tokens: usize) -> f64 {
 /// Whether it is the language-model head.
 fn is_head(count: &MatrixCount) -> bool {
     count.name.starts_with("lm_head.")
+}
+
+/// Whether they belong to routed experts.
+fn is_routed(count: &MatrixCount) -> bool {
+    count.name.contains(".experts.")
 }
 
 /// The shape of every weight of the base model but the embedding, with its name.

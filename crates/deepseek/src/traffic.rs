@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(decode_bytes(&hf, &weights), expected);
         // Everything is FP8 there but the gate, the embedding and the head.
         let head = bf16(300, 160) - fp8(300, 160);
-        assert_eq!(crate::counts::token_bytes(&hf, dsv3_runtime::Format::Fp8), expected - head);
+        assert_eq!(crate::counts::step_bytes_in(&hf, dsv3_runtime::Format::Fp8, 1), expected - head);
         // Two tokens visit 5.25 of 12 experts, and read two rows of the embedding.
         let more = bf16(1, 160) + 2 * (2.25 * mlp(48) as f64) as u64;
         assert_eq!(step_bytes(&hf, &weights, 2), expected + more);

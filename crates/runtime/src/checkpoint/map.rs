@@ -158,7 +158,7 @@ pub fn lock_limit() -> Option<u64> {
 
 /// Asks the system for pages of 2 MB under memory that is not written yet: fewer faults, and fewer misses of the
 /// processor's address cache. Where they are not to be had nothing changes.
-pub fn advise_huge_pages<T>(memory: &mut [T]) {
+pub(crate) fn advise_huge_pages<T>(memory: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         let page = page_size();
