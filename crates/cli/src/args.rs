@@ -16,6 +16,7 @@ Examples:
   dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
+  dsv3 bench run --model ~/DeepSeek-V3                 how fast is it here, and how fast could it be?
 
 The three stages: `convert` prepares the weights, `config` makes the operator configs, \
 `generate` runs the model. `generate` and `logits` run the first two by themselves where they are needed.";
