@@ -190,7 +190,17 @@ fn free_memory() -> Option<u64> {
 }
 
 fn available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kilobytes(meminfo, "MemAvailable:")
+}
+
+/// Bytes of memory that this process holds beyond files that are mapped; none where the system does not tell.
+pub(crate) fn own_memory() -> Option<u64> {
+    kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+}
+
+/// The bytes of a line `NAME   12 kB`, as files in /proc have them.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -204,6 +214,7 @@ mod tests {
         assert_eq!(available_bytes(meminfo), Some(23_000_000 * 1024));
         assert_eq!(available_bytes("MemTotal: 1 kB"), None);
         assert_eq!(available_bytes("MemAvailable: many"), None);
+        assert_eq!(kilobytes("RssFile:\t 9 kB\nRssAnon:\t    5 kB\n", "RssAnon:"), Some(5 * 1024));
     }
 
     #[test]

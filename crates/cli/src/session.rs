@@ -87,7 +87,7 @@ impl Session {
     }
 
     /// Bytes that all layers' caches hold of `positions` tokens.
-    pub(crate) fn cached_bytes(hf: &HfConfig, positions: usize) -> u64 {
+    pub(crate) fn cached_bytes(&self, hf: &HfConfig, positions: usize) -> u64 {
         counts::cached_values(hf, positions).saturating_mul(size_of::<f32>() as u64)
     }
 

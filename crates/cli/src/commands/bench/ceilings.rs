@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, hint::black_box, time::Instant};
 
 /// Bytes to read, far more than caches hold.
-const READ_BYTES: usize = 512 << 20;
+const READ_BYTES: usize = 256 << 20;
 /// Rounds of products: about 20 ms.
 const ROUNDS: usize = 10_000_000;
 /// Times that each is tried. The best counts: a ceiling is what nothing disturbs.

@@ -19,6 +19,8 @@ pub(super) struct Report {
     pub(super) generate: usize,
     /// Of the random tokens.
     pub(super) seed: u64,
+    /// Bytes of memory that the process held at the end beyond mapped files, where the system tells.
+    pub(super) own_memory: Option<u64>,
     /// What the machine could do then, for each number of threads.
     pub(super) ceilings: Vec<Ceilings>,
     /// What was measured.
@@ -151,6 +153,7 @@ mod tests {
             prompt: 512,
             generate: 64,
             seed: 0,
+            own_memory: Some(1 << 20),
             ceilings: vec![ceilings],
             measurements: vec![found],
         };

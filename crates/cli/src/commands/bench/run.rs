@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     args::{BenchRunArgs, Cli},
+    load::own_memory,
     model::{ModelPlace, OpenModel},
     operator_configs::OperatorConfigs,
     output::note,
@@ -19,6 +20,7 @@ use anyhow::{Result, bail};
 use clap::{CommandFactory, error::ErrorKind};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights, counts, step_bytes};
 use dsv3_runtime::{Module, Weight, WeightPath};
+use indicatif::DecimalBytes;
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 /// Steps before the first measurement, which touch what every step needs.
@@ -37,6 +39,7 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
         prompt: plan.prompt,
         generate: plan.generate,
         seed: args.seed,
+        own_memory: None,
         ceilings: Vec::new(),
         measurements: Vec::new(),
     };
@@ -51,6 +54,10 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
         let mut bench =
             Bench { hf: &model.hf, plan: &plan, ceilings, driver: Driver::new(&mut session, args.seed)? };
         report.measurements.extend(bench.run()?);
+        report.own_memory = own_memory();
+    }
+    if let Some(bytes) = report.own_memory {
+        note(format_args!("memory beyond the mapped weights: {}", DecimalBytes(bytes)));
     }
     print(&report, &report.table(), args.report)
 }
@@ -186,25 +193,25 @@ impl Bench<'_> {
     }
 
     fn measurement(&self, work: Work, [batch, depth]: [usize; 2], speed: Spread) -> Measurement {
-        let weights = self.driver.session().weights();
+        let session = self.driver.session();
         let cost = match work {
-            Work::Prefill => prefill_cost(self.hf, weights, depth, self.plan.prompt),
+            Work::Prefill => prefill_cost(self.hf, session, depth, self.plan.prompt),
             // The middle of what is decoded.
-            Work::Decode => decode_cost(self.hf, weights, depth + self.plan.generate / 2, batch),
+            Work::Decode => decode_cost(self.hf, session, depth + self.plan.generate / 2, batch),
         };
         Measurement::new(work, [batch, depth], speed, cost, &self.ceilings)
     }
 }
 
 /// What a token of a prompt costs that runs in chunks: each reads all weights that its tokens visit, and the cache.
-fn prefill_cost(hf: &HfConfig, weights: &ModelWeights<Weight>, depth: usize, prompt: usize) -> Cost {
+fn prefill_cost(hf: &HfConfig, session: &Session, depth: usize, prompt: usize) -> Cost {
     let mut sum = Cost::default();
     for start in (0..prompt).step_by(PREFILL_CHUNK) {
         let tokens = PREFILL_CHUNK.min(prompt - start);
         let end = depth + start + tokens;
         let logit_rows = usize::from(start + tokens == prompt);
-        let cached = Session::cached_bytes(hf, end) as f64;
-        sum.bytes += step_bytes(hf, weights, tokens) as f64 + cached;
+        let cached = session.cached_bytes(hf, end) as f64;
+        sum.bytes += step_bytes(hf, session.weights(), tokens) as f64 + cached;
         sum.cache_bytes += cached;
         sum.flops += counts::chunk_flops(hf, depth + start, tokens, logit_rows) as f64;
     }
@@ -213,10 +220,10 @@ fn prefill_cost(hf: &HfConfig, weights: &ModelWeights<Weight>, depth: usize, pro
 }
 
 /// What a token costs that is decoded at a position, beside those of other sequences.
-fn decode_cost(hf: &HfConfig, weights: &ModelWeights<Weight>, position: usize, batch: usize) -> Cost {
-    let cache_bytes = Session::cached_bytes(hf, position + 1) as f64;
+fn decode_cost(hf: &HfConfig, session: &Session, position: usize, batch: usize) -> Cost {
+    let cache_bytes = session.cached_bytes(hf, position + 1) as f64;
     Cost {
-        bytes: step_bytes(hf, weights, batch) as f64 / batch as f64 + cache_bytes,
+        bytes: step_bytes(hf, session.weights(), batch) as f64 / batch as f64 + cache_bytes,
         cache_bytes,
         flops: counts::chunk_flops(hf, position, 1, 1) as f64,
     }
