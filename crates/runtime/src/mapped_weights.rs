@@ -113,7 +113,7 @@ mod tests {
     fn ranges_that_lie_close_together_become_one() {
         let far = 10 * GAP;
         assert_eq!(merge(vec![far..far + 1, 5..9, 0..4, 3..5, 20..30]), [0..30, far..far + 1]);
-        assert_eq!(merge(vec![0..50, 10..20]), [0..50]);
+        assert_eq!(merge(vec![0..50, 10..20, far..far + 1]), [0..50, far..far + 1]);
         assert_eq!(merge(Vec::new()), []);
     }
 
@@ -152,7 +152,7 @@ mod tests {
         mapped.add(&weight(&[2, 2], 32..48));
         mapped.add(&weight(&[2, 2], 16..32));
         let chunks = mapped.chunks();
-        assert_eq!(chunks.iter().map(|chunk| chunk.range.clone()).collect::<Vec<_>>(), [16..48]);
+        assert_eq!((chunks.len(), chunks[0].range.clone()), (1, 16..48));
         assert_eq!((chunks[0].bytes(), mapped.file_bytes()), (32, 64));
         chunks[0].will_need();
         chunks[0].populate().unwrap();
