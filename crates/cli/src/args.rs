@@ -1,5 +1,11 @@
 //! What is typed: one struct a command. Nothing here touches a file.
 
+mod bench;
+
+pub(crate) use bench::{
+    BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
+};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_mesh::MeshShape;
 use std::path::PathBuf;
@@ -10,6 +16,7 @@ Examples:
   dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
+  dsv3 bench run --model ~/DeepSeek-V3                 how fast is it here, and how fast could it be?
 
 The three stages: `convert` prepares the weights, `config` makes the operator configs, \
 `generate` runs the model. `generate` and `logits` run the first two by themselves where they are needed.";
@@ -50,6 +57,8 @@ pub(crate) enum Command {
     ///
     /// Reads headers only. Fails if the checkpoint could not be used.
     Inspect(InspectArgs),
+    /// Measure how fast a model runs on this machine, and how fast it could
+    Bench(BenchArgs),
 }
 
 /// Which model, and where its cache lies.
@@ -94,6 +103,8 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) running: RunningArgs,
     #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    #[command(flatten)]
     pub(crate) configs: OperatorConfigArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -133,6 +144,18 @@ pub(crate) struct RunningArgs {
     /// Tokens that the prompt and its continuation may have together [default: as many as are needed, 4096 or more]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
+}
+
+/// How the weights come into memory.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Running")]
+pub(crate) struct LoadArgs {
+    /// Read all weights into memory before anything is computed, instead of beside it
+    #[arg(long)]
+    pub(crate) preload: bool,
+    /// Lock all weights in memory, so that they never have to be read again; what is locked is also preloaded
+    #[arg(long)]
+    pub(crate) mlock: bool,
 }
 
 /// Operator configs from stage 2, where they are not made on the spot.
@@ -217,6 +240,8 @@ pub(crate) struct LogitsArgs {
     /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
 }
 
 /// `dsv3 inspect`.

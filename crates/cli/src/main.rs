@@ -9,6 +9,7 @@
 mod args;
 mod commands;
 mod embedded;
+mod load;
 mod model;
 mod operator_configs;
 mod output;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Config(args) => commands::config::run(&args),
         Command::Logits(args) => commands::logits::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Bench(args) => commands::bench::run(args.command),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast::<clap::Error>() {

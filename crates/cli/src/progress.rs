@@ -2,7 +2,7 @@
 //! that takes less than a second.
 
 use crate::output::note;
-use indicatif::{DecimalBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use std::{
     io::{IsTerminal, stderr},
     time::{Duration, Instant},
@@ -18,8 +18,12 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) enum Unit {
     /// Bytes of weights.
     Bytes,
+    /// Bytes of weights as they come from a disk, with the speed.
+    BytesRead,
     /// Tokens of a text.
     Tokens,
+    /// Things that are measured.
+    Measurements,
 }
 
 /// The progress of one piece of work; its bar goes when it is dropped.
@@ -62,7 +66,14 @@ impl Progress {
         let label = self.label;
         Some(match self.unit {
             Unit::Bytes => format!("{label}: {} of {}", DecimalBytes(done), DecimalBytes(total)),
+            Unit::BytesRead => {
+                let speed = done as f64 / elapsed.as_secs_f64();
+                let left = Duration::from_secs_f64(((total - done) as f64 / speed.max(1.0)).ceil());
+                let (done, total) = (DecimalBytes(done), DecimalBytes(total));
+                format!("{label}: {done} of {total}, {:.2} GB/s, {} left", speed / 1e9, HumanDuration(left))
+            }
             Unit::Tokens => format!("{label}: {} of {} tokens", HumanCount(done), HumanCount(total)),
+            Unit::Measurements => format!("{label}: {done} of {total}"),
         })
     }
 }
@@ -78,6 +89,10 @@ impl Drop for Progress {
 fn new_bar(label: &'static str, unit: Unit, elapsed: Duration) -> ProgressBar {
     let template = match unit {
         Unit::Bytes => "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}, {eta} left",
+        Unit::BytesRead => {
+            "{msg} {wide_bar} {decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left"
+        }
+        Unit::Measurements => "{msg} {wide_bar} {human_pos} of {human_len}, {eta} left",
         Unit::Tokens => "{msg} {wide_bar} {human_pos} of {human_len} tokens, {eta} left",
     };
     let style = ProgressStyle::with_template(template).expect("the templates above are well formed");
@@ -99,11 +114,14 @@ mod tests {
         let mut progress = Progress::new("prefill", Unit::Tokens);
         let line = progress.line(Duration::from_secs(3), 1024, 20_000);
         assert_eq!(line.as_deref(), Some("prefill: 1,024 of 20,000 tokens"));
+        let mut progress = Progress::new("reading", Unit::BytesRead);
+        let line = progress.line(Duration::from_secs(2), 3_000_000_000, 12_000_000_000);
+        assert_eq!(line.as_deref(), Some("reading: 3.00 GB of 12.00 GB, 1.50 GB/s, 6 seconds left"));
     }
 
     #[test]
     fn a_bar_has_a_well_formed_template() {
-        for unit in [Unit::Bytes, Unit::Tokens] {
+        for unit in [Unit::Bytes, Unit::BytesRead, Unit::Tokens, Unit::Measurements] {
             new_bar("x", unit, QUIET);
         }
     }

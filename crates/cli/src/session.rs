@@ -1,8 +1,13 @@
 //! Stage 3: a model with its weights and its state, ready to run, as the engine knows it.
 
-use crate::{model::OpenModel, operator_configs::OperatorConfigs};
+use crate::{
+    args::LoadArgs,
+    load::{self, ReadAhead},
+    model::OpenModel,
+    operator_configs::OperatorConfigs,
+};
 use anyhow::{Result, bail};
-use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, decode_bytes};
+use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, counts, decode_bytes};
 use dsv3_engine::{LanguageModel, ModelLimits};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
@@ -16,36 +21,74 @@ pub(crate) const PREFILL_CHUNK: usize = 512;
 /// Tokens in a page of the latent cache.
 const PAGE_SIZE: usize = 64;
 
+/// How much state to make.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Tokens that one sequence may have.
+    pub(crate) context: usize,
+    /// Sequences of that length at once.
+    pub(crate) sequences: usize,
+}
+
+impl Room {
+    /// For one sequence.
+    pub(crate) fn one(context: usize) -> Self {
+        Self { context, sequences: 1 }
+    }
+
+    fn pages(self) -> usize {
+        self.context.div_ceil(PAGE_SIZE).saturating_mul(self.sequences)
+    }
+}
+
 /// A model that runs on one device.
 pub(crate) struct Session {
     run: RunConfig<Model>,
     state: ModelState,
     limits: ModelLimits,
     decode_bytes: u64,
+    read_ahead: ReadAhead,
 }
 
 impl Session {
     /// Brings the stages together: the weights (converted first where there is no cache), the operator configs, and
-    /// state for one sequence of `context` tokens.
+    /// state for as many sequences as there is to be room for.
     ///
     /// # Errors
-    /// Weights that cannot be used, or a context that does not fit into memory.
+    /// Weights that cannot be used, or state that does not fit into memory.
     pub(crate) fn open(
         model: &OpenModel,
         configs: OperatorConfigs,
-        context: usize,
+        room: Room,
         threads: Option<u16>,
+        load: LoadArgs,
     ) -> Result<Self> {
         let hf = &model.hf;
-        check_memory(hf, context)?;
+        check_memory(hf, room)?;
         let weights: ModelWeights<Weight> = model.weights()?;
         let decode_bytes = decode_bytes(hf, &weights);
         let device = Device::single(threads.map_or(0, usize::from))?;
-        let limits = limits(hf, context);
-        let capacity = Capacity { max_context: context, page_size: PAGE_SIZE, pages: limits.page_count };
+        let limits = ModelLimits { page_count: room.pages(), ..limits(hf, room.context) };
+        let capacity = Capacity { max_context: room.context, page_size: PAGE_SIZE, pages: limits.page_count };
         let state = Model::create_state(hf, MeshShape::SINGLE, &capacity)?;
+        let read_ahead = load::load(&weights, load, &device)?;
         let run = RunConfig::new(configs.prefill, configs.decode, weights, device);
-        Ok(Self { run, state, limits, decode_bytes })
+        Ok(Self { run, state, limits, decode_bytes, read_ahead })
+    }
+
+    /// The weights.
+    pub(crate) fn weights(&self) -> &ModelWeights<Weight> {
+        self.run.weights()
+    }
+
+    /// The threads and the kernels it runs on.
+    pub(crate) fn on(&self) -> &Device {
+        self.run.device()
+    }
+
+    /// Bytes that all layers' caches hold of `positions` tokens.
+    pub(crate) fn cached_bytes(&self, hf: &HfConfig, positions: usize) -> u64 {
+        counts::cached_values(hf, positions).saturating_mul(size_of::<f32>() as u64)
     }
 
     /// Bytes of weights that one decoded token reads.
@@ -80,6 +123,10 @@ impl LanguageModel for Session {
     fn forward_prefill(&mut self, tokens: &[TokenId], step: &PrefillStep<'_>) -> Result<Tensor, Error> {
         let Self { run, state, .. } = self;
         let output = Model::forward_prefill(tokens, step, run.prefill(state))?;
+        if output.logits.rows() > 0 {
+            // Text may follow now, and a bar would stand in it.
+            self.read_ahead.hide();
+        }
         Ok(output.logits)
     }
 
@@ -92,8 +139,8 @@ impl LanguageModel for Session {
 
 /// Asks the system for the memory of all layers' latent caches at once, and gives it back: what it refuses now would
 /// end the program later.
-fn check_memory(hf: &HfConfig, context: usize) -> Result<()> {
-    let positions = context.next_multiple_of(PAGE_SIZE) as u64;
+fn check_memory(hf: &HfConfig, room: Room) -> Result<()> {
+    let positions = room.pages().saturating_mul(PAGE_SIZE) as u64;
     let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
     let features = hf.attention.latent_dim() as u64;
     let bytes = positions.saturating_mul(layers).saturating_mul(features * size_of::<f32>() as u64);
@@ -102,9 +149,11 @@ fn check_memory(hf: &HfConfig, context: usize) -> Result<()> {
     // Without a use, the allocation could be optimised away, and with it the question.
     std::hint::black_box(&mut memory);
     if !fits {
+        let Room { context, sequences } = room;
+        let several = if sequences == 1 { String::new() } else { format!("{sequences} times ") };
         bail!(
-            "the cache of a context of {context} tokens takes {}, more than this system gives: choose a smaller \
-             --context",
+            "the cache of {several}a context of {context} tokens takes {}, more than this system gives: choose a \
+             smaller --context",
             DecimalBytes(bytes)
         );
     }
@@ -120,8 +169,10 @@ mod tests {
     #[test]
     fn a_context_beyond_memory_is_refused() {
         let hf = HfConfig::from_json(Path::new("config.json"), embedded::CONFIG_JSON).unwrap();
-        check_memory(&hf, 2048).unwrap();
-        let error = check_memory(&hf, 1 << 60).unwrap_err().to_string();
+        check_memory(&hf, Room::one(2048)).unwrap();
+        let error = check_memory(&hf, Room::one(1 << 60)).unwrap_err().to_string();
         assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
+        let error = check_memory(&hf, Room { context: 2048, sequences: 1 << 50 }).unwrap_err().to_string();
+        assert!(error.contains("1125899906842624 times a context of 2048"), "{error}");
     }
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod counts;
 mod decoder_block;
 mod embedding;
 mod experts;
@@ -39,4 +40,4 @@ pub use mtp::{Mtp, MtpConfig, MtpInput, MtpWeights};
 pub use rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights};
 pub use rope::{Rope, RopeInput};
 pub use shared_expert::SharedExpert;
-pub use traffic::decode_bytes;
+pub use traffic::{decode_bytes, step_bytes};

@@ -1,13 +1,19 @@
 //! How much of the weights a decoded token reads. Decoding is bound by memory: this number, times tokens in a second,
 //! is the bandwidth that a run achieves.
 
-use crate::{hf::HfConfig, model::ModelWeights};
+use crate::{counts::visited_experts, hf::HfConfig, model::ModelWeights};
 use dsv3_runtime::{Weight, WeightPath, WeightTree};
 use std::convert::Infallible;
 
 /// Bytes of weights, block scales included, that one decoded token reads: of the routed experts those that it visits,
 /// of the embedding one row, and nothing of the MTP layer.
 pub fn decode_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>) -> u64 {
+    step_bytes(hf, weights, 1)
+}
+
+/// Bytes of weights that a step of `tokens` reads at least: each matrix once, of the routed experts those that so many
+/// tokens visit where they choose at random ([`visited_experts`]).
+pub fn step_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>, tokens: usize) -> u64 {
     let dense: u64 = weights.mlp_decoder_block.iter().map(tree_bytes).sum();
     let sparse: u64 = weights
         .moe_decoder_block
@@ -15,12 +21,12 @@ pub fn decode_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>) -> u64 {
         .map(|block| {
             let moe = &block.mlp;
             let around = tree_bytes(&block.mla_norm) + tree_bytes(&block.mla) + tree_bytes(&block.mlp_norm);
-            let routed =
-                tree_bytes(&moe.experts) * hf.moe().experts_per_token as u64 / hf.moe().routed_experts as u64;
+            let share = visited_experts(hf, tokens) / hf.moe().routed_experts as f64;
+            let routed = (tree_bytes(&moe.experts) as f64 * share).round() as u64;
             around + tree_bytes(&moe.gate) + routed + tree_bytes(&moe.shared_experts)
         })
         .sum();
-    let embedding = tree_bytes(&weights.embedding) / hf.vocab_size as u64;
+    let embedding = tree_bytes(&weights.embedding) / hf.vocab_size as u64 * tokens as u64;
     embedding + dense + sparse + tree_bytes(&weights.norm) + tree_bytes(&weights.lm_head)
 }
 
@@ -67,6 +73,13 @@ mod tests {
         let dense = layer + mlp(200);
         let sparse = layer + gate + 3 * mlp(48) + mlp(2 * 48);
         let expected = bf16(1, 160) + dense + 2 * sparse + vector(160) + bf16(300, 160);
-        assert_eq!(decode_bytes(&hf, &weights.unwrap()), expected);
+        let weights = weights.unwrap();
+        assert_eq!(decode_bytes(&hf, &weights), expected);
+        // Everything is FP8 there but the gate, the embedding and the head.
+        let head = bf16(300, 160) - fp8(300, 160);
+        assert_eq!(crate::counts::step_bytes_in(&hf, dsv3_runtime::Format::Fp8, 1), expected - head);
+        // Two tokens visit 5.25 of 12 experts, and read two rows of the embedding.
+        let more = bf16(1, 160) + 2 * (2.25 * mlp(48) as f64) as u64;
+        assert_eq!(step_bytes(&hf, &weights, 2), expected + more);
     }
 }

@@ -1,7 +1,7 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
 use crate::{Isa, MatrixMut, MatrixRef, MatrixView};
-use crate::{activation, dequantize, elementwise, matmul, matmul_transposed, reduce, rope};
+use crate::{activation, ceiling, dequantize, elementwise, matmul, matmul_transposed, reduce, rope};
 use std::{fmt, sync::OnceLock};
 
 /// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
@@ -26,6 +26,9 @@ pub struct Kernels {
     sigmoid: unsafe fn(&mut [f32]),
     exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+    xor_words: unsafe fn(&[u8]) -> u64,
+    fma_rounds: unsafe fn(usize) -> f32,
+    int8_rounds: unsafe fn(usize) -> u32,
 }
 
 static SCALAR: Kernels = Kernels {
@@ -44,6 +47,9 @@ static SCALAR: Kernels = Kernels {
     sigmoid: activation::scalar::sigmoid,
     exp_sum: activation::scalar::exp_sum,
     rope_interleaved: rope::scalar::rope_interleaved,
+    xor_words: ceiling::scalar::xor_words,
+    fma_rounds: ceiling::scalar::fma_rounds,
+    int8_rounds: ceiling::scalar::int8_rounds,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +69,9 @@ static AVX2: Kernels = Kernels {
     sigmoid: activation::avx2::sigmoid,
     exp_sum: activation::avx2::exp_sum,
     rope_interleaved: rope::avx2::rope_interleaved,
+    xor_words: ceiling::avx2::xor_words,
+    fma_rounds: ceiling::avx2::fma_rounds,
+    int8_rounds: ceiling::avx2::int8_rounds,
 };
 
 impl Kernels {
@@ -251,6 +260,32 @@ impl Kernels {
         // SAFETY: a table is handed out only where its ISA is available; the lengths agree.
         unsafe { (self.rope_interleaved)(x, cos, sin) }
     }
+
+    /// The exclusive or of all 64-bit words, little-endian; a last part of a word is filled up with zeros. It reads
+    /// bytes as fast as they come: what is left to a kernel that must read them.
+    pub fn xor_words(&self, bytes: &[u8]) -> u64 {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.xor_words)(bytes) }
+    }
+
+    /// `rounds` multiply-adds of f32 in each of [`FMA_OPERATIONS`](Self::FMA_OPERATIONS) / 2 lanes, in registers; the
+    /// sum of all lanes, each of which counts the rounds.
+    pub fn fma_rounds(&self, rounds: usize) -> f32 {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.fma_rounds)(rounds) }
+    }
+
+    /// `rounds` products of four bytes each, added up to 32 bits, in each of
+    /// [`INT8_OPERATIONS`](Self::INT8_OPERATIONS) / 8 lanes, in registers; the sum of all lanes.
+    pub fn int8_rounds(&self, rounds: usize) -> u32 {
+        // SAFETY: a table is handed out only where its ISA is available.
+        unsafe { (self.int8_rounds)(rounds) }
+    }
+
+    /// Operations of a round of [`fma_rounds`](Self::fma_rounds): a multiply-add is two.
+    pub const FMA_OPERATIONS: usize = 2 * ceiling::FMA_CHAINS * ceiling::LANES;
+    /// Operations of a round of [`int8_rounds`](Self::int8_rounds): a multiply-add of bytes is two.
+    pub const INT8_OPERATIONS: usize = 8 * ceiling::INT8_CHAINS * ceiling::LANES;
 }
 
 impl fmt::Debug for Kernels {

@@ -20,6 +20,7 @@ mod activation;
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod ceiling;
 mod dequantize;
 mod elementwise;
 mod format;

@@ -155,6 +155,11 @@ impl<M: Module> RunConfig<M> {
         Run { cfg: &self.decode, w: &self.weights, state, device: &self.device }
     }
 
+    /// The weights.
+    pub fn weights(&self) -> &M::Weights<Weight> {
+        &self.weights
+    }
+
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device

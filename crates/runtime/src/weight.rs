@@ -157,6 +157,18 @@ impl Weight {
         }
     }
 
+    /// What a pass over the weight reads of files or shared memory: a matrix's elements and block scales. A vector's
+    /// values are copies.
+    pub fn storage(&self) -> impl Iterator<Item = &Bytes> {
+        let matrix = match self {
+            Self::Vector(_) => None,
+            Self::Matrix(matrix) => Some(matrix),
+        };
+        matrix.into_iter().flat_map(|matrix| {
+            std::iter::once(&matrix.bytes).chain(matrix.scales.as_ref().map(|(_, scales)| scales))
+        })
+    }
+
     /// The values of a vector, `[length]`.
     ///
     /// # Panics

@@ -7,7 +7,7 @@ use crate::{
     operator_configs::OperatorConfigs,
     output,
     progress::{Progress, Unit},
-    session::{PREFILL_CHUNK, Session, limits},
+    session::{PREFILL_CHUNK, Room, Session, limits},
 };
 use anyhow::{Result, bail};
 use dsv3_engine::{Error, LanguageModel, NewFile};
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
         bail!("{} is a directory, expected the file to write", args.output.display());
     }
     let configs = OperatorConfigs::generate(&model.hf)?;
-    let mut session = Session::open(&model, configs, tokens.len(), args.threads)?;
+    let mut session = Session::open(&model, configs, Room::one(tokens.len()), args.threads, args.load)?;
     let shape = [tokens.len(), model.hf.vocab_size];
     let mut file = NewFile::create(&args.output)?;
     write_header(&mut file, shape)?;

@@ -38,6 +38,14 @@ impl Bytes {
         self.start == self.end
     }
 
+    /// The mapped file that they lie in, and their range in it; none where they lie in memory of their own.
+    pub fn mapped(&self) -> Option<(&Arc<MappedFile>, Range<usize>)> {
+        match &self.owner {
+            Owner::File(file) => Some((file, self.start..self.end)),
+            Owner::Memory(_) => None,
+        }
+    }
+
     /// A part of the bytes, sharing them.
     ///
     /// # Panics
@@ -102,6 +110,7 @@ mod tests {
         let file = Arc::new(MappedFile::open(&path).unwrap());
         let part = Bytes::from(file).slice(4..7);
         assert_eq!(part.as_slice(), b"456");
+        assert_eq!(part.mapped().map(|(_, range)| range), Some(4..7));
         assert_eq!(format!("{part:?}"), format!("Bytes({}, 4..7)", path.display()));
     }
 

@@ -26,7 +26,8 @@ pub use bytes::Bytes;
 pub use dtype::Dtype;
 pub(crate) use fp8::SCALES_SUFFIX;
 pub use fp8::validate_scales;
-pub use map::MappedFile;
+pub(crate) use map::advise_huge_pages;
+pub use map::{MappedFile, lock_limit};
 pub use prefix::{Cursor, Prefix};
 pub use raw::{RawTensor, TensorInfo};
 

@@ -1,6 +1,6 @@
 //! The paged cache of latents.
 
-use crate::{Capacity, Error, PageId, Tensor};
+use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -29,7 +29,11 @@ impl LatentCache {
         let &Capacity { pages, page_size, .. } = capacity;
         let values = pages.checked_mul(page_size).and_then(|tokens| tokens.checked_mul(features));
         match values.filter(|&values| values > 0 && values <= isize::MAX as usize / size_of::<f32>()) {
-            Some(values) => Ok(Self { page_size, features, values: vec![0.0; values] }),
+            Some(values) => {
+                let mut values = vec![0.0; values];
+                advise_huge_pages(&mut values);
+                Ok(Self { page_size, features, values })
+            }
             None => {
                 Err(Error::Request(format!("a cache of {pages} pages of {page_size} tokens cannot be made")))
             }

@@ -9,7 +9,7 @@ use crate::{
     model::{ModelPlace, OpenModel},
     operator_configs::OperatorConfigs,
     output::note,
-    session::{PREFILL_CHUNK, Session, limits},
+    session::{PREFILL_CHUNK, Room, Session, limits},
 };
 use anyhow::{Context, Result};
 use dsv3_engine::{
@@ -31,6 +31,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let prompts = reader.prompts(texts)?;
     let defaults = GenerationConfig::from_dir(model.dir())?;
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+    let load = args.load;
     let settings = Settings::resolve(args, &defaults, &model.hf, &reader.tokenizer, longest)?;
     let limits = limits(&model.hf, settings.context);
     for prompt in &prompts {
@@ -40,7 +41,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let log = settings.record_log.as_deref().map(RecordLog::open).transpose()?;
     let report_file = settings.report.as_deref().map(NewFile::create).transpose()?;
 
-    let mut session = Session::open(&model, configs, settings.context, settings.threads)?;
+    let mut session = Session::open(&model, configs, Room::one(settings.context), settings.threads, load)?;
     note(format_args!("{settings}; {}", session.device()));
     let decode_bytes = session.decode_bytes();
     let start = Instant::now();

@@ -1,0 +1,238 @@
+//! `dsv3 bench kernels`: the products of the model's own matrices.
+
+use super::{ceilings::Ceilings, digits, percent, print, spread::Spread, table::Table};
+use crate::{
+    args::BenchKernelsArgs,
+    model::{ModelPlace, OpenModel},
+    output::note,
+    progress::{Progress, Unit},
+};
+use anyhow::Result;
+use dsv3_deepseek::{Model, ModelWeights};
+use dsv3_runtime::{
+    Device, Format, Mode, Module, Tensor, Weight, WeightPath,
+    ops::{LinearConfig, linear},
+};
+use serde::Serialize;
+use std::{collections::BTreeMap, convert::Infallible, hint::black_box, time::Instant};
+
+/// What is read before each measurement, so that no cache holds weights.
+const EVICTING_BYTES: usize = 128 << 20;
+/// Matrices are multiplied until so many bytes have been read in one measurement, or all of their shape.
+const MEASURED_BYTES: u64 = 64 << 20;
+/// Or until so many operations have been done.
+const MEASURED_OPERATIONS: f64 = 10e9;
+/// More rows than these are a prefill's.
+const DECODE_ROWS: usize = 8;
+
+/// Runs the command.
+pub(super) fn run(args: &BenchKernelsArgs) -> Result<()> {
+    let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
+    let shapes = shapes(&model.weights()?);
+    let threads = if args.threads.is_empty() { vec![0] } else { args.threads.clone() };
+    let total = (threads.len() * shapes.len() * args.rows.len()) as u64;
+    let mut progress = Progress::new("measuring", Unit::Measurements);
+    let mut report = Report { ceilings: Vec::new(), kernels: Vec::new() };
+    for threads in threads {
+        let device = Device::single(usize::from(threads))?;
+        let ceilings = Ceilings::measure(&device);
+        note(format_args!("{ceilings}"));
+        report.ceilings.push(ceilings);
+        let bench = Bench { device, ceilings, evicting: vec![1; EVICTING_BYTES], repeat: args.repeat };
+        for shape in &shapes {
+            for &rows in &args.rows {
+                report.kernels.push(bench.measure(shape, rows as usize));
+                progress.update(report.kernels.len() as u64, total);
+            }
+        }
+    }
+    drop(progress);
+    print(&report, &report.table(), args.report)
+}
+
+/// The report, as JSON has it.
+#[derive(Serialize)]
+struct Report {
+    ceilings: Vec<Ceilings>,
+    kernels: Vec<Measurement>,
+}
+
+/// The matrices of one shape and format.
+struct Shape {
+    /// Their ways in the weight tree, without numbers.
+    names: Vec<String>,
+    rows: usize,
+    cols: usize,
+    format: Format,
+    matrices: Vec<Weight>,
+}
+
+/// One line.
+#[derive(Serialize)]
+struct Measurement {
+    names: Vec<String>,
+    rows: usize,
+    cols: usize,
+    format: Format,
+    /// The instruction set.
+    kernels: String,
+    threads: usize,
+    /// Rows of activations.
+    tokens: usize,
+    /// Of one product.
+    seconds: Spread,
+    bytes_per_second: f64,
+    /// Of the bandwidth.
+    bytes_share: f64,
+    flops: f64,
+    /// Of the multiply-add rate in f32.
+    flops_share: f64,
+}
+
+/// Groups the matrices that tokens are multiplied with.
+fn shapes(weights: &ModelWeights<Weight>) -> Vec<Shape> {
+    let mut shapes = BTreeMap::new();
+    let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |path, weight: Weight| {
+        let path = path.to_string();
+        let parts: Vec<&str> = path.split('.').filter(|part| part.parse::<usize>().is_err()).collect();
+        if matches!(weight, Weight::Matrix(_)) && !matches!(parts[0], "embedding" | "mtp") {
+            let (name, view) = (parts.join("."), weight.matrix());
+            let (rows, cols, format) = (view.rows(), view.cols(), view.format());
+            let shape = shapes.entry((rows, cols, format.name())).or_insert_with(|| Shape {
+                names: Vec::new(),
+                rows,
+                cols,
+                format,
+                matrices: Vec::new(),
+            });
+            if !shape.names.contains(&name) {
+                shape.names.push(name);
+            }
+            shape.matrices.push(weight);
+        }
+        Ok::<_, Infallible>(())
+    });
+    shapes.into_values().collect()
+}
+
+struct Bench {
+    device: Device,
+    ceilings: Ceilings,
+    evicting: Vec<u8>,
+    repeat: u32,
+}
+
+impl Bench {
+    /// Multiplies as many matrices of the shape as it takes for a clock to be exact, each once.
+    fn measure(&self, shape: &Shape, tokens: usize) -> Measurement {
+        let mode = if tokens > DECODE_ROWS { Mode::Prefill } else { Mode::Decode };
+        let config = LinearConfig::new(mode, shape.cols, shape.rows);
+        let values = (0..tokens * shape.cols).map(|index| (index % 17) as f32 / 8.0 - 1.0).collect();
+        let x = Tensor::from_vec(tokens, shape.cols, values);
+        let bytes = shape.matrices[0].bytes();
+        let operations = 2.0 * (tokens * shape.rows * shape.cols) as f64;
+        let count = MEASURED_BYTES.div_ceil(bytes).min((MEASURED_OPERATIONS / operations) as u64);
+        let matrices = &shape.matrices[..shape.matrices.len().min(count.max(1) as usize)];
+        self.multiply(matrices, &x, &config); // what is not in the page cache comes now
+        let times = (0..self.repeat).map(|_| {
+            self.evict();
+            let start = Instant::now();
+            self.multiply(matrices, &x, &config);
+            start.elapsed().as_secs_f64() / matrices.len() as f64
+        });
+        let seconds = Spread::of(times.collect());
+        let (bytes_per_second, flops) = (bytes as f64 / seconds.median, operations / seconds.median);
+        Measurement {
+            names: shape.names.clone(),
+            rows: shape.rows,
+            cols: shape.cols,
+            format: shape.format,
+            kernels: self.device.kernels().isa().to_string(),
+            threads: self.device.threads(),
+            tokens,
+            seconds,
+            bytes_per_second,
+            bytes_share: bytes_per_second / self.ceilings.read,
+            flops,
+            flops_share: flops / self.ceilings.flops,
+        }
+    }
+
+    fn multiply(&self, matrices: &[Weight], x: &Tensor, config: &LinearConfig) {
+        for matrix in matrices {
+            black_box(linear(x, matrix, config, &self.device));
+        }
+    }
+
+    fn evict(&self) {
+        let part = self.evicting.len().div_ceil(self.device.threads());
+        let kernels = self.device.kernels();
+        self.device.for_each(self.evicting.chunks(part).collect(), |part: &[u8]| {
+            black_box(kernels.xor_words(part));
+        });
+    }
+}
+
+impl Report {
+    fn table(&self) -> Table {
+        let mut table = Table::new([
+            "matrix",
+            "format",
+            "rows",
+            "columns",
+            "kernels",
+            "threads",
+            "tokens",
+            "µs",
+            "min",
+            "max",
+            "GB/s",
+            "of memory",
+            "GFLOP/s",
+            "of f32",
+        ]);
+        for found in &self.kernels {
+            let micros = |seconds: f64| digits(seconds * 1e6);
+            table.row(vec![
+                short(&found.names),
+                found.format.to_string(),
+                found.rows.to_string(),
+                found.cols.to_string(),
+                found.kernels.clone(),
+                found.threads.to_string(),
+                found.tokens.to_string(),
+                micros(found.seconds.median),
+                micros(found.seconds.min),
+                micros(found.seconds.max),
+                digits(found.bytes_per_second / 1e9),
+                percent(found.bytes_share),
+                digits(found.flops / 1e9),
+                percent(found.flops_share),
+            ]);
+        }
+        table
+    }
+}
+
+/// The last two parts of each name: `mla.wq_a`, `experts.w1, experts.w3`. Both kinds of blocks have them.
+fn short(names: &[String]) -> String {
+    let mut all: Vec<&str> = Vec::new();
+    for name in names {
+        let start = name.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+        if !all.contains(&&name[start..]) {
+            all.push(&name[start..]);
+        }
+    }
+    all.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_shortened_and_said_once() {
+        let names = ["mlp_decoder_block.mla.wq_a", "moe_decoder_block.mla.wq_a", "lm_head.weight"];
+        assert_eq!(short(&names.map(str::to_owned)), "mla.wq_a, lm_head.weight");
+    }
+}
