@@ -105,7 +105,7 @@ fn diverge<M: LanguageModel>(feed: &mut Feed<'_, M>, job: &Job, base: &mut Base)
             divergence.add(&Comparison::new(&base.next_row()?, &model, window.tokens[row + 1]));
             Ok(())
         })?;
-        window_done(index + 1, windows.count(), "mean divergence", divergence.mean());
+        window_done(index + 1, windows.count(), format_args!("mean divergence {:.3e}", divergence.mean()));
     }
     Ok(divergence)
 }
@@ -129,7 +129,7 @@ fn save(args: &DivergenceArgs, path: &Path) -> Result<()> {
             surprise.add(-distribution.log_prob(window.tokens[row + 1]));
             writer.write(logits, &distribution)
         })?;
-        window_done(index + 1, job.windows.count(), "perplexity", surprise.mean().exp());
+        window_done(index + 1, job.windows.count(), format_args!("perplexity {:.4}", surprise.mean().exp()));
     }
     writer.finish()?;
     note(format_args!("log-probabilities of {} tokens in {}", surprise.count(), path.display()));

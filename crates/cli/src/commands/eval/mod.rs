@@ -94,7 +94,7 @@ impl WindowFigures {
 }
 
 /// Says how far it is: after each window, the figure so far.
-fn window_done(done: usize, count: usize, name: &str, figure: f64) {
+fn window_done(done: usize, count: usize, figure: std::fmt::Arguments<'_>) {
     let width = count.to_string().len();
-    note(format_args!("window {done:width$} of {count}: {name} {figure:.4} so far"));
+    note(format_args!("window {done:width$} of {count}: {figure} so far"));
 }

@@ -41,7 +41,7 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<()> {
     let started = Started::new("perplexity", &model, session.device());
     let mut feed = Feed::new(&mut session, PREFILL_CHUNK);
     let perplexity = perplexity(&mut feed, &text, &windows, |done, so_far| {
-        window_done(done, windows.count(), "perplexity", so_far.perplexity);
+        window_done(done, windows.count(), format_args!("perplexity {:.4}", so_far.perplexity));
     })?;
     let PerplexityReport { perplexity: value, standard_error, tokens, .. } = perplexity;
     let figures =
