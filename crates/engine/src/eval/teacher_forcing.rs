@@ -144,7 +144,7 @@ impl Accuracy {
         self.tokens += 1;
     }
 
-    /// Both together: top-5 only if both have it, and no place of a first difference.
+    /// All together: top-5 only if each has it, and no place of a first difference.
     pub fn sum(accuracies: &[Self]) -> Self {
         let total = |count: fn(&Self) -> usize| accuracies.iter().map(count).sum();
         let top5 = accuracies.iter().map(|accuracy| accuracy.top5).sum();
