@@ -237,7 +237,7 @@ fn what_cannot_be_measured_is_refused() {
     eval(&["divergence", "--base", "x", "--window", "9"]).is_usage_error("cannot be used with");
     eval(&["teacher-forcing", "--save", "x"]).fails_with(&["--save needs a prompt"]);
     eval(&["teacher-forcing", "--save", "x", "--token-ids", ids, "--min-top1", "1"])
-        .is_usage_error("--reference");
+        .is_usage_error("cannot be used with");
     eval(&["teacher-forcing", "--reference", "x", "--min-top1", "2"]).is_usage_error("from 0 to 1");
     assert!(eval(&["--help"]).success().stdout.contains("docs/accuracy.md"));
 }

@@ -150,10 +150,10 @@ pub(crate) struct TeacherForcingArgs {
     #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "reference")]
     pub(crate) max_new_tokens: usize,
     /// Fail (exit code 1) if the top-1 accuracy is below this share
-    #[arg(long, value_name = "SHARE", value_parser = share, requires = "reference")]
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "save")]
     pub(crate) min_top1: Option<f64>,
     /// Fail (exit code 1) if the top-5 accuracy is below this share
-    #[arg(long, value_name = "SHARE", value_parser = share, requires = "reference")]
+    #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with = "save")]
     pub(crate) min_top5: Option<f64>,
     #[command(flatten)]
     pub(crate) run: EvalRunArgs,

@@ -1,12 +1,12 @@
 //! `dsv3 eval divergence`.
 
-use super::{Started, WindowFigures, input::Input, perplexity::WINDOW, window_done};
+use super::{Started, WindowFigures, check_windows, input::Input, perplexity::WINDOW, window_done};
 use crate::{
     args::eval::DivergenceArgs,
     model::{ModelPlace, OpenModel},
     operator_configs::OperatorConfigs,
     output::note,
-    session::{PREFILL_CHUNK, Session, limits},
+    session::{PREFILL_CHUNK, Session},
 };
 use anyhow::{Context, Result, bail};
 use dsv3_engine::{
@@ -37,17 +37,16 @@ pub(super) fn run(args: &DivergenceArgs) -> Result<()> {
     }
 }
 
-/// A text and its windows, checked against the model.
+/// A text and its windows.
 struct Job {
     text: Vec<TokenId>,
     windows: Windows,
 }
 
 impl Job {
-    fn new(args: &DivergenceArgs, model: &OpenModel, text: Vec<TokenId>, windows: Windows) -> Result<Self> {
+    /// As many windows as are asked for.
+    fn new(args: &DivergenceArgs, text: Vec<TokenId>, windows: Windows) -> Result<Self> {
         let windows = windows.limited(args.windows.max_windows.unwrap_or(usize::MAX))?;
-        let limits = limits(&model.hf, model.hf.max_position_embeddings);
-        limits.check_prompt(&windows.window(&text, 0).tokens)?;
         Ok(Self { text, windows })
     }
 
@@ -64,7 +63,9 @@ fn compare(args: &DivergenceArgs, path: &Path) -> Result<()> {
     let input = Input::read(&model, &args.text, args.windows.bos)?;
     let text = text_of(&base, path, input.tokens)?;
     let windows = base.windows(text.len(), input.bos)?;
-    let job = Job::new(args, &model, text, windows)?;
+    let job = Job::new(args, text, windows)?;
+    let source = if base.tokens().is_some() { path } else { &input.file };
+    check_windows(&model, source, &job.text, &job.windows)?;
     let mut session = job.session(args, &model)?;
     let started = Started::new("divergence", &model, session.device());
     let divergence = diverge(&mut Feed::new(&mut session, PREFILL_CHUNK), &job, &mut base)?.report();
@@ -116,7 +117,8 @@ fn save(args: &DivergenceArgs, path: &Path) -> Result<()> {
     let input = Input::read(&model, &args.text, args.windows.bos)?;
     let text = input.tokens.expect("the command line demands a text or ids");
     let windows = Windows::halves(text.len(), args.windows.window.unwrap_or(WINDOW), input.bos)?;
-    let job = Job::new(args, &model, text, windows)?;
+    let job = Job::new(args, text, windows)?;
+    check_windows(&model, &input.file, &job.text, &job.windows)?;
     let mut writer = LogProbWriter::create(path, model.hf.vocab_size, &job.text, &job.windows)?;
     let mut session = job.session(args, &model)?;
     let started = Started::new("base", &model, session.device());

@@ -8,12 +8,18 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use dsv3_engine::{Bos, Error, Tokenizer};
 use dsv3_runtime::TokenId;
-use std::{fs, io::ErrorKind, path::Path};
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 /// A text's tokens, and the begin-of-sequence token of windows.
 pub(super) struct Input {
     /// The tokens; none where neither a text nor ids were given.
     pub(super) tokens: Option<Vec<TokenId>>,
+    /// The file that they come from; empty where there is none.
+    pub(super) file: PathBuf,
     /// What stands in place of a window's first token.
     pub(super) bos: Option<TokenId>,
 }
@@ -31,7 +37,8 @@ impl Input {
             Some(text) => Some(reader.tokens(&text)?),
             None => ids,
         };
-        Ok(Self { tokens, bos: reader.bos })
+        let file = args.text.as_ref().or(args.token_ids.as_ref()).cloned().unwrap_or_default();
+        Ok(Self { tokens, file, bos: reader.bos })
     }
 }
 

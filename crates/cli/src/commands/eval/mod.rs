@@ -9,12 +9,14 @@ use crate::{
     args::eval::{EvalArgs, EvalCommand},
     model::OpenModel,
     output::{note, pretty_json, print},
+    session::limits,
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use dsv3_engine::eval::Windows;
+use dsv3_runtime::TokenId;
 use serde::Serialize;
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -91,6 +93,16 @@ impl WindowFigures {
             tokens_left_out: text - windows.covered(),
         }
     }
+}
+
+/// Checks that a model can run all windows of the text in a file, before weights are read.
+fn check_windows(model: &OpenModel, file: &Path, text: &[TokenId], windows: &Windows) -> Result<()> {
+    let limits = limits(&model.hf, model.hf.max_position_embeddings);
+    for index in 0..windows.count() {
+        let window = windows.window(text, index);
+        limits.check_prompt(&window.tokens).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// Says how far it is: after each window, the figure so far.

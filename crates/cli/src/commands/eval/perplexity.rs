@@ -1,11 +1,11 @@
 //! `dsv3 eval perplexity`.
 
-use super::{Started, WindowFigures, input::Input, window_done};
+use super::{Started, WindowFigures, check_windows, input::Input, window_done};
 use crate::{
     args::eval::PerplexityArgs,
     model::{ModelPlace, OpenModel},
     operator_configs::OperatorConfigs,
-    session::{PREFILL_CHUNK, Session, limits},
+    session::{PREFILL_CHUNK, Session},
 };
 use anyhow::Result;
 use dsv3_engine::eval::{Feed, PerplexityReport, Windows, perplexity};
@@ -34,7 +34,7 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<()> {
         None => Windows::halves(text.len(), length, input.bos)?,
     };
     let windows = windows.limited(args.windows.max_windows.unwrap_or(usize::MAX))?;
-    limits(&model.hf, model.hf.max_position_embeddings).check_prompt(&windows.window(&text, 0).tokens)?;
+    check_windows(&model, &input.file, &text, &windows)?;
 
     let configs = OperatorConfigs::generate(&model.hf)?;
     let mut session = Session::open(&model, configs, windows.length(), args.run.threads)?;

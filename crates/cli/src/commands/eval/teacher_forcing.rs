@@ -135,7 +135,11 @@ fn save(args: &TeacherForcingArgs, path: &Path) -> Result<()> {
     let generated_tokens: usize = entries.iter().map(|entry| entry.generated_tokens.len()).sum();
     let figures = SavedFigures { reference: path.to_owned(), prompts: entries.len(), generated_tokens };
     file.finish_json(&Reference::new(entries))?;
-    let text = format!("{generated_tokens} tokens after {} prompts in {}\n", prompts.len(), path.display());
+    let text = format!(
+        "{generated_tokens} tokens after {} in {}\n",
+        count(prompts.len() as u64, "prompt"),
+        path.display()
+    );
     started.end(figures, positions).print(args.run.json, &text)
 }
 
