@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_mesh::MeshShape;
 use std::path::PathBuf;
 
+pub(crate) mod eval;
+
 const EXAMPLES: &str = "\
 Examples:
   dsv3 generate \"What is 27 + 58?\"                     with the small model inside this binary
@@ -53,6 +55,8 @@ pub(crate) enum Command {
     /// For comparing with other implementations. The file is in safetensors format and holds one tensor, `logits`,
     /// F32, [tokens, vocabulary].
     Logits(LogitsArgs),
+    /// Measure what the model is worth: perplexity, divergence from other logits, accuracy under teacher forcing
+    Eval(Box<eval::EvalArgs>),
     /// Show what a checkpoint or a cache holds, and whether it is whole
     ///
     /// Reads headers only. Fails if the checkpoint could not be used.

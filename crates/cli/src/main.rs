@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(&args),
         Command::Config(args) => commands::config::run(&args),
         Command::Logits(args) => commands::logits::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Bench(args) => commands::bench::run(args.command),
     };

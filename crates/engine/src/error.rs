@@ -87,6 +87,14 @@ pub enum Error {
         /// Positions of the context.
         context: usize,
     },
+    /// A text that is too short to be measured.
+    #[error("the text has {tokens} token{}, but {needed} are needed", if *tokens == 1 { "" } else { "s" })]
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// The fewest that would do.
+        needed: usize,
+    },
     /// Not enough free pages in the latent cache.
     #[error("the cache is out of pages: {needed} more needed, {free} of {total} free")]
     OutOfPages {

@@ -40,6 +40,7 @@
 mod chat;
 mod detokenizer;
 mod error;
+pub mod eval;
 mod files;
 mod filter;
 mod generate;

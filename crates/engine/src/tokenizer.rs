@@ -167,6 +167,15 @@ impl Tokenizer {
         self.bos
     }
 
+    /// The begin-of-sequence token, if this checkpoint has one put in front of plain text (see [`Bos::Add`]).
+    ///
+    /// # Errors
+    /// If the tokenizer refuses an empty text.
+    pub fn leading_bos(&self) -> Result<Option<TokenId>, Error> {
+        let empty = self.encode("", Bos::Add)?;
+        Ok(self.bos.filter(|&bos| empty.first() == Some(&bos)))
+    }
+
     /// The end-of-sequence token that the config names.
     pub fn eos(&self) -> Option<TokenId> {
         self.eos
