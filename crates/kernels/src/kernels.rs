@@ -1,7 +1,7 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
-use crate::{Isa, MatrixMut, MatrixRef, MatrixView};
-use crate::{activation, dequantize, elementwise, matmul, matmul_transposed, reduce, rope};
+use crate::{AttentionState, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView, Queries};
+use crate::{activation, attention, dequantize, elementwise, matmul, matmul_transposed, reduce, rope};
 use std::{fmt, sync::OnceLock};
 
 /// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
@@ -26,6 +26,9 @@ pub struct Kernels {
     sigmoid: unsafe fn(&mut [f32]),
     exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pack_lanes: unsafe fn(MatrixRef<'_>, f32, &mut [Lanes]),
+    matmul_lanes: unsafe fn(MatrixRef<'_>, &[Lanes], MatrixMut<'_>),
+    attend: unsafe fn(&KeyValues<'_>, &Queries<'_>, AttentionState<'_>),
 }
 
 static SCALAR: Kernels = Kernels {
@@ -44,6 +47,9 @@ static SCALAR: Kernels = Kernels {
     sigmoid: activation::scalar::sigmoid,
     exp_sum: activation::scalar::exp_sum,
     rope_interleaved: rope::scalar::rope_interleaved,
+    pack_lanes: attention::scalar::pack_lanes,
+    matmul_lanes: attention::scalar::matmul_lanes,
+    attend: attention::scalar::attend,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +69,9 @@ static AVX2: Kernels = Kernels {
     sigmoid: activation::avx2::sigmoid,
     exp_sum: activation::avx2::exp_sum,
     rope_interleaved: rope::avx2::rope_interleaved,
+    pack_lanes: attention::avx2::pack_lanes,
+    matmul_lanes: attention::avx2::matmul_lanes,
+    attend: attention::avx2::attend,
 };
 
 impl Kernels {
@@ -250,6 +259,48 @@ impl Kernels {
         assert_eq!(x.len(), 2 * sin.len(), "length of x and pairs of sin");
         // SAFETY: a table is handed out only where its ISA is available; the lengths agree.
         unsafe { (self.rope_interleaved)(x, cos, sin) }
+    }
+
+    /// `out[c][lane] = x[lane, c] * factor`: rows side by side, one lane each; zero in lanes that x has no row for.
+    ///
+    /// # Shapes
+    /// x [at most LANES, cols], out [cols].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn pack_lanes(&self, x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
+        assert!(x.rows() <= LANES, "{} rows for {LANES} lanes", x.rows());
+        assert_eq!(x.cols(), out.len(), "columns of x and lines of out");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.pack_lanes)(x, factor, out) }
+    }
+
+    /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
+    ///
+    /// # Shapes
+    /// x [tokens, features], w [features], out [tokens, at most LANES].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_lanes(&self, x: MatrixRef<'_>, w: &[Lanes], out: MatrixMut<'_>) {
+        assert_eq!(x.cols(), w.len(), "columns of x and lines of w");
+        assert_eq!(x.rows(), out.rows(), "rows of x and of out");
+        assert!(out.cols() <= LANES, "{} columns of {LANES} lanes", out.cols());
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.matmul_lanes)(x, w, out) }
+    }
+
+    /// Takes a block of keys and values into the attention of a strip of queries. Scores are products of keys and
+    /// queries; queries carry the scale.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn attend(&self, block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
+        assert_eq!(block.keys.rows(), block.values.rows(), "a value for each key");
+        assert_eq!(block.keys.cols(), queries.features.len(), "features of keys and queries");
+        assert_eq!(block.values.cols(), state.sums.len(), "a sum for each feature of the values");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.attend)(block, queries, state) }
     }
 }
 
