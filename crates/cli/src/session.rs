@@ -7,6 +7,7 @@ use dsv3_engine::{LanguageModel, ModelLimits};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight,
+    ops::{CacheFormat, LatentCache},
 };
 use indicatif::DecimalBytes;
 
@@ -26,7 +27,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// Brings the stages together: the weights (converted first where there is no cache), the operator configs, and
-    /// state for one sequence of `context` tokens.
+    /// state for one sequence of `context` tokens, cached in the format `cache`.
     ///
     /// # Errors
     /// Weights that cannot be used, or a context that does not fit into memory.
@@ -35,15 +36,16 @@ impl Session {
         configs: OperatorConfigs,
         context: usize,
         threads: Option<u16>,
+        cache: CacheFormat,
     ) -> Result<Self> {
         let hf = &model.hf;
-        check_memory(hf, context)?;
+        check_memory(hf, context, cache)?;
         let weights: ModelWeights<Weight> = model.weights()?;
         let decode_bytes = decode_bytes(hf, &weights);
         let device = Device::single(threads.map_or(0, usize::from))?;
         let limits = limits(hf, context);
         let capacity = Capacity { max_context: context, page_size: PAGE_SIZE, pages: limits.page_count };
-        let state = Model::create_state(hf, MeshShape::SINGLE, &capacity)?;
+        let state = ModelState::new(hf, MeshShape::SINGLE, &capacity, cache)?;
         let run = RunConfig::new(configs.prefill, configs.decode, weights, device);
         Ok(Self { run, state, limits, decode_bytes })
     }
@@ -92,11 +94,11 @@ impl LanguageModel for Session {
 
 /// Asks the system for the memory of all layers' latent caches at once, and gives it back: what it refuses now would
 /// end the program later.
-fn check_memory(hf: &HfConfig, context: usize) -> Result<()> {
+fn check_memory(hf: &HfConfig, context: usize, cache: CacheFormat) -> Result<()> {
     let positions = context.next_multiple_of(PAGE_SIZE) as u64;
     let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
-    let features = hf.attention.latent_dim() as u64;
-    let bytes = positions.saturating_mul(layers).saturating_mul(features * size_of::<f32>() as u64);
+    let per_token = LatentCache::bytes_per_token(hf.attention.latent_shape(), cache) as u64;
+    let bytes = positions.saturating_mul(layers).saturating_mul(per_token);
     let mut memory = Vec::<u8>::new();
     let fits = usize::try_from(bytes).is_ok_and(|bytes| memory.try_reserve_exact(bytes).is_ok());
     // Without a use, the allocation could be optimised away, and with it the question.
@@ -120,8 +122,8 @@ mod tests {
     #[test]
     fn a_context_beyond_memory_is_refused() {
         let hf = HfConfig::from_json(Path::new("config.json"), embedded::CONFIG_JSON).unwrap();
-        check_memory(&hf, 2048).unwrap();
-        let error = check_memory(&hf, 1 << 60).unwrap_err().to_string();
+        check_memory(&hf, 2048, CacheFormat::F32).unwrap();
+        let error = check_memory(&hf, 1 << 60, CacheFormat::Q8).unwrap_err().to_string();
         assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
     }
 }

@@ -29,6 +29,8 @@ pub struct Kernels {
     pack_lanes: unsafe fn(MatrixRef<'_>, f32, &mut [Lanes]),
     matmul_lanes: unsafe fn(MatrixRef<'_>, &[Lanes], MatrixMut<'_>),
     attend: unsafe fn(&KeyValues<'_>, &Queries<'_>, AttentionState<'_>),
+    merge_attention: unsafe fn(AttentionState<'_>, AttentionState<'_>),
+    finish_attention: unsafe fn(AttentionState<'_>, MatrixMut<'_>),
 }
 
 static SCALAR: Kernels = Kernels {
@@ -50,6 +52,8 @@ static SCALAR: Kernels = Kernels {
     pack_lanes: attention::scalar::pack_lanes,
     matmul_lanes: attention::scalar::matmul_lanes,
     attend: attention::scalar::attend,
+    merge_attention: attention::scalar::merge_attention,
+    finish_attention: attention::scalar::finish_attention,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -72,6 +76,8 @@ static AVX2: Kernels = Kernels {
     pack_lanes: attention::avx2::pack_lanes,
     matmul_lanes: attention::avx2::matmul_lanes,
     attend: attention::avx2::attend,
+    merge_attention: attention::avx2::merge_attention,
+    finish_attention: attention::avx2::finish_attention,
 };
 
 impl Kernels {
@@ -301,6 +307,30 @@ impl Kernels {
         assert_eq!(block.values.cols(), state.sums.len(), "a sum for each feature of the values");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
         unsafe { (self.attend)(block, queries, state) }
+    }
+
+    /// Takes what `other`, of the same queries, has seen into `state`.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn merge_attention(&self, state: AttentionState<'_>, other: AttentionState<'_>) {
+        assert_eq!(state.sums.len(), other.sums.len(), "features of the values of both");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.merge_attention)(state, other) }
+    }
+
+    /// The attention of each query as a row: `out[lane, c] = sums[c][lane] / sum[lane]`.
+    ///
+    /// # Shapes
+    /// out [at most LANES, v].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn finish_attention(&self, state: AttentionState<'_>, out: MatrixMut<'_>) {
+        assert!(out.rows() <= LANES, "{} rows of {LANES} lanes", out.rows());
+        assert_eq!(out.cols(), state.sums.len(), "columns of out and features of the values");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.finish_attention)(state, out) }
     }
 }
 

@@ -12,6 +12,7 @@ mod device;
 mod error;
 mod module;
 pub mod ops;
+mod scratch;
 mod step;
 mod tensor;
 mod tree;

@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use dsv3_engine::{Error, LanguageModel, NewFile};
-use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId};
+use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId, ops::CacheFormat};
 use indicatif::DecimalBytes;
 
 /// Runs the command.
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
         bail!("{} is a directory, expected the file to write", args.output.display());
     }
     let configs = OperatorConfigs::generate(&model.hf)?;
-    let mut session = Session::open(&model, configs, tokens.len(), args.threads)?;
+    let mut session = Session::open(&model, configs, tokens.len(), args.threads, CacheFormat::F32)?;
     let shape = [tokens.len(), model.hf.vocab_size];
     let mut file = NewFile::create(&args.output)?;
     write_header(&mut file, shape)?;

@@ -107,6 +107,52 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
     }
 }
 
+/// Takes what another state of the same queries has seen into `state`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn merge_attention(state: AttentionState<'_>, other: AttentionState<'_>) {
+    let maxima = [load(state.max), load(other.max)];
+    let max: Pair = from_fn(|half| _mm256_max_ps(maxima[0][half], maxima[1][half]));
+    let [mine, others]: [Pair; 2] =
+        maxima.map(|maximum| from_fn(|half| exp8(_mm256_sub_ps(maximum[half], max[half]))));
+    store(state.max, max);
+    let merge = |into: &mut Lanes, from: &Lanes| {
+        let (a, b) = (load(into), load(from));
+        store(
+            into,
+            from_fn(|half| _mm256_fmadd_ps(b[half], others[half], _mm256_mul_ps(a[half], mine[half]))),
+        );
+    };
+    merge(state.sum, other.sum);
+    for (sums, other) in state.sums.iter_mut().zip(&*other.sums) {
+        merge(sums, other);
+    }
+}
+
+/// `out[lane, c] = sums[c][lane] / sum[lane]`, for as many lanes as out has rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn finish_attention(state: AttentionState<'_>, mut out: MatrixMut<'_>) {
+    let factors = state.sum.0.map(|sum| 1.0 / sum);
+    let (blocks, rest) = state.sums.as_chunks::<VECTOR>();
+    for (block, sums) in blocks.iter().enumerate() {
+        for half in 0..2 {
+            let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c])[half]);
+            let lanes = half * VECTOR..out.rows().min((half + 1) * VECTOR);
+            for (lane, values) in lanes.zip(transpose(columns)) {
+                let out = &mut out.row_mut(lane)[block * VECTOR..][..VECTOR];
+                let values = _mm256_mul_ps(values, _mm256_set1_ps(factors[lane]));
+                // SAFETY: a slice of eight floats; the store needs no alignment.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), values) };
+            }
+        }
+    }
+    for lane in 0..out.rows() {
+        let out = &mut out.row_mut(lane)[blocks.len() * VECTOR..];
+        for (out, sums) in out.iter_mut().zip(rest) {
+            *out = sums.0[lane] * factors[lane];
+        }
+    }
+}
+
 /// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {

@@ -41,6 +41,29 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
     }
 }
 
+/// Takes what another state of the same queries has seen into `state`.
+pub(crate) fn merge_attention(state: AttentionState<'_>, other: AttentionState<'_>) {
+    for lane in 0..LANES {
+        let max = state.max.0[lane].max(other.max.0[lane]);
+        let (mine, others) = ((state.max.0[lane] - max).exp(), (other.max.0[lane] - max).exp());
+        state.max.0[lane] = max;
+        state.sum.0[lane] = state.sum.0[lane] * mine + other.sum.0[lane] * others;
+        for (sums, other) in state.sums.iter_mut().zip(&*other.sums) {
+            sums.0[lane] = sums.0[lane] * mine + other.0[lane] * others;
+        }
+    }
+}
+
+/// `out[lane, c] = sums[c][lane] / sum[lane]`, for as many lanes as out has rows.
+pub(crate) fn finish_attention(state: AttentionState<'_>, mut out: MatrixMut<'_>) {
+    for lane in 0..out.rows() {
+        let factor = 1.0 / state.sum.0[lane];
+        for (out, sums) in out.row_mut(lane).iter_mut().zip(&*state.sums) {
+            *out = sums.0[lane] * factor;
+        }
+    }
+}
+
 fn lane_sums(x: &[f32], w: &[Lanes]) -> Lanes {
     let mut sums = Lanes::ZERO;
     for (x, w) in x.iter().zip(w) {

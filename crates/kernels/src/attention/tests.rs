@@ -3,7 +3,7 @@
 
 use super::{AttentionState, KeyValues, LANES, Lanes, Queries};
 use crate::testing::{Random, sum_error, tables};
-use crate::{MatrixMut, MatrixRef};
+use crate::{Kernels, MatrixMut, MatrixRef};
 
 /// A random matrix with a gap between rows that must not be read.
 struct Rows {
@@ -121,14 +121,39 @@ fn attention_agrees_with_f64() {
                 );
                 first += keys.rows;
             }
-            let state = AttentionState::of(&mut lines);
-            for lane in 0..LANES {
-                let (expected, bound) = exact(&keys, &values, &queries, lane, visible[lane]);
-                for (c, expected) in expected.iter().enumerate() {
-                    let got = f64::from(state.sums[c].0[lane]) / f64::from(state.sum.0[lane]);
-                    let error = (got - expected).abs();
-                    assert!(error <= bound, "{kernels:?} {:?} lane {lane}: {error} > {bound}", case.blocks);
-                }
+            check(kernels, &mut lines, &case, |lane| exact(&keys, &values, &queries, lane, visible[lane]));
+            // Each block by itself, and then merged; lanes see nothing of some.
+            AttentionState::of(&mut lines).clear();
+            let mut first = 0;
+            for (keys, &values) in keys.iter().zip(&values) {
+                let mut own = vec![Lanes::ZERO; lines.len()];
+                AttentionState::of(&mut own).clear();
+                let block = KeyValues { keys: keys.view(), values, ahead: &[] };
+                let visible = visible.map(|visible| visible.saturating_sub(first));
+                kernels.attend(
+                    &block,
+                    &Queries { features: &queries, visible },
+                    AttentionState::of(&mut own),
+                );
+                kernels.merge_attention(AttentionState::of(&mut lines), AttentionState::of(&mut own));
+                first += keys.rows;
+            }
+            check(kernels, &mut lines, &case, |lane| exact(&keys, &values, &queries, lane, visible[lane]));
+        }
+    }
+}
+
+/// Compares what a state gives with what `expected` says of each lane.
+fn check(kernels: &Kernels, lines: &mut [Lanes], case: &Case, expected: impl Fn(usize) -> (Vec<f64>, f64)) {
+    for rows in [LANES, 5] {
+        let mut out = vec![f32::NAN; rows * (case.v + GAP)];
+        let target = MatrixMut::strided(&mut out, rows, case.v, case.v + GAP);
+        kernels.finish_attention(AttentionState::of(lines), target);
+        for (lane, out) in out.chunks(case.v + GAP).enumerate() {
+            let (expected, bound) = expected(lane);
+            for (got, expected) in out.iter().zip(&expected) {
+                let error = (f64::from(*got) - expected).abs();
+                assert!(error <= bound, "{kernels:?} {:?} lane {lane}: {error} > {bound}", case.blocks);
             }
         }
     }

@@ -40,7 +40,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let log = settings.record_log.as_deref().map(RecordLog::open).transpose()?;
     let report_file = settings.report.as_deref().map(NewFile::create).transpose()?;
 
-    let mut session = Session::open(&model, configs, settings.context, settings.threads)?;
+    let mut session = Session::open(&model, configs, settings.context, settings.threads, settings.cache)?;
     note(format_args!("{settings}; {}", session.device()));
     let decode_bytes = session.decode_bytes();
     let start = Instant::now();
