@@ -17,7 +17,7 @@ use std::{cmp::Reverse, ops::Range};
 /// cache beside a strip's queries and sums (70 kB).
 const BLOCK: usize = 64;
 /// Segments of a context, at most: enough for the threads of a processor, few enough that merging them costs nothing.
-const SEGMENTS: usize = 16;
+const SEGMENTS: usize = 8;
 /// Positions of a segment, at least: tens of microseconds of work.
 const SEGMENT: usize = 2 * BLOCK;
 /// Strips that a task takes through a block, at most.
@@ -183,7 +183,9 @@ impl Absorbed<'_> {
             for first in task.positions.clone().step_by(BLOCK) {
                 let end = task.positions.end.min(first + BLOCK);
                 self.cache.read(pages, first..end, kernels, &mut panel[..(end - first) * stride]);
-                let mut ahead = self.cache.stored(pages, end, task.positions.end.min(end + BLOCK));
+                // Beyond the segment, too: that is likely to be this thread's or its neighbour's next.
+                let length = self.contexts[task.token].length;
+                let mut ahead = self.cache.stored(pages, end, length.min(end + BLOCK));
                 let strips = task.queries.chunks_exact(width);
                 for (features, state) in strips.zip(task.states.chunks_exact_mut(self.state_lines())) {
                     let block = KeyValues {

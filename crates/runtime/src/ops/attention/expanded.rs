@@ -17,13 +17,13 @@ use dsv3_kernels::{
 };
 use std::{cmp::Reverse, ops::Range};
 
-/// Positions that are expanded at a time: a head's keys and values of a block, 180 kB where they have 192 and 128
-/// features, stay in the second cache while all strips of tokens go by.
-const BLOCK: usize = 128;
+/// Positions that are expanded at a time: latents of 576 features and a head's keys and values of 192 and 128 take
+/// 240 kB, which stay in the second cache while all rows of `wkv_b`, and then all strips of tokens, go by.
+const BLOCK: usize = 64;
 /// Tasks of a chunk, where the context is long enough: enough that threads end together.
 const TASKS: usize = 32;
 /// Positions of a segment, at least: a head's rows of `wkv_b` are unpacked once for each.
-const SEGMENT: usize = 8 * BLOCK;
+const SEGMENT: usize = 16 * BLOCK;
 
 /// The queries of one prefill chunk.
 #[derive(Clone, Copy, Debug)]
