@@ -29,8 +29,8 @@ pub struct Kernels {
     pack_lanes: unsafe fn(MatrixRef<'_>, f32, &mut [Lanes]),
     matmul_lanes: unsafe fn(MatrixRef<'_>, &[Lanes], MatrixMut<'_>),
     attend: unsafe fn(&KeyValues<'_>, &Queries<'_>, AttentionState<'_>),
-    merge_attention: unsafe fn(AttentionState<'_>, AttentionState<'_>),
-    finish_attention: unsafe fn(AttentionState<'_>, MatrixMut<'_>),
+    merge_attention: unsafe fn(&mut AttentionState<'_>, &AttentionState<'_>),
+    finish_attention: unsafe fn(&AttentionState<'_>, MatrixMut<'_>),
 }
 
 static SCALAR: Kernels = Kernels {
@@ -313,7 +313,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn merge_attention(&self, state: AttentionState<'_>, other: AttentionState<'_>) {
+    pub fn merge_attention(&self, state: &mut AttentionState<'_>, other: &AttentionState<'_>) {
         assert_eq!(state.sums.len(), other.sums.len(), "features of the values of both");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
         unsafe { (self.merge_attention)(state, other) }
@@ -326,7 +326,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn finish_attention(&self, state: AttentionState<'_>, out: MatrixMut<'_>) {
+    pub fn finish_attention(&self, state: &AttentionState<'_>, out: MatrixMut<'_>) {
         assert!(out.rows() <= LANES, "{} rows of {LANES} lanes", out.rows());
         assert_eq!(out.cols(), state.sums.len(), "columns of out and features of the values");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.

@@ -109,7 +109,7 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
 
 /// Takes what another state of the same queries has seen into `state`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn merge_attention(state: AttentionState<'_>, other: AttentionState<'_>) {
+pub(crate) fn merge_attention(state: &mut AttentionState<'_>, other: &AttentionState<'_>) {
     let maxima = [load(state.max), load(other.max)];
     let max: Pair = from_fn(|half| _mm256_max_ps(maxima[0][half], maxima[1][half]));
     let [mine, others]: [Pair; 2] =
@@ -130,7 +130,7 @@ pub(crate) fn merge_attention(state: AttentionState<'_>, other: AttentionState<'
 
 /// `out[lane, c] = sums[c][lane] / sum[lane]`, for as many lanes as out has rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn finish_attention(state: AttentionState<'_>, mut out: MatrixMut<'_>) {
+pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_>) {
     let factors = state.sum.0.map(|sum| 1.0 / sum);
     let (blocks, rest) = state.sums.as_chunks::<VECTOR>();
     for (block, sums) in blocks.iter().enumerate() {

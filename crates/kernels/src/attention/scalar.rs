@@ -42,7 +42,7 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
 }
 
 /// Takes what another state of the same queries has seen into `state`.
-pub(crate) fn merge_attention(state: AttentionState<'_>, other: AttentionState<'_>) {
+pub(crate) fn merge_attention(state: &mut AttentionState<'_>, other: &AttentionState<'_>) {
     for lane in 0..LANES {
         let max = state.max.0[lane].max(other.max.0[lane]);
         let (mine, others) = ((state.max.0[lane] - max).exp(), (other.max.0[lane] - max).exp());
@@ -55,7 +55,7 @@ pub(crate) fn merge_attention(state: AttentionState<'_>, other: AttentionState<'
 }
 
 /// `out[lane, c] = sums[c][lane] / sum[lane]`, for as many lanes as out has rows.
-pub(crate) fn finish_attention(state: AttentionState<'_>, mut out: MatrixMut<'_>) {
+pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_>) {
     for lane in 0..out.rows() {
         let factor = 1.0 / state.sum.0[lane];
         for (out, sums) in out.row_mut(lane).iter_mut().zip(&*state.sums) {

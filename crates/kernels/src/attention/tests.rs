@@ -135,7 +135,7 @@ fn attention_agrees_with_f64() {
                     &Queries { features: &queries, visible },
                     AttentionState::of(&mut own),
                 );
-                kernels.merge_attention(AttentionState::of(&mut lines), AttentionState::of(&mut own));
+                kernels.merge_attention(&mut AttentionState::of(&mut lines), &AttentionState::of(&mut own));
                 first += keys.rows;
             }
             check(kernels, &mut lines, &case, |lane| exact(&keys, &values, &queries, lane, visible[lane]));
@@ -148,7 +148,7 @@ fn check(kernels: &Kernels, lines: &mut [Lanes], case: &Case, expected: impl Fn(
     for rows in [LANES, 5] {
         let mut out = vec![f32::NAN; rows * (case.v + GAP)];
         let target = MatrixMut::strided(&mut out, rows, case.v, case.v + GAP);
-        kernels.finish_attention(AttentionState::of(lines), target);
+        kernels.finish_attention(&AttentionState::of(lines), target);
         for (lane, out) in out.chunks(case.v + GAP).enumerate() {
             let (expected, bound) = expected(lane);
             for (got, expected) in out.iter().zip(&expected) {

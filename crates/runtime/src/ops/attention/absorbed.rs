@@ -135,7 +135,7 @@ impl Absorbed<'_> {
         self.device.for_each(packing, |(packed, token)| self.pack(token, packed));
         let mut tasks = self.tasks(tokens.clone(), packed, states);
         tasks.sort_by_key(|task| Reverse(task.positions.len() * task.queries.len()));
-        self.device.for_each(tasks, |task| self.run(task));
+        self.device.for_each(tasks, |mut task| self.run(&mut task));
         self.merge(tokens, states, out);
     }
 
@@ -170,7 +170,7 @@ impl Absorbed<'_> {
         tasks
     }
 
-    fn run(&self, task: Task<'_>) {
+    fn run(&self, task: &mut Task<'_>) {
         let (width, rank) = (self.cache.features(), self.config.kv_lora_rank);
         let stride = self.cache.panel_stride();
         let pages = self.contexts[task.token].pages;

@@ -103,7 +103,7 @@ impl Expanded<'_> {
                 })
                 .collect();
             tasks.sort_by_key(|task| Reverse(self.products(&task.positions)));
-            self.device.for_each(tasks, |task| self.run(task));
+            self.device.for_each(tasks, |mut task| self.run(&mut task));
             let merges = column_tasks(out, self.config.v_head_dim).into_iter();
             let merges = merges.zip(states.chunks_exact_mut(segments.count() * per_segment)).collect();
             self.device.for_each(merges, |((_, out), states)| self.merge(states, out));
@@ -138,7 +138,7 @@ impl Expanded<'_> {
         }
     }
 
-    fn run(&self, task: Task<'_>) {
+    fn run(&self, task: &mut Task<'_>) {
         for state in task.states.chunks_exact_mut(self.state_lines()) {
             AttentionState::of(state).clear();
         }

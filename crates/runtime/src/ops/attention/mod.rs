@@ -8,6 +8,8 @@ mod absorbed;
 mod cost;
 mod expanded;
 mod segments;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 

@@ -35,11 +35,11 @@ pub(super) fn merge<'a>(
     kernels: &Kernels,
     out: MatrixMut<'_>,
 ) {
-    let state = segments.next().expect("a context has a position");
+    let mut state = AttentionState::of(segments.next().expect("a context has a position"));
     for other in segments {
-        kernels.merge_attention(AttentionState::of(state), AttentionState::of(other));
+        kernels.merge_attention(&mut state, &AttentionState::of(other));
     }
-    kernels.finish_attention(AttentionState::of(state), out);
+    kernels.finish_attention(&state, out);
 }
 
 #[cfg(test)]
@@ -56,7 +56,7 @@ mod tests {
                 for segment in 0..segments.count() {
                     let positions = segments.positions(segment);
                     assert_eq!(positions.start, next);
-                    assert!(!positions.is_empty() && positions.start % block == 0);
+                    assert!(!positions.is_empty() && positions.start.is_multiple_of(block));
                     next = positions.end;
                 }
                 assert_eq!(next, length);
