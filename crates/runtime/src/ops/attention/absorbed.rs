@@ -22,8 +22,8 @@ const SEGMENTS: usize = 8;
 const SEGMENT: usize = 2 * BLOCK;
 /// Strips that a task takes through a block, at most.
 const STRIPS: usize = 2;
-/// Lines of queries and states that are held at once, 32 MB: tokens beyond wait for those before.
-const LINES: usize = 1 << 19;
+/// Lines of queries and states that are held at once, 16 MB: tokens beyond wait for those before.
+const LINES: usize = 1 << 18;
 
 /// Each user's query against that user's cached latents.
 ///
