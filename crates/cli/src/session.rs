@@ -12,6 +12,7 @@ use dsv3_engine::{LanguageModel, ModelLimits};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight,
+    ops::{CacheFormat, LatentCache},
 };
 use indicatif::DecimalBytes;
 
@@ -28,12 +29,14 @@ pub(crate) struct Room {
     pub(crate) context: usize,
     /// Sequences of that length at once.
     pub(crate) sequences: usize,
+    /// How they are cached.
+    pub(crate) cache: CacheFormat,
 }
 
 impl Room {
-    /// For one sequence.
+    /// For one sequence, cached exactly.
     pub(crate) fn one(context: usize) -> Self {
-        Self { context, sequences: 1 }
+        Self { context, sequences: 1, cache: CacheFormat::F32 }
     }
 
     fn pages(self) -> usize {
@@ -47,6 +50,7 @@ pub(crate) struct Session {
     state: ModelState,
     limits: ModelLimits,
     decode_bytes: u64,
+    cache: CacheFormat,
     read_ahead: ReadAhead,
 }
 
@@ -70,10 +74,10 @@ impl Session {
         let device = Device::single(threads.map_or(0, usize::from))?;
         let limits = ModelLimits { page_count: room.pages(), ..limits(hf, room.context) };
         let capacity = Capacity { max_context: room.context, page_size: PAGE_SIZE, pages: limits.page_count };
-        let state = Model::create_state(hf, MeshShape::SINGLE, &capacity)?;
+        let state = ModelState::new(hf, MeshShape::SINGLE, &capacity, room.cache)?;
         let read_ahead = load::load(&weights, load, &device)?;
         let run = RunConfig::new(configs.prefill, configs.decode, weights, device);
-        Ok(Self { run, state, limits, decode_bytes, read_ahead })
+        Ok(Self { run, state, limits, decode_bytes, cache: room.cache, read_ahead })
     }
 
     /// The weights.
@@ -88,7 +92,7 @@ impl Session {
 
     /// Bytes that all layers' caches hold of `positions` tokens.
     pub(crate) fn cached_bytes(&self, hf: &HfConfig, positions: usize) -> u64 {
-        counts::cached_values(hf, positions).saturating_mul(size_of::<f32>() as u64)
+        cached_bytes(hf, positions, self.cache)
     }
 
     /// Bytes of weights that one decoded token reads.
@@ -137,13 +141,17 @@ impl LanguageModel for Session {
     }
 }
 
+/// Bytes that all layers' caches hold of `positions` tokens.
+fn cached_bytes(hf: &HfConfig, positions: usize, cache: CacheFormat) -> u64 {
+    let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
+    let per_token = LatentCache::bytes_per_token(hf.attention.latent_shape(), cache) as u64;
+    (positions as u64).saturating_mul(layers).saturating_mul(per_token)
+}
+
 /// Asks the system for the memory of all layers' latent caches at once, and gives it back: what it refuses now would
 /// end the program later.
 fn check_memory(hf: &HfConfig, room: Room) -> Result<()> {
-    let positions = room.pages().saturating_mul(PAGE_SIZE) as u64;
-    let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
-    let features = hf.attention.latent_dim() as u64;
-    let bytes = positions.saturating_mul(layers).saturating_mul(features * size_of::<f32>() as u64);
+    let bytes = cached_bytes(hf, room.pages().saturating_mul(PAGE_SIZE), room.cache);
     let mut memory = Vec::<u8>::new();
     let fits = usize::try_from(bytes).is_ok_and(|bytes| memory.try_reserve_exact(bytes).is_ok());
     // Without a use, the allocation could be optimised away, and with it the question.

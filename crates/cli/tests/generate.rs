@@ -119,6 +119,19 @@ fn the_embedded_model_answers() {
 }
 
 #[test]
+fn the_cache_may_be_stored_in_less() {
+    let place = Workplace::new();
+    for format in ["f32", "bf16", "q8"] {
+        let args = ["--temperature", "0", "--json", "--kv-cache", format, "What is 27 + 58?"];
+        let run = place.run(["generate"].iter().chain(&args)).success();
+        let record = run.json();
+        assert!(record["text"].as_str().unwrap().contains("85"), "{format}: {}", record["text"]);
+        assert!(run.stderr.contains(&format!("cached in {format}")), "{}", run.stderr);
+    }
+    place.run(["generate", "--kv-cache", "q4", "x"]).is_usage_error("--kv-cache");
+}
+
+#[test]
 fn a_prompt_comes_from_an_argument_or_stdin_or_a_file() {
     let place = Workplace::new();
     let expected = embedded(&place, &["What is 2 + 3?"]);

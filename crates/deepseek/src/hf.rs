@@ -9,7 +9,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-use dsv3_runtime::TokenId;
+use dsv3_runtime::{TokenId, ops::LatentShape};
 use std::path::{Path, PathBuf};
 
 /// Epsilon of the norms inside the attention (`q_a_layernorm`, `kv_a_layernorm`).
@@ -224,6 +224,11 @@ impl AttentionShape {
     /// Features of a query or key head: `qk_nope_head_dim + qk_rope_head_dim`.
     pub fn qk_head_dim(&self) -> usize {
         self.qk_nope_head_dim + self.qk_rope_head_dim
+    }
+
+    /// What is cached for a token.
+    pub fn latent_shape(&self) -> LatentShape {
+        LatentShape { kv_lora_rank: self.kv_lora_rank, qk_rope_head_dim: self.qk_rope_head_dim }
     }
 
     /// Features of what is cached for a token: `kv_lora_rank + qk_rope_head_dim`.

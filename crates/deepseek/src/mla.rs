@@ -2,7 +2,7 @@
 //!
 //! The cache holds, for each token, the normed latent and the rotated key part that all heads share. Decode absorbs
 //! `kv_b_proj` into queries and outputs and attends to the latents themselves; prefill expands them to keys and
-//! values. Both read `kv_b_proj` where it lies in the checkpoint.
+//! values, unless a chunk is so short that absorbing is less work. Both read `kv_b_proj` where it lies in the checkpoint.
 
 use crate::{
     hf::{HfConfig, LORA_NORM_EPS},
@@ -90,8 +90,14 @@ impl MlaState {
     ///
     /// # Errors
     /// A capacity that no cache can have.
-    pub fn new(hf: &HfConfig, rope: Arc<ops::RopeTable>, capacity: &Capacity) -> Result<Self, Error> {
-        Ok(Self { rope, cache: ops::LatentCache::new(capacity, hf.attention.latent_dim())? })
+    pub fn new(
+        hf: &HfConfig,
+        rope: Arc<ops::RopeTable>,
+        capacity: &Capacity,
+        format: ops::CacheFormat,
+    ) -> Result<Self, Error> {
+        let cache = ops::LatentCache::new(capacity, hf.attention.latent_shape(), format)?;
+        Ok(Self { rope, cache })
     }
 }
 
@@ -145,7 +151,7 @@ impl Module for Mla {
     }
 
     fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<MlaState, Error> {
-        MlaState::new(hf, Rope::create_state(hf, mesh, capacity)?, capacity)
+        MlaState::new(hf, Rope::create_state(hf, mesh, capacity)?, capacity, ops::CacheFormat::default())
     }
 
     /// # Shapes
@@ -164,10 +170,20 @@ impl Module for Mla {
         ops::paged_fill_cache(cache, &latents, step.start, step.pages, &cfg.paged_cache)?;
         let mut queries = queries(x, cfg, w, device); // [tokens, heads * (nope + rope)]
         rotate(RopeInput { x: &mut queries, first: 0, heads: cfg.attention.heads })?;
-        let queries = ops::Queries { values: &queries, start: step.start };
-        let expansion = ops::Expansion { wkv_b: &w.wkv_b };
-        let heads =
-            ops::paged_attention_prefill(queries, expansion, cache, step.pages, &cfg.attention, device)?;
+        let shape = &cfg.attention;
+        let heads = match ops::prefill_form(x.rows(), step.start, shape) {
+            ops::PrefillForm::Absorbed => {
+                let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, device);
+                let attended =
+                    ops::paged_attention_absorbed(&absorbed, step.start, cache, step.pages, shape, device)?;
+                ops::expand_values(&attended, &w.wkv_b, shape, device)
+            }
+            ops::PrefillForm::Expanded => {
+                let queries = ops::Queries { values: &queries, start: step.start };
+                let expansion = ops::Expansion { wkv_b: &w.wkv_b };
+                ops::paged_attention_prefill(queries, expansion, cache, step.pages, shape, device)?
+            }
+        }; // [tokens, heads * v]
         Ok(output(heads, cfg, w, device))
     }
 

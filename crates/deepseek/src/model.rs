@@ -78,6 +78,28 @@ pub struct ModelState {
     mtp: Option<MlaState>,
 }
 
+impl ModelState {
+    /// State whose caches are stored in `format`; [`Model::create_state`] stores what was computed.
+    ///
+    /// # Errors
+    /// A capacity that no cache can have.
+    pub fn new(
+        hf: &HfConfig,
+        mesh: MeshShape,
+        capacity: &Capacity,
+        format: ops::CacheFormat,
+    ) -> Result<Self, Error> {
+        let rope = Rope::create_state(hf, mesh, capacity)?;
+        let states = |count| (0..count).map(|_| MlaState::new(hf, rope.clone(), capacity, format)).collect();
+        let mtp: Result<Vec<_>, Error> = states(hf.mtp_layers);
+        Ok(Self {
+            mlp_decoder_block: states(hf.first_k_dense_replace)?,
+            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace)?,
+            mtp: mtp?.pop(),
+        })
+    }
+}
+
 impl Module for Model {
     type Hf = HfConfig;
     type Weights<W> = ModelWeights<W>;
@@ -136,14 +158,7 @@ impl Module for Model {
     }
 
     fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<ModelState, Error> {
-        let rope = Rope::create_state(hf, mesh, capacity)?;
-        let states = |count| (0..count).map(|_| MlaState::new(hf, rope.clone(), capacity)).collect();
-        let mtp: Result<Vec<_>, Error> = states(hf.mtp_layers);
-        Ok(ModelState {
-            mlp_decoder_block: states(hf.first_k_dense_replace)?,
-            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace)?,
-            mtp: mtp?.pop(),
-        })
+        ModelState::new(hf, mesh, capacity, ops::CacheFormat::default())
     }
 
     /// # Shapes

@@ -56,6 +56,11 @@ impl<'a> MatrixRef<'a> {
         &self.values[row * self.row_stride..][..self.cols]
     }
 
+    /// The values from row 0 on, and how many lie from the start of a row to the start of the next.
+    pub(crate) fn values(&self) -> (&'a [f32], usize) {
+        (self.values, self.row_stride)
+    }
+
     /// Some of the rows.
     ///
     /// # Panics

@@ -1,7 +1,9 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
-use crate::{Isa, MatrixMut, MatrixRef, MatrixView};
-use crate::{activation, ceiling, dequantize, elementwise, matmul, matmul_transposed, reduce, rope};
+use crate::{AttentionState, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView, Queries};
+use crate::{
+    activation, attention, ceiling, dequantize, elementwise, matmul, matmul_transposed, reduce, rope,
+};
 use std::{fmt, sync::OnceLock};
 
 /// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
@@ -29,6 +31,11 @@ pub struct Kernels {
     xor_words: unsafe fn(&[u8]) -> u64,
     fma_rounds: unsafe fn(usize) -> f32,
     int8_rounds: unsafe fn(usize) -> u32,
+    pack_lanes: unsafe fn(MatrixRef<'_>, f32, &mut [Lanes]),
+    matmul_lanes: unsafe fn(MatrixRef<'_>, &[Lanes], MatrixMut<'_>),
+    attend: unsafe fn(&KeyValues<'_>, &Queries<'_>, AttentionState<'_>),
+    merge_attention: unsafe fn(&mut AttentionState<'_>, &AttentionState<'_>),
+    finish_attention: unsafe fn(&AttentionState<'_>, MatrixMut<'_>),
 }
 
 static SCALAR: Kernels = Kernels {
@@ -50,6 +57,11 @@ static SCALAR: Kernels = Kernels {
     xor_words: ceiling::scalar::xor_words,
     fma_rounds: ceiling::scalar::fma_rounds,
     int8_rounds: ceiling::scalar::int8_rounds,
+    pack_lanes: attention::scalar::pack_lanes,
+    matmul_lanes: attention::scalar::matmul_lanes,
+    attend: attention::scalar::attend,
+    merge_attention: attention::scalar::merge_attention,
+    finish_attention: attention::scalar::finish_attention,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -72,6 +84,11 @@ static AVX2: Kernels = Kernels {
     xor_words: ceiling::avx2::xor_words,
     fma_rounds: ceiling::avx2::fma_rounds,
     int8_rounds: ceiling::avx2::int8_rounds,
+    pack_lanes: attention::avx2::pack_lanes,
+    matmul_lanes: attention::avx2::matmul_lanes,
+    attend: attention::avx2::attend,
+    merge_attention: attention::avx2::merge_attention,
+    finish_attention: attention::avx2::finish_attention,
 };
 
 impl Kernels {
@@ -286,6 +303,71 @@ impl Kernels {
     pub const FMA_OPERATIONS: usize = 2 * ceiling::FMA_CHAINS * ceiling::LANES;
     /// Operations of a round of [`int8_rounds`](Self::int8_rounds): a multiply-add of bytes is two.
     pub const INT8_OPERATIONS: usize = 8 * ceiling::INT8_CHAINS * ceiling::LANES;
+    /// `out[c][lane] = x[lane, c] * factor`: rows side by side, one lane each; zero in lanes that x has no row for.
+    ///
+    /// # Shapes
+    /// x [at most LANES, cols], out [cols].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn pack_lanes(&self, x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
+        assert!(x.rows() <= LANES, "{} rows for {LANES} lanes", x.rows());
+        assert_eq!(x.cols(), out.len(), "columns of x and lines of out");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.pack_lanes)(x, factor, out) }
+    }
+
+    /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
+    ///
+    /// # Shapes
+    /// x [tokens, features], w [features], out [tokens, at most LANES].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_lanes(&self, x: MatrixRef<'_>, w: &[Lanes], out: MatrixMut<'_>) {
+        assert_eq!(x.cols(), w.len(), "columns of x and lines of w");
+        assert_eq!(x.rows(), out.rows(), "rows of x and of out");
+        assert!(out.cols() <= LANES, "{} columns of {LANES} lanes", out.cols());
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.matmul_lanes)(x, w, out) }
+    }
+
+    /// Takes a block of keys and values into the attention of a strip of queries. Scores are products of keys and
+    /// queries; queries carry the scale.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn attend(&self, block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
+        assert_eq!(block.keys.rows(), block.values.rows(), "a value for each key");
+        assert_eq!(block.keys.cols(), queries.features.len(), "features of keys and queries");
+        assert_eq!(block.values.cols(), state.sums.len(), "a sum for each feature of the values");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.attend)(block, queries, state) }
+    }
+
+    /// Takes what `other`, of the same queries, has seen into `state`.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn merge_attention(&self, state: &mut AttentionState<'_>, other: &AttentionState<'_>) {
+        assert_eq!(state.sums.len(), other.sums.len(), "features of the values of both");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.merge_attention)(state, other) }
+    }
+
+    /// The attention of each query as a row: `out[lane, c] = sums[c][lane] / sum[lane]`.
+    ///
+    /// # Shapes
+    /// out [at most LANES, v].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn finish_attention(&self, state: &AttentionState<'_>, out: MatrixMut<'_>) {
+        assert!(out.rows() <= LANES, "{} rows of {LANES} lanes", out.rows());
+        assert_eq!(out.cols(), state.sums.len(), "columns of out and features of the values");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.finish_attention)(state, out) }
+    }
 }
 
 impl fmt::Debug for Kernels {

@@ -18,6 +18,7 @@ compile_error!("weights are read in place, and checkpoints are little-endian");
 
 mod activation;
 mod activations;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod ceiling;
@@ -38,6 +39,7 @@ mod testing;
 mod view;
 
 pub use activations::{MatrixMut, MatrixRef};
+pub use attention::{AttentionState, KeyValues, LANES, Lanes, Queries};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
 pub use isa::Isa;
 pub use kernels::Kernels;

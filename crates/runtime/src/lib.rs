@@ -13,6 +13,7 @@ mod error;
 mod mapped_weights;
 mod module;
 pub mod ops;
+mod scratch;
 mod step;
 mod tensor;
 mod tree;

@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use dsv3_engine::{Error, LanguageModel, NewFile};
-use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId};
+use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId, ops::CacheFormat};
 use indicatif::DecimalBytes;
 
 /// Runs the command.

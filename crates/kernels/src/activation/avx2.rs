@@ -73,7 +73,7 @@ fn one_plus_exp_of_minus(x: __m256) -> __m256 {
 /// that of Cephes' `expf`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn exp8(x: __m256) -> __m256 {
+pub(crate) fn exp8(x: __m256) -> __m256 {
     /// From here on the result is infinity; n is 128 still.
     const LARGEST: f32 = 89.0;
     /// From here down the result is 0: less than half of the smallest subnormal.

@@ -14,8 +14,13 @@ mod residual;
 mod rope;
 
 pub use absorb::{absorb_queries, expand_values};
-pub use attention::{AttentionConfig, Expansion, Queries, paged_attention_decode, paged_attention_prefill};
-pub use cache::{LatentCache, PagedCacheConfig, paged_fill_cache, paged_update_cache};
+pub use attention::{
+    AttentionConfig, Expansion, PrefillForm, Queries, paged_attention_absorbed, paged_attention_decode,
+    paged_attention_prefill, prefill_form,
+};
+pub use cache::{
+    CacheFormat, LatentCache, LatentShape, PagedCacheConfig, paged_fill_cache, paged_update_cache,
+};
 pub use embedding::{EmbeddingConfig, embedding};
 pub use experts::{ExpertMatrices, ExpertsConfig, SharedExpert, experts};
 pub use gate::{GateConfig, Routing, grouped_top_k};

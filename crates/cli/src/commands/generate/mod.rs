@@ -41,7 +41,8 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let log = settings.record_log.as_deref().map(RecordLog::open).transpose()?;
     let report_file = settings.report.as_deref().map(NewFile::create).transpose()?;
 
-    let mut session = Session::open(&model, configs, Room::one(settings.context), settings.threads, load)?;
+    let room = Room { cache: settings.cache, ..Room::one(settings.context) };
+    let mut session = Session::open(&model, configs, room, settings.threads, load)?;
     note(format_args!("{settings}; {}", session.device()));
     let decode_bytes = session.decode_bytes();
     let start = Instant::now();

@@ -4,7 +4,7 @@ use crate::args::{GenerateArgs, SamplingArgs};
 use anyhow::{Result, bail};
 use dsv3_deepseek::HfConfig;
 use dsv3_engine::{GenerationConfig, Request, SamplingParams, Tokenizer, default_output_path, random_seed};
-use dsv3_runtime::TokenId;
+use dsv3_runtime::{TokenId, ops::CacheFormat};
 use serde_json::{Value, json};
 use std::{
     fmt,
@@ -23,6 +23,8 @@ pub(super) struct Settings {
     pub(super) context: usize,
     /// Threads; `None` is one for each core.
     pub(super) threads: Option<u16>,
+    /// How the latents are cached.
+    pub(super) cache: CacheFormat,
     /// Whether stdout gets JSON.
     pub(super) json: bool,
     /// The file for the report.
@@ -58,6 +60,7 @@ impl Settings {
             request,
             context,
             threads: args.running.threads,
+            cache: args.running.kv_cache.into(),
             json: args.output.json,
             report: args.output.output_path.or(args.prompts_file.as_deref().map(default_output_path)),
             record_log: args.output.checkpoint_jsonl,
@@ -75,6 +78,7 @@ impl Settings {
             "seed": (!sampling.is_greedy()).then(|| sampling.seed()),
             "max_new_tokens": (self.request.max_new_tokens < usize::MAX).then_some(self.request.max_new_tokens),
             "max_seq_len": self.context,
+            "kv_cache": self.cache,
             "stop": self.request.stop,
             "eos_token_ids": self.request.eos_token_ids,
         })
@@ -94,7 +98,7 @@ impl fmt::Display for Settings {
             }
             write!(f, ", seed {}", sampling.seed())?;
         }
-        write!(f, "; context {}", self.context)
+        write!(f, "; context {}, cached in {}", self.context, self.cache)
     }
 }
 

@@ -1,0 +1,198 @@
+//! Every table against f64: strips of every filling, blocks of lengths around those of the tiles and of the scores
+//! that are held at once, features and values of awkward counts, gaps between rows.
+
+use super::{AttentionState, KeyValues, LANES, Lanes, Queries};
+use crate::testing::{Random, sum_error, tables};
+use crate::{Kernels, MatrixMut, MatrixRef};
+
+/// A random matrix with a gap between rows that must not be read.
+struct Rows {
+    values: Vec<f32>,
+    rows: usize,
+    cols: usize,
+}
+
+const GAP: usize = 3;
+
+impl Rows {
+    fn random(rows: usize, cols: usize, random: &mut Random) -> Self {
+        let row = |_| [random.values(cols), vec![f32::NAN; GAP]].concat();
+        Self { values: (0..rows).flat_map(row).collect(), rows, cols }
+    }
+
+    fn view(&self) -> MatrixRef<'_> {
+        MatrixRef::strided(&self.values, self.rows, self.cols, self.cols + GAP)
+    }
+}
+
+#[test]
+fn rows_become_lanes() {
+    let mut random = Random(1);
+    for rows in 1..=LANES {
+        for cols in [1, 5, 8, 9, 24, 31] {
+            let x = Rows::random(rows, cols, &mut random);
+            for kernels in tables() {
+                let mut out = vec![Lanes([f32::NAN; LANES]); cols];
+                kernels.pack_lanes(x.view(), 0.5, &mut out);
+                for (c, line) in out.iter().enumerate() {
+                    for (lane, &value) in line.0.iter().enumerate() {
+                        let expected = if lane < rows { x.view().row(lane)[c] * 0.5 } else { 0.0 };
+                        assert_eq!(value, expected, "{kernels:?} {rows} x {cols}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_lanes_agree_with_f64() {
+    let mut random = Random(2);
+    let shapes = [(1, 1, 1), (5, 7, 16), (6, 320, 3), (7, 321, 16), (13, 700, 16), (129, 64, 15)];
+    for (rows, features, cols) in shapes {
+        let x = Rows::random(rows, features, &mut random);
+        let w: Vec<Lanes> = (0..features).map(|_| Lanes(std::array::from_fn(|_| random.value()))).collect();
+        for kernels in tables() {
+            let mut out = vec![f32::NAN; rows * (cols + GAP)];
+            kernels.matmul_lanes(x.view(), &w, MatrixMut::strided(&mut out[..], rows, cols, cols + GAP));
+            for row in 0..rows {
+                for lane in 0..cols {
+                    let products = || {
+                        x.view().row(row).iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(w.0[lane]))
+                    };
+                    let expected: f64 = products().sum();
+                    let error = (f64::from(out[row * (cols + GAP) + lane]) - expected).abs();
+                    let bound = sum_error(features, products().map(f64::abs).sum());
+                    assert!(error <= bound, "{kernels:?} {rows} x {features} x {cols}: {error} > {bound}");
+                }
+            }
+        }
+    }
+}
+
+/// A case of attention: blocks of keys one after another.
+struct Case {
+    blocks: Vec<usize>,
+    features: usize,
+    v: usize,
+    /// Values are the first features of the keys, as in absorbed attention.
+    within: bool,
+}
+
+#[test]
+fn attention_agrees_with_f64() {
+    let mut random = Random(3);
+    let cases = [
+        Case { blocks: vec![1], features: 1, v: 1, within: false },
+        Case { blocks: vec![5, 1, 9], features: 24, v: 5, within: false },
+        Case { blocks: vec![64, 64, 3], features: 40, v: 32, within: true },
+        Case { blocks: vec![129], features: 9, v: 7, within: false },
+        Case { blocks: vec![300, 7], features: 333, v: 13, within: true },
+    ];
+    for case in cases {
+        let keys: Vec<Rows> =
+            case.blocks.iter().map(|&keys| Rows::random(keys, case.features, &mut random)).collect();
+        let values: Vec<Rows> =
+            case.blocks.iter().map(|&keys| Rows::random(keys, case.v, &mut random)).collect();
+        let queries: Vec<Lanes> =
+            (0..case.features).map(|_| Lanes(std::array::from_fn(|_| random.value()))).collect();
+        let total: usize = case.blocks.iter().sum();
+        // One lane sees one key, the others more and more, the last all.
+        let visible: [usize; LANES] = std::array::from_fn(|lane| 1 + (total - 1) * lane / (LANES - 1));
+        let values: Vec<MatrixRef<'_>> = (0..case.blocks.len())
+            .map(|block| match case.within {
+                true => {
+                    MatrixRef::strided(&keys[block].values, case.blocks[block], case.v, case.features + GAP)
+                }
+                false => values[block].view(),
+            })
+            .collect();
+        for kernels in tables() {
+            let mut lines = vec![Lanes([f32::NAN; LANES]); AttentionState::lines(case.v)];
+            AttentionState::of(&mut lines).clear();
+            let mut first = 0;
+            for (keys, &values) in keys.iter().zip(&values) {
+                let block = KeyValues { keys: keys.view(), values, ahead: &[1, 2, 3] };
+                let visible = visible.map(|visible| visible.saturating_sub(first));
+                kernels.attend(
+                    &block,
+                    &Queries { features: &queries, visible },
+                    AttentionState::of(&mut lines),
+                );
+                first += keys.rows;
+            }
+            check(kernels, &mut lines, &case, |lane| exact(&keys, &values, &queries, lane, visible[lane]));
+            // Each block by itself, and then merged; lanes see nothing of some.
+            AttentionState::of(&mut lines).clear();
+            let mut first = 0;
+            for (keys, &values) in keys.iter().zip(&values) {
+                let mut own = vec![Lanes::ZERO; lines.len()];
+                AttentionState::of(&mut own).clear();
+                let block = KeyValues { keys: keys.view(), values, ahead: &[] };
+                let visible = visible.map(|visible| visible.saturating_sub(first));
+                kernels.attend(
+                    &block,
+                    &Queries { features: &queries, visible },
+                    AttentionState::of(&mut own),
+                );
+                kernels.merge_attention(&mut AttentionState::of(&mut lines), &AttentionState::of(&mut own));
+                first += keys.rows;
+            }
+            check(kernels, &mut lines, &case, |lane| exact(&keys, &values, &queries, lane, visible[lane]));
+        }
+    }
+}
+
+/// Compares what a state gives with what `expected` says of each lane.
+fn check(kernels: &Kernels, lines: &mut [Lanes], case: &Case, expected: impl Fn(usize) -> (Vec<f64>, f64)) {
+    for rows in [LANES, 5] {
+        let mut out = vec![f32::NAN; rows * (case.v + GAP)];
+        let target = MatrixMut::strided(&mut out, rows, case.v, case.v + GAP);
+        kernels.finish_attention(&AttentionState::of(lines), target);
+        for (lane, out) in out.chunks(case.v + GAP).enumerate() {
+            let (expected, bound) = expected(lane);
+            for (got, expected) in out.iter().zip(&expected) {
+                let error = (f64::from(*got) - expected).abs();
+                assert!(error <= bound, "{kernels:?} {:?} lane {lane}: {error} > {bound}", case.blocks);
+            }
+        }
+    }
+}
+
+/// The attention of one lane in f64, and the error that f32 may make: values are at most 1, so an error of the
+/// weights by a relative e changes the average by at most 2 e. The weights have the absolute error of their scores
+/// (in exp, thus relative), 4 roundings of exp and its argument, one shrink a block, and the sums' own.
+fn exact(
+    keys: &[Rows],
+    values: &[MatrixRef<'_>],
+    queries: &[Lanes],
+    lane: usize,
+    visible: usize,
+) -> (Vec<f64>, f64) {
+    let mut scores = Vec::new();
+    let mut score_error: f64 = 0.0;
+    for keys in keys {
+        for key in 0..keys.rows {
+            let view = keys.view();
+            let products =
+                || view.row(key).iter().zip(queries).map(|(k, q)| f64::from(*k) * f64::from(q.0[lane]));
+            scores.push(products().sum::<f64>());
+            score_error = score_error.max(sum_error(queries.len(), products().map(f64::abs).sum()));
+        }
+    }
+    scores.truncate(visible);
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let spread = max - scores.iter().copied().fold(f64::INFINITY, f64::min);
+    let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let mut out = vec![0.0; values[0].cols()];
+    let rows = values.iter().flat_map(|values| (0..values.rows()).map(move |row| values.row(row)));
+    for (weight, row) in weights.iter().zip(rows) {
+        for (out, value) in out.iter_mut().zip(row) {
+            *out += weight * f64::from(*value) / sum;
+        }
+    }
+    // The argument of exp is rounded once: relative to the spread of the scores.
+    let roundings = sum_error(visible + 6 + 4 * keys.len(), 1.0) + sum_error(1, spread);
+    (out, 2.0 * (2.0 * score_error + roundings))
+}

@@ -1,0 +1,303 @@
+//! Expanded attention: the latents are turned into each head's keys and values, and a strip is sixteen tokens of one
+//! head.
+
+use super::{
+    AttentionConfig,
+    segments::{Segments, merge},
+};
+use crate::{
+    Device, Error, PageId, Tensor, Weight,
+    device::column_tasks,
+    ops::LatentCache,
+    scratch::{take_lines, with_lines},
+};
+use dsv3_kernels::{
+    AttentionState, Kernels, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView,
+    Queries as PackedQueries,
+};
+use std::{cmp::Reverse, ops::Range};
+
+/// Positions that are expanded at a time: latents of 576 features and a head's keys and values of 192 and 128 take
+/// 240 kB, which stay in the second cache while all rows of `wkv_b`, and then all strips of tokens, go by.
+const BLOCK: usize = 64;
+/// Tasks of a chunk, where the context is long enough: enough that threads end together.
+const TASKS: usize = 32;
+/// Positions of a segment, at least: a head's rows of `wkv_b` are unpacked once for each.
+const SEGMENT: usize = 16 * BLOCK;
+
+/// The queries of one prefill chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// `[tokens, heads * (nope + rope)]`, rotated.
+    pub values: &'a Tensor,
+    /// Position of the first token.
+    pub start: usize,
+}
+
+/// What turns latents into keys and values: `kv_b_proj`, `[heads * (nope + v), kv_lora_rank]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Expansion<'a> {
+    /// The weight.
+    pub wkv_b: &'a Weight,
+}
+
+/// A chunk's queries against the cached latents up to each token, which are expanded to keys and values.
+///
+/// # Shapes
+/// Gives `[tokens, heads * v]`.
+///
+/// # Errors
+/// Pages that do not cover the chunk.
+pub fn paged_attention_prefill(
+    queries: Queries<'_>,
+    expansion: Expansion<'_>,
+    cache: &LatentCache,
+    pages: &[PageId],
+    config: &AttentionConfig,
+    device: &Device,
+) -> Result<Tensor, Error> {
+    let tokens = queries.values.rows();
+    cache.check(pages, queries.start + tokens)?;
+    let mut out = Tensor::zeros(tokens, config.heads * config.v_head_dim);
+    if tokens > 0 {
+        Expanded { queries, expansion, cache, pages, config, device }.attend(out.as_mut());
+    }
+    Ok(out)
+}
+
+struct Expanded<'a> {
+    queries: Queries<'a>,
+    expansion: Expansion<'a>,
+    cache: &'a LatentCache,
+    pages: &'a [PageId],
+    config: &'a AttentionConfig,
+    device: &'a Device,
+}
+
+/// All tokens of a head against a segment of the context.
+struct Task<'a> {
+    head: usize,
+    positions: Range<usize>,
+    /// `[strips, AttentionState::lines(v)]`.
+    states: &'a mut [Lanes],
+}
+
+impl Expanded<'_> {
+    /// # Shapes
+    /// `out` `[tokens, heads * v]`.
+    fn attend(&self, out: MatrixMut<'_>) {
+        let heads = self.config.heads;
+        let length = self.queries.start + out.rows();
+        let count = (TASKS / heads).min(length / SEGMENT).max(1);
+        let segments = Segments::new(length, count, BLOCK);
+        let per_segment = self.strips() * self.state_lines();
+        with_lines(heads * segments.count() * per_segment, |states| {
+            let places =
+                (0..heads).flat_map(|head| (0..segments.count()).map(move |segment| (head, segment)));
+            let mut tasks: Vec<_> = places
+                .zip(states.chunks_exact_mut(per_segment))
+                .map(|((head, segment), states)| Task {
+                    head,
+                    positions: segments.positions(segment),
+                    states,
+                })
+                .collect();
+            tasks.sort_by_key(|task| Reverse(self.products(&task.positions)));
+            self.device.for_each(tasks, |mut task| self.run(&mut task));
+            let merges = column_tasks(out, self.config.v_head_dim).into_iter();
+            let merges = merges.zip(states.chunks_exact_mut(segments.count() * per_segment)).collect();
+            self.device.for_each(merges, |((_, out), states)| self.merge(states, out));
+        });
+    }
+
+    fn strips(&self) -> usize {
+        self.queries.values.rows().div_ceil(LANES)
+    }
+
+    fn state_lines(&self) -> usize {
+        AttentionState::lines(self.config.v_head_dim)
+    }
+
+    /// How many pairs of a token and a position of `positions` there are.
+    fn products(&self, positions: &Range<usize>) -> usize {
+        let (start, tokens) = (self.queries.start, self.queries.values.rows());
+        let seen = |token: usize| (start + token + 1).clamp(positions.start, positions.end) - positions.start;
+        (0..tokens).map(seen).sum()
+    }
+
+    /// # Shapes
+    /// `states` `[segments, strips, lines of a state]`, `out` `[tokens, v]`.
+    fn merge(&self, states: &mut [Lanes], mut out: MatrixMut<'_>) {
+        let lines = self.state_lines();
+        for strip in 0..self.strips() {
+            let tokens = LANES.min(out.rows());
+            let (rows, rest) = out.split_rows_at(tokens);
+            let segments = states.chunks_exact_mut(self.strips() * lines);
+            merge(segments.map(|states| &mut states[strip * lines..][..lines]), self.device.kernels(), rows);
+            out = rest;
+        }
+    }
+
+    fn run(&self, task: &mut Task<'_>) {
+        for state in task.states.chunks_exact_mut(self.state_lines()) {
+            AttentionState::of(state).clear();
+        }
+        let sizes = Sizes::new(self.config, self.cache, self.strips());
+        with_lines(sizes.total(), |mut lines| {
+            let mut head = Head {
+                weights: take_lines(&mut lines, sizes.weights),
+                queries: take_lines(&mut lines, sizes.queries),
+                latents: Lanes::flatten_mut(take_lines(&mut lines, sizes.latents)),
+                keys: Lanes::flatten_mut(take_lines(&mut lines, sizes.keys)),
+                values: Lanes::flatten_mut(take_lines(&mut lines, sizes.values)),
+                config: self.config,
+                kernels: self.device.kernels(),
+            };
+            head.pack_weights(&self.expansion.wkv_b.matrix(), task.head);
+            head.pack_queries(self.queries.values, task.head);
+            for first in task.positions.clone().step_by(BLOCK) {
+                let positions = first..task.positions.end.min(first + BLOCK);
+                let rows = positions.len() * self.cache.panel_stride();
+                self.cache.read(self.pages, positions.clone(), head.kernels, &mut head.latents[..rows]);
+                head.expand(positions.len(), self.cache.panel_stride());
+                head.attend(positions, self.queries.start, task.states);
+            }
+        });
+    }
+}
+
+/// Lines that a head needs to work in.
+struct Sizes {
+    weights: usize,
+    queries: usize,
+    latents: usize,
+    keys: usize,
+    values: usize,
+}
+
+impl Sizes {
+    fn new(config: &AttentionConfig, cache: &LatentCache, strips: usize) -> Self {
+        let &AttentionConfig { kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = config;
+        let key = nope + config.qk_rope_head_dim;
+        Self {
+            weights: (nope.div_ceil(LANES) + v.div_ceil(LANES)) * rank,
+            queries: strips * key,
+            latents: BLOCK * cache.panel_stride() / LANES,
+            keys: BLOCK * panel_stride(key) / LANES,
+            values: BLOCK * panel_stride(v) / LANES,
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.weights + self.queries + self.latents + self.keys + self.values
+    }
+}
+
+/// Values from a row of a panel to the next: an odd number of cache lines, so that a column of a panel spreads over
+/// all sets of the first cache.
+fn panel_stride(cols: usize) -> usize {
+    (cols.div_ceil(LANES) | 1) * LANES
+}
+
+/// What a task knows of its head, and a block of the context as the head sees it.
+struct Head<'a> {
+    /// Sixteen rows of `wkv_b` side by side, `[strips of nope and of v, kv_lora_rank]`.
+    weights: &'a mut [Lanes],
+    /// `[strips, nope + rope]`.
+    queries: &'a mut [Lanes],
+    /// `[BLOCK, kv_lora_rank + rope]`, strided.
+    latents: &'a mut [f32],
+    /// `[BLOCK, nope + rope]`, strided.
+    keys: &'a mut [f32],
+    /// `[BLOCK, v]`, strided.
+    values: &'a mut [f32],
+    config: &'a AttentionConfig,
+    kernels: &'static Kernels,
+}
+
+impl Head<'_> {
+    /// The rows of the head, first those of the keys, then those of the values; strips of sixteen do not mix them.
+    fn pack_weights(&mut self, wkv_b: &MatrixView<'_>, head: usize) {
+        let AttentionConfig { kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = *self.config;
+        let first = head * (nope + v);
+        let mut weights = self.weights.chunks_exact_mut(rank);
+        with_lines(LANES * rank.div_ceil(LANES), |rows| {
+            let rows = Lanes::flatten_mut(rows);
+            for part in [first..first + nope, first + nope..first + nope + v] {
+                for start in part.clone().step_by(LANES) {
+                    let count = LANES.min(part.end - start);
+                    for (row, out) in (start..start + count).zip(rows.chunks_exact_mut(rank)) {
+                        self.kernels.dequantize_row(wkv_b, row, out);
+                    }
+                    let rows = MatrixRef::new(&rows[..count * rank], count, rank);
+                    let strip = weights.next().expect("a strip for each sixteen rows");
+                    self.kernels.pack_lanes(rows, 1.0, strip);
+                }
+            }
+        });
+    }
+
+    /// # Shapes
+    /// `queries` `[tokens, heads * (nope + rope)]`.
+    fn pack_queries(&mut self, queries: &Tensor, head: usize) {
+        let width = self.config.qk_nope_head_dim + self.config.qk_rope_head_dim;
+        let queries = queries.columns(head * width, width);
+        for (strip, packed) in self.queries.chunks_exact_mut(width).enumerate() {
+            let tokens = strip * LANES..queries.rows().min((strip + 1) * LANES);
+            self.kernels.pack_lanes(queries.row_range(tokens), self.config.scale, packed);
+        }
+    }
+
+    /// Keys and values of the latents, `[count, kv_lora_rank + rope]` by `stride`.
+    fn expand(&mut self, count: usize, stride: usize) {
+        let AttentionConfig {
+            kv_lora_rank: rank,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: rope,
+            v_head_dim: v,
+            ..
+        } = *self.config;
+        let latents = MatrixRef::strided(self.latents, count, rank, stride);
+        let (of_keys, of_values) = self.weights.split_at(nope.div_ceil(LANES) * rank);
+        let key_stride = panel_stride(nope + rope);
+        let parts = [
+            (of_keys, &mut *self.keys, nope, key_stride),
+            (of_values, &mut *self.values, v, panel_stride(v)),
+        ];
+        for (weights, out, features, out_stride) in parts {
+            for (strip, weights) in weights.chunks_exact(rank).enumerate() {
+                let first = strip * LANES;
+                let cols = LANES.min(features - first);
+                let out = MatrixMut::strided(&mut out[first..], count, cols, out_stride);
+                self.kernels.matmul_lanes(latents, weights, out);
+            }
+        }
+        let rotated = self.latents.chunks_exact(stride).map(|latent| &latent[rank..rank + rope]);
+        for (key, rotated) in self.keys.chunks_exact_mut(key_stride).zip(rotated).take(count) {
+            key[nope..nope + rope].copy_from_slice(rotated);
+        }
+    }
+
+    /// The strips of tokens that see something of a block. `start` is the position of the first token.
+    fn attend(&self, positions: Range<usize>, start: usize, states: &mut [Lanes]) {
+        let AttentionConfig { qk_nope_head_dim: nope, qk_rope_head_dim: rope, v_head_dim: v, .. } =
+            *self.config;
+        let strips = self.queries.chunks_exact(nope + rope);
+        let states = states.chunks_exact_mut(AttentionState::lines(v));
+        for (strip, (features, state)) in strips.zip(states).enumerate() {
+            // Lanes beyond the last token see what they like.
+            let visible: [usize; LANES] = std::array::from_fn(|lane| {
+                (start + strip * LANES + lane + 1).saturating_sub(positions.start)
+            });
+            let keys = positions.len().min(visible[LANES - 1]);
+            if keys > 0 {
+                let block = KeyValues {
+                    keys: MatrixRef::strided(self.keys, keys, nope + rope, panel_stride(nope + rope)),
+                    values: MatrixRef::strided(self.values, keys, v, panel_stride(v)),
+                    ahead: &[],
+                };
+                self.kernels.attend(&block, &PackedQueries { features, visible }, AttentionState::of(state));
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The paged cache of latents.
+
+mod format;
+
+use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages};
+use dsv3_kernels::{Kernels, MatrixView};
+use format::Plane;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+pub use format::{CacheFormat, LatentShape};
+
+/// Config of the operators that write the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PagedCacheConfig {
+    /// Features of a cached token: the latent, then the rotated key part that all heads share.
+    pub features: usize,
+}
+
+/// One layer's cache, `[pages, page size, features]`. A page holds consecutive positions of one sequence.
+#[derive(Clone, Debug)]
+pub struct LatentCache {
+    page_size: usize,
+    shape: LatentShape,
+    planes: Vec<Plane>,
+    bytes: Vec<u8>,
+}
+
+impl LatentCache {
+    /// An empty cache. Its memory is zeroed by the operating system, page by page as it is touched.
+    ///
+    /// # Errors
+    /// A capacity of nothing, or of more than an address space.
+    pub fn new(capacity: &Capacity, shape: LatentShape, format: CacheFormat) -> Result<Self, Error> {
+        let &Capacity { pages, page_size, .. } = capacity;
+        let planes = Plane::of(format, shape);
+        let row: usize = planes.iter().map(Plane::row_bytes).sum();
+        let bytes = pages.checked_mul(page_size).and_then(|tokens| tokens.checked_mul(row));
+        match bytes.filter(|&bytes| bytes > 0 && bytes <= isize::MAX as usize) {
+            Some(bytes) => {
+                let mut bytes = vec![0; bytes];
+                advise_huge_pages(&mut bytes);
+                Ok(Self { page_size, shape, planes, bytes })
+            }
+            None => {
+                Err(Error::Request(format!("a cache of {pages} pages of {page_size} tokens cannot be made")))
+            }
+        }
+    }
+
+    /// Bytes that the cache holds for a token, in one layer.
+    pub fn bytes_per_token(shape: LatentShape, format: CacheFormat) -> usize {
+        Plane::of(format, shape).iter().map(Plane::row_bytes).sum()
+    }
+
+    /// Tokens in a page.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Features of a cached token.
+    pub fn features(&self) -> usize {
+        self.shape.features()
+    }
+
+    /// Values from a row of a panel to the next, for [`read`](Self::read): room for whole blocks, and an odd number of
+    /// cache lines, so that a column of a panel spreads over all sets of the first cache.
+    pub(crate) fn panel_stride(&self) -> usize {
+        let cols = self.planes.iter().map(|plane| plane.first + plane.cols).max().unwrap_or(0);
+        (cols.div_ceil(16) | 1) * 16
+    }
+
+    /// Brings positions of a sequence into `panel`, `[positions, features]` by [`panel_stride`](Self::panel_stride).
+    pub(crate) fn read(
+        &self,
+        pages: &[PageId],
+        positions: Range<usize>,
+        kernels: &Kernels,
+        panel: &mut [f32],
+    ) {
+        let rows = panel.chunks_exact_mut(self.panel_stride()).take(positions.len());
+        let mut position = positions.start;
+        let mut rows = rows.peekable();
+        while rows.peek().is_some() {
+            let first = position % self.page_size;
+            let count = (self.page_size - first).min(positions.end - position);
+            let matrices: Vec<_> = self
+                .planes
+                .iter()
+                .map(|plane| (plane, self.matrix(pages[position / self.page_size], plane)))
+                .collect();
+            for (row, out) in (first..first + count).zip(rows.by_ref()) {
+                // In this order, because whole blocks may reach into the features of the next plane.
+                for (plane, matrix) in &matrices {
+                    kernels.dequantize_row(matrix, row, &mut out[plane.first..][..plane.cols]);
+                }
+            }
+            position += count;
+        }
+    }
+
+    /// The bytes from `position` to `end` or to the end of its page, to be asked for from memory ahead of time.
+    pub(crate) fn stored(&self, pages: &[PageId], position: usize, end: usize) -> &[u8] {
+        let Some(plane) = self.planes.first().filter(|_| position < end) else { return &[] };
+        let row = position % self.page_size;
+        let rows = (self.page_size - row).min(end - position);
+        let start = self.plane_start(pages[position / self.page_size], plane) + row * plane.row_bytes();
+        &self.bytes[start..start + rows * plane.row_bytes()]
+    }
+
+    /// A plane of a page, `[page size, cols]`.
+    fn matrix(&self, page: PageId, plane: &Plane) -> MatrixView<'_> {
+        let start = self.plane_start(page, plane);
+        let bytes = &self.bytes[start..start + self.page_size * plane.row_bytes()];
+        MatrixView::from_bytes(plane.format, bytes, self.page_size, plane.cols, None)
+    }
+
+    fn plane_start(&self, page: PageId, plane: &Plane) -> usize {
+        let before: usize =
+            self.planes.iter().take_while(|other| other.first < plane.first).map(Plane::row_bytes).sum();
+        page.0 as usize * self.page_bytes() + before * self.page_size
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.page_size * self.planes.iter().map(Plane::row_bytes).sum::<usize>()
+    }
+
+    /// Checks that the pages cover positions `0..length` and lie in the cache.
+    pub(crate) fn check(&self, pages: &[PageId], length: usize) -> Result<(), Error> {
+        let total = self.bytes.len() / self.page_bytes();
+        if pages.len() * self.page_size < length {
+            return Err(Error::Request(format!(
+                "{} pages of {} tokens do not hold {length} positions",
+                pages.len(),
+                self.page_size
+            )));
+        }
+        match pages.iter().find(|page| page.0 as usize >= total) {
+            Some(PageId(page)) => {
+                Err(Error::Request(format!("page {page} is beyond the cache of {total} pages")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, pages: &[PageId], position: usize, latent: &[f32]) {
+        for index in 0..self.planes.len() {
+            let plane = self.planes[index];
+            let row = position % self.page_size;
+            let start = self.plane_start(pages[position / self.page_size], &plane) + row * plane.row_bytes();
+            plane.store(
+                &latent[plane.first..][..plane.features],
+                &mut self.bytes[start..][..plane.row_bytes()],
+            );
+        }
+    }
+}
+
+/// Writes one chunk of one sequence, at the positions from `start` on.
+///
+/// # Shapes
+/// `latents` `[tokens, features]`.
+///
+/// # Errors
+/// Pages that do not cover the chunk.
+pub fn paged_fill_cache(
+    cache: &mut LatentCache,
+    latents: &Tensor,
+    start: usize,
+    pages: &[PageId],
+    config: &PagedCacheConfig,
+) -> Result<(), Error> {
+    assert_eq!(
+        (latents.cols(), cache.features()),
+        (config.features, config.features),
+        "features of a cached token"
+    );
+    cache.check(pages, start + latents.rows())?;
+    for row in 0..latents.rows() {
+        cache.write(pages, start + row, latents.row(row));
+    }
+    Ok(())
+}
+
+/// Writes one token of each of several sequences, at each one's position.
+///
+/// # Shapes
+/// `latents` `[users, features]`, `positions` `[users]`, `pages` `[users]`.
+///
+/// # Errors
+/// Pages that do not cover the position.
+pub fn paged_update_cache(
+    cache: &mut LatentCache,
+    latents: &Tensor,
+    positions: &[usize],
+    pages: &[&[PageId]],
+    config: &PagedCacheConfig,
+) -> Result<(), Error> {
+    assert_eq!(
+        (latents.cols(), cache.features()),
+        (config.features, config.features),
+        "features of a cached token"
+    );
+    assert_eq!(
+        (positions.len(), pages.len()),
+        (latents.rows(), latents.rows()),
+        "one position and page table a user"
+    );
+    for (user, (&position, pages)) in positions.iter().zip(pages).enumerate() {
+        cache.check(pages, position + 1)?;
+        cache.write(pages, position, latents.row(user));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAPACITY: Capacity = Capacity { max_context: 12, page_size: 3, pages: 4 };
+    const CONFIG: PagedCacheConfig = PagedCacheConfig { features: 2 };
+    const SHAPE: LatentShape = LatentShape { kv_lora_rank: 1, qk_rope_head_dim: 1 };
+
+    fn latents(values: impl IntoIterator<Item = u16>) -> Tensor {
+        let values: Vec<f32> = values.into_iter().flat_map(|v| [f32::from(v), -f32::from(v)]).collect();
+        Tensor::from_vec(values.len() / 2, 2, values)
+    }
+
+    fn read(cache: &LatentCache, pages: &[PageId], positions: Range<usize>) -> Vec<f32> {
+        let stride = cache.panel_stride();
+        let mut panel = vec![f32::NAN; positions.len() * stride];
+        cache.read(pages, positions, Kernels::best(), &mut panel);
+        panel.chunks(stride).flat_map(|row| &row[..cache.features()]).copied().collect()
+    }
+
+    #[test]
+    fn positions_are_read_back_in_order_over_scattered_pages() {
+        let pages = [PageId(3), PageId(0), PageId(2)];
+        for format in CacheFormat::ALL {
+            let mut cache = LatentCache::new(&CAPACITY, SHAPE, format).unwrap();
+            paged_fill_cache(&mut cache, &latents(0..4), 0, &pages, &CONFIG).unwrap();
+            paged_fill_cache(&mut cache, &latents(4..7), 4, &pages, &CONFIG).unwrap();
+            paged_update_cache(&mut cache, &latents([7]), &[7], &[&pages], &CONFIG).unwrap();
+            for positions in [0..8, 0..3, 2..4, 5..8, 7..8] {
+                let expected = latents(positions.start as u16..positions.end as u16).into_vec();
+                let got = read(&cache, &pages, positions.clone());
+                // One value a block: q8 gives it back up to the scale's rounding.
+                let near = |(got, value): (&f32, &f32)| (got - value).abs() <= value.abs() / 1024.0;
+                assert!(got.iter().zip(&expected).all(near), "{format} {positions:?}: {got:?}");
+                if format != CacheFormat::Q8 {
+                    assert_eq!(got, expected, "{format} {positions:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_ahead_ends_with_the_page() {
+        let cache = LatentCache::new(&CAPACITY, SHAPE, CacheFormat::Bf16).unwrap();
+        let pages = [PageId(1), PageId(2)];
+        assert_eq!(cache.stored(&pages, 1, 6).len(), 2 * 4);
+        assert_eq!(cache.stored(&pages, 3, 5).len(), 2 * 4);
+        assert_eq!(cache.stored(&pages, 6, 6).len(), 0);
+    }
+
+    #[test]
+    fn a_token_takes_the_bytes_of_its_format() {
+        let shape = LatentShape { kv_lora_rank: 512, qk_rope_head_dim: 64 };
+        let bytes = CacheFormat::ALL.map(|format| LatentCache::bytes_per_token(shape, format));
+        assert_eq!(bytes, [2304, 1152, 512 / 32 * 34 + 128]);
+    }
+
+    #[test]
+    fn a_cache_of_nothing_or_of_everything_is_refused() {
+        for (page_size, pages) in [(0, 4), (3, 0), (usize::MAX, 2), (1 << 40, 1 << 20)] {
+            let capacity = Capacity { max_context: 12, page_size, pages };
+            assert!(LatentCache::new(&capacity, SHAPE, CacheFormat::F32).is_err());
+        }
+    }
+
+    #[test]
+    fn pages_that_do_not_cover_a_step_are_refused() {
+        let mut cache = LatentCache::new(&CAPACITY, SHAPE, CacheFormat::F32).unwrap();
+        let error = paged_fill_cache(&mut cache, &latents(0..4), 0, &[PageId(1)], &CONFIG).unwrap_err();
+        assert_eq!(error.to_string(), "1 pages of 3 tokens do not hold 4 positions");
+        let error =
+            paged_update_cache(&mut cache, &latents([1]), &[0], &[&[PageId(4)]], &CONFIG).unwrap_err();
+        assert_eq!(error.to_string(), "page 4 is beyond the cache of 4 pages");
+    }
+}
