@@ -171,6 +171,21 @@ pub(crate) fn load8(bytes: &[u8; LANES]) -> __m128i {
     unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }
 }
 
+/// A vector of bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load32(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: a reference to 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// A half, little-endian, in every lane.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn broadcast_half(bytes: [u8; 2]) -> __m256 {
+    _mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(bytes)))
+}
+
 /// The value of a half, little-endian.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]

@@ -11,7 +11,7 @@
 //! starts as `..SCALAR` or `..AVX2`, replaces what it does better, and is tested from the moment it is registered.
 //!
 //! Weights are [`MatrixView`]s in one of the [`Format`]s and are turned to f32 in registers or in a buffer on the stack;
-//! activations are always f32 ([`MatrixRef`], [`MatrixMut`]).
+//! activations are f32 ([`MatrixRef`], [`MatrixMut`]), or, for products in integers, quantised first ([`IntegerMatrix`]).
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are read in place, and checkpoints are little-endian");
@@ -23,11 +23,14 @@ mod avx2;
 mod dequantize;
 mod elementwise;
 mod format;
+mod integers;
 mod isa;
 mod kernels;
 mod matmul;
+mod matmul_integer;
 mod matmul_transposed;
 mod parts;
+mod quantize;
 mod quantized;
 mod reduce;
 mod rope;
@@ -38,6 +41,7 @@ mod view;
 
 pub use activations::{MatrixMut, MatrixRef};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
+pub use integers::{IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
 pub use isa::Isa;
 pub use kernels::Kernels;
 pub use parts::{Chunks, Cuts, Part, Parts};

@@ -2,6 +2,7 @@
 //! tokens share weights turned to f32 in a buffer (`tile`, bound by arithmetic).
 
 mod stream;
+mod stream_q8_0;
 mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
@@ -20,7 +21,8 @@ pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_
         Format::F32 => stream_add::<F32>(w, x, out),
         Format::Bf16 => stream_add::<Bf16>(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
-        Format::Q8_0 | Format::Q4K => tile::matmul_add(w, x, out),
+        Format::Q8_0 => stream_q8_0_add(w, x, out),
+        Format::Q4K => tile::matmul_add(w, x, out),
     }
 }
 
@@ -33,6 +35,18 @@ fn stream_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<
         2 => stream::matmul_add::<E, 4, 2>(w, x, out),
         3 => stream::matmul_add::<E, 2, 3>(w, x, out),
         STREAMED => stream::matmul_add::<E, 2, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `tile`"),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn stream_q8_0_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match x.rows() {
+        0 => (),
+        1 => stream_q8_0::matmul_add::<4, 1>(w, x, out),
+        2 => stream_q8_0::matmul_add::<4, 2>(w, x, out),
+        3 => stream_q8_0::matmul_add::<2, 3>(w, x, out),
+        STREAMED => stream_q8_0::matmul_add::<2, STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `tile`"),
     }
 }
