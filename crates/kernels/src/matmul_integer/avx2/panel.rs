@@ -79,11 +79,12 @@ struct Place {
 
 /// The cache lines of the panels that come next.
 struct Upcoming {
+    /// The first line of the row whose turn it is.
     start: *const u8,
     /// Bytes from a row to the next.
     row_stride: usize,
     lines_in_row: usize,
-    /// The number of the next line to ask for.
+    /// The line of the row to ask for next.
     line: usize,
 }
 
@@ -91,9 +92,8 @@ impl Upcoming {
     /// Two panels at `row`, or, if there is none, at row 0 of the columns after `columns`. The matrix may end before.
     fn after(w: &MatrixView<'_>, row: usize, columns: Range<usize>) -> Self {
         let (row, first) = if row < w.rows() { (row, columns.start) } else { (0, columns.end) };
-        let block = w.format().block_cols();
         let row_stride = w.format().bytes(w.row_stride());
-        let offset = row * row_stride + w.format().bytes(first.next_multiple_of(block));
+        let offset = row * row_stride + w.format().bytes(first);
         Self {
             start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset),
             row_stride,
@@ -108,12 +108,16 @@ impl Upcoming {
 
     /// Asks for the next `count` lines.
     #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
     fn request(&mut self, count: usize) {
-        for line in self.line..self.lines().min(self.line + count) {
-            let (row, line) = (line / self.lines_in_row, line % self.lines_in_row);
-            prefetch(self.start.wrapping_add(row * self.row_stride + line * LINE));
+        for _ in 0..count {
+            prefetch(self.start.wrapping_add(self.line * LINE));
+            self.line += 1;
+            if self.line == self.lines_in_row {
+                self.start = self.start.wrapping_add(self.row_stride);
+                self.line = 0;
+            }
         }
-        self.line += count;
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::panel::{self, ROWS};
-use crate::avx2::{LANES, load, padded, store, watch_nan};
+use crate::avx2::{LANES, in_order, load, padded, store, watch_nan};
 use crate::integers::BLOCK;
 use crate::matmul_integer::FP8_STEPS;
 use crate::quantized::{BlockQ8_0, blocks};
@@ -97,15 +97,19 @@ fn block_sums<const V: usize, const T: usize>(
     x: [&[i16; BLOCK]; T],
 ) -> [[__m256i; T]; V] {
     let mut sums = [[_mm256_setzero_si256(); T]; V];
-    for pair in 0..PAIRS {
-        let mut inputs = [_mm256_setzero_si256(); T];
-        for t in 0..T {
-            inputs[t] = broadcast_pair(x[t], pair);
-        }
-        for v in 0..V {
-            let weights = load_pairs(&weights[v][pair]);
+    for four in 0..PAIRS / 4 {
+        for i in 0..4 {
+            let pair = 4 * four + i;
+            let mut inputs = [_mm256_setzero_si256(); T];
             for t in 0..T {
-                sums[v][t] = _mm256_add_epi32(sums[v][t], _mm256_madd_epi16(weights, inputs[t]));
+                inputs[t] = broadcast_pair(x[t], pair);
+            }
+            for v in 0..V {
+                let weights = load_pairs(&weights[v][pair]);
+                for t in 0..T {
+                    sums[v][t] =
+                        in_order(_mm256_add_epi32(sums[v][t], _mm256_madd_epi16(weights, inputs[t])));
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use super::panel::{self, ROWS};
 use super::q4k::{nibbles, scales_and_minima};
-use crate::avx2::{load, load32, store};
+use crate::avx2::{in_order, load, load32, store};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::{IntegerRef, MatrixView};
@@ -108,7 +108,7 @@ fn group_sums<const V: usize, const T: usize>(
         for v in 0..V {
             let weights = load32(&weights[v][four]);
             for t in 0..T {
-                sums[v][t] = _mm256_add_epi16(sums[v][t], _mm256_maddubs_epi16(weights, inputs[t]));
+                sums[v][t] = in_order(_mm256_add_epi16(sums[v][t], _mm256_maddubs_epi16(weights, inputs[t])));
             }
         }
     }
