@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_mesh::MeshShape;
+use dsv3_runtime::ops::Arithmetic;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -133,6 +134,27 @@ pub(crate) struct RunningArgs {
     /// Tokens that the prompt and its continuation may have together [default: as many as are needed, 4096 or more]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
+    /// How activations are multiplied with weights [default: integer]
+    #[arg(long, value_enum)]
+    pub(crate) arithmetic: Option<ArithmeticArg>,
+}
+
+/// The ways to multiply activations with weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ArithmeticArg {
+    /// In f32, exactly as the weights are
+    Float,
+    /// In integers where the weights' format has a faster product of them: q4_K always, q8_0 and FP8 in prompts
+    Integer,
+}
+
+impl From<ArithmeticArg> for Arithmetic {
+    fn from(arithmetic: ArithmeticArg) -> Self {
+        match arithmetic {
+            ArithmeticArg::Float => Arithmetic::Float,
+            ArithmeticArg::Integer => Arithmetic::Integer,
+        }
+    }
 }
 
 /// Operator configs from stage 2, where they are not made on the spot.
@@ -141,7 +163,8 @@ pub(crate) struct RunningArgs {
 pub(crate) struct OperatorConfigArgs {
     /// Operator config for the prompts, as `dsv3 config --mode prefill` writes it [default: made for the model]
     ///
-    /// It must be the model's own; only `rows_per_task`, by which work is divided between threads, may differ.
+    /// It must be the model's own; only `rows_per_task`, by which work is divided between threads, and `arithmetic`,
+    /// which --arithmetic sets everywhere, may differ.
     #[arg(long, value_name = "FILE")]
     pub(crate) prefill_config: Option<PathBuf>,
     /// Operator config for the tokens after them, as `dsv3 config --mode decode` writes it [default: made for the model]
@@ -217,6 +240,9 @@ pub(crate) struct LogitsArgs {
     /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// How activations are multiplied with weights
+    #[arg(long, value_enum, default_value_t = ArithmeticArg::Float)]
+    pub(crate) arithmetic: ArithmeticArg,
 }
 
 /// `dsv3 inspect`.

@@ -113,7 +113,7 @@ impl Kernels {
     /// # Panics
     /// If the shapes disagree.
     pub fn matmul(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-        fill_zero(&mut out);
+        out.fill(0.0);
         self.matmul_add(w, x, out);
     }
 
@@ -181,7 +181,7 @@ impl Kernels {
     /// # Panics
     /// If the shapes disagree.
     pub fn matmul_transposed(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-        fill_zero(&mut out);
+        out.fill(0.0);
         self.matmul_transposed_add(w, x, out);
     }
 
@@ -308,12 +308,6 @@ impl Kernels {
 impl fmt::Debug for Kernels {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
-    }
-}
-
-fn fill_zero(out: &mut MatrixMut<'_>) {
-    for row in 0..out.rows() {
-        out.row_mut(row).fill(0.0);
     }
 }
 

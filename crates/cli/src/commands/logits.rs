@@ -22,7 +22,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     if args.output.is_dir() {
         bail!("{} is a directory, expected the file to write", args.output.display());
     }
-    let configs = OperatorConfigs::generate(&model.hf)?;
+    let configs = OperatorConfigs::generate(&model.hf)?.with_arithmetic(args.arithmetic.into())?;
     let mut session = Session::open(&model, configs, tokens.len(), args.threads)?;
     let shape = [tokens.len(), model.hf.vocab_size];
     let mut file = NewFile::create(&args.output)?;

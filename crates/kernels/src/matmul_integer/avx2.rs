@@ -30,9 +30,9 @@ fn stream_q4k_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
         1 => stream_q4k::matmul_add::<2, 1>(w, x, out),
-        2 => stream_q4k::matmul_add::<2, 2>(w, x, out),
-        3 => stream_q4k::matmul_add::<2, 3>(w, x, out),
-        STREAMED => stream_q4k::matmul_add::<2, STREAMED>(w, x, out),
+        2 => stream_q4k::matmul_add::<1, 2>(w, x, out),
+        3 => stream_q4k::matmul_add::<1, 3>(w, x, out),
+        STREAMED => stream_q4k::matmul_add::<1, STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `panel`"),
     }
 }

@@ -2,6 +2,7 @@
 //! work over the device's threads and calls the kernels.
 
 mod absorb;
+mod arithmetic;
 mod attention;
 mod cache;
 mod embedding;
@@ -14,6 +15,7 @@ mod residual;
 mod rope;
 
 pub use absorb::{absorb_queries, expand_values};
+pub use arithmetic::Arithmetic;
 pub use attention::{AttentionConfig, Expansion, Queries, paged_attention_decode, paged_attention_prefill};
 pub use cache::{LatentCache, PagedCacheConfig, paged_fill_cache, paged_update_cache};
 pub use embedding::{EmbeddingConfig, embedding};

@@ -38,23 +38,36 @@ fn rows_add<const R: usize, const T: usize>(
     out: &mut MatrixMut<'_>,
 ) {
     let count = w.cols() / Q8_0_COLS;
-    let weights: [&[BlockQ8_0]; R] = from_fn(|r| &blocks(w.row_bytes(row + r, 0..w.cols()))[..count]);
-    let x: [&[Inputs]; T] = from_fn(|t| &x[t][..count]);
+    let mut weights: [&[BlockQ8_0]; R] = [&[]; R];
+    for r in 0..R {
+        weights[r] = &blocks(w.row_bytes(row + r, 0..w.cols()))[..count];
+    }
+    let mut inputs: [&[Inputs]; T] = [&[]; T];
+    for t in 0..T {
+        inputs[t] = &x[t][..count];
+    }
     let ahead = R * w.format().bytes(w.row_stride()); // the same columns of the next rows
     let mut totals = [[_mm256_setzero_ps(); R]; T];
     for block in 0..count {
-        for r in 0..R {
-            let weights = &weights[r][block];
-            prefetch(weights.values.as_ptr().wrapping_add(ahead));
-            let values = widen(weights);
-            let scale = broadcast_half(weights.d);
-            for t in 0..T {
-                let (x, _) = x[t][block].as_chunks::<LANES>();
-                let mut sum = _mm256_mul_ps(values[0], load(&x[0]));
-                for i in 1..values.len() {
-                    sum = _mm256_fmadd_ps(values[i], load(&x[i]), sum);
+        let mut sums = [[_mm256_setzero_ps(); R]; T];
+        // Rows take each step together, so that what waits for a result has the other rows' work between.
+        for i in 0..Q8_0_COLS / LANES {
+            for r in 0..R {
+                let values = widen(&weights[r][block].values.as_chunks().0[i]);
+                for t in 0..T {
+                    sums[t][r] = if i == 0 {
+                        _mm256_mul_ps(values, load(&inputs[t][block].as_chunks().0[i]))
+                    } else {
+                        _mm256_fmadd_ps(values, load(&inputs[t][block].as_chunks().0[i]), sums[t][r])
+                    };
                 }
-                totals[t][r] = _mm256_fmadd_ps(sum, scale, totals[t][r]);
+            }
+        }
+        for r in 0..R {
+            prefetch(weights[r][block].values.as_ptr().wrapping_add(ahead));
+            let scale = broadcast_half(weights[r][block].d);
+            for t in 0..T {
+                totals[t][r] = _mm256_fmadd_ps(sums[t][r], scale, totals[t][r]);
             }
         }
     }
@@ -66,10 +79,9 @@ fn rows_add<const R: usize, const T: usize>(
     }
 }
 
-/// The values of a block, before their scale.
+/// Signed bytes as f32.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn widen(block: &BlockQ8_0) -> [__m256; 4] {
-    let (bytes, _) = block.values.as_chunks::<LANES>();
-    from_fn(|i| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(&bytes[i]))))
+fn widen(bytes: &[u8; LANES]) -> __m256 {
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(bytes)))
 }

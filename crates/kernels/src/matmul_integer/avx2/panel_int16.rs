@@ -71,12 +71,21 @@ impl<E: Eight> panel::Panel for Panel<E> {
         let count = columns.len().div_ceil(BLOCK);
         assert!(count <= COLUMNS / BLOCK, "columns of a panel");
         let first = columns.start / BLOCK;
-        let values: [&[[i16; BLOCK]]; T] = from_fn(|t| &x.int16(token + t)[first..first + count]);
-        let scales: [&[f32]; T] = from_fn(|t| &x.scales(token + t)[first..first + count]);
+        let (mut values, mut scales): ([&[[i16; BLOCK]]; T], [&[f32]; T]) = ([&[]; T], [&[]; T]);
+        for t in 0..T {
+            values[t] = &x.int16(token + t)[first..first + count];
+            scales[t] = &x.scales(token + t)[first..first + count];
+        }
         let mut totals = [[_mm256_setzero_ps(); T]; V];
         for block in 0..count {
-            let weights: [&[Pairs; PAIRS]; V] = from_fn(|v| &panels[v].blocks[block]);
-            let sums = block_sums::<V, T>(weights, from_fn(|t| &values[t][block]));
+            let (mut weights, mut inputs) = ([&panels[0].blocks[block]; V], [&values[0][block]; T]);
+            for v in 1..V {
+                weights[v] = &panels[v].blocks[block];
+            }
+            for t in 1..T {
+                inputs[t] = &values[t][block];
+            }
+            let sums = block_sums::<V, T>(weights, inputs);
             for t in 0..T {
                 let x_scale = _mm256_set1_ps(scales[t][block]);
                 for v in 0..V {

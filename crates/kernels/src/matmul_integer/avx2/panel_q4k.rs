@@ -59,13 +59,23 @@ impl panel::Panel for Panel {
         token: usize,
     ) -> [[__m256; T]; V] {
         let block = columns.start / Q4K_COLS;
-        let values: [&[[i8; BLOCK]; Q4K_GROUPS]; T] = from_fn(|t| &x.int8(token + t).as_chunks().0[block]);
-        let scales: [&[f32; Q4K_GROUPS]; T] = from_fn(|t| &x.scales(token + t).as_chunks().0[block]);
-        let sums: [&[f32; Q4K_GROUPS]; T] = from_fn(|t| &x.sums(token + t).as_chunks().0[block]);
+        let values_of = |t: usize| &x.int8(token + t).as_chunks::<Q4K_GROUPS>().0[block];
+        let scales_of = |t: usize| &x.scales(token + t).as_chunks::<Q4K_GROUPS>().0[block];
+        let sums_of = |t: usize| &x.sums(token + t).as_chunks::<Q4K_GROUPS>().0[block];
+        let (mut values, mut scales, mut sums) = ([values_of(0); T], [scales_of(0); T], [sums_of(0); T]);
+        for t in 1..T {
+            (values[t], scales[t], sums[t]) = (values_of(t), scales_of(t), sums_of(t));
+        }
         let mut totals = [[_mm256_setzero_ps(); T]; V];
         for group in 0..Q4K_GROUPS {
-            let weights: [&[Fours; FOURS]; V] = from_fn(|v| &panels[v].groups[group]);
-            let products = group_sums::<V, T>(weights, from_fn(|t| &values[t][group]));
+            let (mut weights, mut inputs) = ([&panels[0].groups[group]; V], [&values[0][group]; T]);
+            for v in 1..V {
+                weights[v] = &panels[v].groups[group];
+            }
+            for t in 1..T {
+                inputs[t] = &values[t][group];
+            }
+            let products = group_sums::<V, T>(weights, inputs);
             for t in 0..T {
                 let x_scale = _mm256_set1_ps(scales[t][group]);
                 for v in 0..V {

@@ -53,18 +53,33 @@ fn rows_add<const R: usize, const T: usize>(
     out: &mut MatrixMut<'_>,
 ) {
     let count = w.cols() / Q4K_COLS;
-    let weights: [&[BlockQ4K]; R] = from_fn(|r| &blocks(w.row_bytes(row + r, 0..w.cols()))[..count]);
-    let x: [Inputs<'_>; T] = from_fn(|t| x[t].first(count));
+    let mut weights: [&[BlockQ4K]; R] = [&[]; R];
+    for r in 0..R {
+        weights[r] = &blocks(w.row_bytes(row + r, 0..w.cols()))[..count];
+    }
+    let mut inputs = x;
+    for t in 0..T {
+        inputs[t] = x[t].first(count);
+    }
     let ahead = R * w.format().bytes(w.row_stride()); // the same columns of the next rows
     let mut totals = [[_mm256_setzero_ps(); T]; R];
     for block in 0..count {
+        let mut row_blocks = [&weights[0][block]; R];
+        for r in 1..R {
+            row_blocks[r] = &weights[r][block];
+        }
         for r in 0..R {
-            let weights = &weights[r][block];
             for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
-                prefetch(weights.d.as_ptr().wrapping_add(ahead + line));
+                prefetch(row_blocks[r].d.as_ptr().wrapping_add(ahead + line));
             }
-            let inputs: [_; T] = from_fn(|t| x[t].block(block));
-            block_add(weights, inputs, &mut totals[r]);
+        }
+        let (twos, rest) = inputs.as_chunks::<2>();
+        for (number, two) in twos.iter().enumerate() {
+            let x = [two[0].block(block), two[1].block(block)];
+            block_add(row_blocks, x, 2 * number, &mut totals);
+        }
+        for last in rest {
+            block_add(row_blocks, [last.block(block)], T - 1, &mut totals);
         }
     }
     for t in 0..T {
@@ -90,53 +105,70 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Adds the products of a block of one row with each token.
+/// Adds the products of a block of each row with tokens `token..token + N`. Rows and tokens take each step together, so
+/// that what waits for a result has the others' work between.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn block_add<const T: usize>(weights: &BlockQ4K, x: [BlockInputs<'_>; T], sums: &mut [__m256; T]) {
-    let (scales, minima) = scales_and_minima(weights);
-    let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights.d));
-    let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights.dmin));
-    let (pairs, _) = weights.values.as_chunks::<BLOCK>();
-    let mut bits = [_mm256_setzero_si256(); Q4K_GROUPS];
-    for pair in 0..pairs.len() {
-        [bits[2 * pair], bits[2 * pair + 1]] = nibbles(load32(&pairs[pair]));
-    }
-    for t in 0..T {
-        let (values, x_scales, x_sums) = x[t];
-        let mut products = [_mm256_setzero_si256(); Q4K_GROUPS];
-        for group in 0..Q4K_GROUPS {
-            // At most 2 * 15 * 127 in 16 bits.
-            products[group] = _mm256_maddubs_epi16(bits[group], load_int8(&values[group]));
+fn block_add<const R: usize, const N: usize, const T: usize>(
+    weights: [&BlockQ4K; R],
+    x: [BlockInputs<'_>; N],
+    token: usize,
+    totals: &mut [[__m256; T]; R],
+) {
+    let zero = _mm256_setzero_si256();
+    let mut pairs = [[[zero; 4]; N]; R];
+    for i in 0..4 {
+        for r in 0..R {
+            let bits = nibbles(load32(&weights[r].values.as_chunks::<BLOCK>().0[i]));
+            for n in 0..N {
+                let (values, ..) = x[n];
+                // At most 2 * 15 * 127 in 16 bits.
+                let even = _mm256_maddubs_epi16(bits[0], load_int8(&values[2 * i]));
+                let odd = _mm256_maddubs_epi16(bits[1], load_int8(&values[2 * i + 1]));
+                pairs[r][n][i] = interleave16(even, odd);
+            }
         }
-        let factors = _mm256_mul_ps(scales, load(x_scales));
-        sums[t] = _mm256_fnmadd_ps(minima, load(x_sums), sums[t]);
-        sums[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum_groups(products)), factors, sums[t]);
+    }
+    let mut fours = [[[zero; 2]; N]; R];
+    for i in 0..2 {
+        for r in 0..R {
+            for n in 0..N {
+                let (one, other) = (pairs[r][n][2 * i], pairs[r][n][2 * i + 1]);
+                fours[r][n][i] =
+                    _mm256_add_epi16(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
+            }
+        }
+    }
+    for r in 0..R {
+        let (scales, minima) = scales_and_minima(weights[r]);
+        let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights[r].d));
+        let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights[r].dmin));
+        for n in 0..N {
+            let (_, x_scales, x_sums) = x[n];
+            let products = _mm256_cvtepi32_ps(eight_sums(fours[r][n]));
+            let total = _mm256_fnmadd_ps(minima, load(x_sums), totals[r][token + n]);
+            let factors = _mm256_mul_ps(scales, load(x_scales));
+            totals[r][token + n] = _mm256_fmadd_ps(products, factors, total);
+        }
     }
 }
 
-/// Each vector's sum, in their order. The sums of eight lanes must fit into 16 bits.
+/// The last step: of 16 products of at most 15 * 127 in each lane of 16 bits, two lanes for each of the eight groups,
+/// the groups' sums.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn sum_groups(groups: [__m256i; Q4K_GROUPS]) -> __m256i {
-    let mut pairs = [_mm256_setzero_si256(); 4];
-    for i in 0..4 {
-        let (one, other) = (groups[2 * i], groups[2 * i + 1]);
-        pairs[i] = _mm256_add_epi16(_mm256_unpacklo_epi16(one, other), _mm256_unpackhi_epi16(one, other));
-    }
-    let mut fours = [_mm256_setzero_si256(); 2];
-    for i in 0..2 {
-        let (one, other) = (pairs[2 * i], pairs[2 * i + 1]);
-        fours[i] = _mm256_add_epi16(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
-    }
-    // Both halves have a lane for each of the eight.
-    let eight = _mm256_add_epi16(
-        _mm256_unpacklo_epi64(fours[0], fours[1]),
-        _mm256_unpackhi_epi64(fours[0], fours[1]),
-    );
+fn eight_sums([one, other]: [__m256i; 2]) -> __m256i {
+    let eight = _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
     let low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(eight));
     let high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(eight));
     _mm256_add_epi32(low, high)
+}
+
+/// Neighbouring lanes of each added up, half as many, the two by turns.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn interleave16(one: __m256i, other: __m256i) -> __m256i {
+    _mm256_add_epi16(_mm256_unpacklo_epi16(one, other), _mm256_unpackhi_epi16(one, other))
 }
 
 /// 32 integers.
