@@ -171,15 +171,14 @@ pub(crate) fn load8(bytes: &[u8; LANES]) -> __m128i {
     unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }
 }
 
-/// `vector`, which the compiler must have in a register here. Integer sums may be taken in any order, and where a loop
-/// of them is unrolled the compiler chooses one that needs more registers than there are.
+/// `vector`, which must be in a register here, before what comes later in the program passes through this function.
+/// Integer sums may be taken in any order, and where a loop of them is unrolled the compiler chooses one that needs more
+/// registers than there are, and spends the time on moving them.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(crate) fn in_order(mut vector: __m256i) -> __m256i {
-    // SAFETY: no instruction at all.
-    unsafe {
-        std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(pure, nomem, nostack, preserves_flags))
-    }
+    // SAFETY: no instruction at all. It is not `pure`, so that several keep their order.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
     vector
 }
 

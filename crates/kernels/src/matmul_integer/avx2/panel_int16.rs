@@ -152,14 +152,20 @@ impl Eight for Q8_0 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn pack(panel: &mut Panel<Self>, w: &MatrixView<'_>, rows: [usize; ROWS], columns: Range<usize>) {
         let count = columns.len() / BLOCK;
-        let rows: [&[BlockQ8_0]; ROWS] = rows.map(|row| &blocks(w.row_bytes(row, columns.clone()))[..count]);
+        let mut weights: [&[BlockQ8_0]; ROWS] = [&[]; ROWS];
+        for r in 0..ROWS {
+            weights[r] = &blocks(w.row_bytes(rows[r], columns.clone()))[..count];
+        }
         for (block, (to, scales)) in panel.blocks[..count].iter_mut().zip(&mut panel.scales).enumerate() {
-            let blocks = rows.map(|row| &row[block]);
-            let d: [u16; ROWS] = blocks.map(|block| u16::from_le_bytes(block.d));
+            let (mut values, mut d) = ([&weights[0][block].values; ROWS], [0; ROWS]);
+            for r in 0..ROWS {
+                values[r] = &weights[r][block].values;
+                d[r] = u16::from_le_bytes(weights[r][block].d);
+            }
             // SAFETY: eight numbers of 16 bits are a load of 16 bytes, which needs no alignment.
             store(scales, _mm256_cvtph_ps(unsafe { _mm_loadu_si128(d.as_ptr().cast()) }));
             for (half, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                let bytes = rows_of_bytes(blocks.map(|block| &block.values), half);
+                let bytes = rows_of_bytes(values, half);
                 for (two, to) in pairs_of_rows(bytes).into_iter().zip(to.as_chunks_mut::<2>().0) {
                     let zero = _mm256_setzero_si256();
                     store_pairs(&mut to[0], _mm256_srai_epi16::<8>(_mm256_unpacklo_epi8(zero, two)));
@@ -184,8 +190,11 @@ impl Eight for Fp8 {
                 let to = &mut panel.blocks[block];
                 let part = block * BLOCK..end.min((block + 1) * BLOCK);
                 if part.len() == BLOCK {
-                    let bytes = bytes.map(|row| row[part.clone()].first_chunk().expect("a block"));
-                    pack_fp8(to, bytes, &mut nan);
+                    let mut whole = [&[0; BLOCK]; ROWS];
+                    for r in 0..ROWS {
+                        whole[r] = bytes[r][part.clone()].first_chunk().expect("a block");
+                    }
+                    pack_fp8(to, whole, &mut nan);
                 } else {
                     let copies: [[u8; BLOCK]; ROWS] = bytes.map(|row| padded(&row[part.clone()]));
                     pack_fp8(to, copies.each_ref(), &mut nan);
@@ -226,9 +235,19 @@ fn pack_fp8(to: &mut [Pairs; PAIRS], rows: [&[u8; BLOCK]; ROWS], nan: &mut [__m2
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_of_bytes(rows: [&[u8; BLOCK]; ROWS], half: usize) -> [__m256i; 4] {
+    let mut pairs = [_mm256_setzero_si256(); 4];
+    for r in 0..pairs.len() {
+        pairs[r] = _mm256_set_m128i(load_half(rows[r + 4], half), load_half(rows[r], half));
+    }
+    pairs
+}
+
+/// The first or the second 16 bytes of a block.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_half(bytes: &[u8; BLOCK], half: usize) -> __m128i {
     // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    let load = |row: usize| unsafe { _mm_loadu_si128(rows[row].as_chunks::<16>().0[half].as_ptr().cast()) };
-    from_fn(|r| _mm256_set_m128i(load(r + 4), load(r)))
+    unsafe { _mm_loadu_si128(bytes.as_chunks::<16>().0[half].as_ptr().cast()) }
 }
 
 /// From [`rows_of_bytes`]: vector `i` has the columns `4 * i..4 * i + 4` of all rows. Its lower half has those of rows

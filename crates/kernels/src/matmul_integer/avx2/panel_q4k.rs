@@ -9,7 +9,6 @@ use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::{IntegerRef, MatrixView};
 use std::arch::x86_64::*;
-use std::array::from_fn;
 use std::ops::Range;
 
 /// Four neighbouring columns: what a vector holds of each row.
@@ -44,8 +43,11 @@ impl panel::Panel for Panel {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn pack(&mut self, w: &MatrixView<'_>, row: usize, columns: Range<usize>) {
-        let rows: [&BlockQ4K; ROWS] =
-            from_fn(|r| &blocks(w.row_bytes((row + r).min(w.rows() - 1), columns.clone()))[0]);
+        let block = |r: usize| &blocks(w.row_bytes((row + r).min(w.rows() - 1), columns.clone()))[0];
+        let mut rows: [&BlockQ4K; ROWS] = [block(0); ROWS];
+        for r in 1..ROWS {
+            rows[r] = block(r);
+        }
         self.pack_values(rows);
         self.pack_scales(rows);
     }
@@ -161,11 +163,13 @@ impl Panel {
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     fn pack_scales(&mut self, rows: [&BlockQ4K; ROWS]) {
-        let both = rows.map(scales_and_minima);
-        let (scales, minima) =
-            (by_group(both.map(|(scales, _)| scales)), by_group(both.map(|(_, minima)| minima)));
-        let factors: [u32; ROWS] = rows
-            .map(|row| u32::from(u16::from_le_bytes(row.d)) | u32::from(u16::from_le_bytes(row.dmin)) << 16);
+        let (mut scales, mut minima, mut factors) = ([0; ROWS], [0; ROWS], [0; ROWS]);
+        for r in 0..ROWS {
+            let BlockQ4K { d: [d0, d1], dmin: [dmin0, dmin1], .. } = *rows[r];
+            (scales[r], minima[r]) = scales_and_minima(rows[r]);
+            factors[r] = u32::from_le_bytes([d0, d1, dmin0, dmin1]);
+        }
+        let (scales, minima) = (by_group(scales), by_group(minima));
         // SAFETY: eight numbers of 32 bits are a load of 32 bytes, which needs no alignment.
         let factors = unsafe { _mm256_loadu_si256(factors.as_ptr().cast()) };
         store(&mut self.d, lower_halves(factors));
@@ -193,13 +197,13 @@ fn store32(bytes: &mut [u8; 32], vector: __m256i) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn fours_of_rows(rows: [&BlockQ4K; ROWS], part: usize) -> [__m256i; 4] {
-    // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    let load =
-        |row: usize| unsafe { _mm_loadu_si128(rows[row].values.as_chunks::<16>().0[part].as_ptr().cast()) };
-    let rows: [__m256i; 4] = from_fn(|r| _mm256_set_m128i(load(r + 4), load(r)));
+    let mut pairs = [_mm256_setzero_si256(); 4];
+    for r in 0..pairs.len() {
+        pairs[r] = _mm256_set_m128i(load_part(rows[r + 4], part), load_part(rows[r], part));
+    }
     let (one, other) = (
-        [_mm256_unpacklo_epi32(rows[0], rows[1]), _mm256_unpackhi_epi32(rows[0], rows[1])],
-        [_mm256_unpacklo_epi32(rows[2], rows[3]), _mm256_unpackhi_epi32(rows[2], rows[3])],
+        [_mm256_unpacklo_epi32(pairs[0], pairs[1]), _mm256_unpackhi_epi32(pairs[0], pairs[1])],
+        [_mm256_unpacklo_epi32(pairs[2], pairs[3]), _mm256_unpackhi_epi32(pairs[2], pairs[3])],
     );
     [
         _mm256_unpacklo_epi64(one[0], other[0]),
@@ -209,28 +213,36 @@ fn fours_of_rows(rows: [&BlockQ4K; ROWS], part: usize) -> [__m256i; 4] {
     ]
 }
 
+/// Bytes `16 * part..16 * part + 16` of a block's values.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_part(block: &BlockQ4K, part: usize) -> __m128i {
+    // SAFETY: a reference to 16 bytes; the load needs no alignment.
+    unsafe { _mm_loadu_si128(block.values.as_chunks::<16>().0[part].as_ptr().cast()) }
+}
+
 /// From a byte for each group of each row: by group, the rows' bytes in the lower eight.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn by_group(rows: [u64; ROWS]) -> [__m128i; Q4K_GROUPS] {
-    let rows = rows.map(|row| _mm_cvtsi64_si128(row.cast_signed()));
-    let pairs: [__m128i; 4] = from_fn(|i| _mm_unpacklo_epi8(rows[2 * i], rows[2 * i + 1]));
-    let (one, other) = (
-        [_mm_unpacklo_epi16(pairs[0], pairs[1]), _mm_unpackhi_epi16(pairs[0], pairs[1])],
-        [_mm_unpacklo_epi16(pairs[2], pairs[3]), _mm_unpackhi_epi16(pairs[2], pairs[3])],
-    );
-    let two: [__m128i; 4] = from_fn(|i| {
-        if i % 2 == 0 {
-            _mm_unpacklo_epi32(one[i / 2], other[i / 2])
-        } else {
-            _mm_unpackhi_epi32(one[i / 2], other[i / 2])
+    let zero = _mm_setzero_si128();
+    let (mut pairs, mut groups) = ([zero; 4], [zero; Q4K_GROUPS]);
+    for i in 0..pairs.len() {
+        let [one, other] = [rows[2 * i], rows[2 * i + 1]].map(u64::cast_signed);
+        pairs[i] = _mm_unpacklo_epi8(_mm_cvtsi64_si128(one), _mm_cvtsi64_si128(other));
+    }
+    for half in 0..2 {
+        let unpack = |one, other| {
+            if half == 0 { _mm_unpacklo_epi16(one, other) } else { _mm_unpackhi_epi16(one, other) }
+        };
+        let (upper, lower) = (unpack(pairs[0], pairs[1]), unpack(pairs[2], pairs[3]));
+        let two = [_mm_unpacklo_epi32(upper, lower), _mm_unpackhi_epi32(upper, lower)];
+        for i in 0..two.len() {
+            groups[4 * half + 2 * i] = two[i];
+            groups[4 * half + 2 * i + 1] = _mm_unpackhi_epi64(two[i], two[i]);
         }
-    });
-    from_fn(
-        |group| {
-            if group % 2 == 0 { two[group / 2] } else { _mm_unpackhi_epi64(two[group / 2], two[group / 2]) }
-        },
-    )
+    }
+    groups
 }
 
 /// The halves in the lower 16 bits of each lane.
