@@ -1,17 +1,17 @@
 //! What is typed: one struct a command. Nothing here touches a file.
 
 mod bench;
+pub(crate) mod eval;
+mod precision;
 
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
+pub(crate) use precision::PrecisionArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::ops::CacheFormat;
 use std::path::PathBuf;
-
-pub(crate) mod eval;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -149,33 +149,8 @@ pub(crate) struct RunningArgs {
     /// Tokens that the prompt and its continuation may have together [default: as many as are needed, 4096 or more]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
-    /// How the cache of keys and values is stored
-    ///
-    /// bf16 takes half of the memory of f32 and changes the logits by 2e-3 to 9e-3 of their size (measured on small
-    /// models); q8 takes a third, and changes them more. Rotated keys are never stored in less than bf16.
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = CacheArg::Bf16)]
-    pub(crate) kv_cache: CacheArg,
-}
-
-/// How the cache is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CacheArg {
-    /// As it was computed
-    F32,
-    /// Rounded to bf16
-    Bf16,
-    /// Latents in signed bytes, 32 with one scale; rotated keys in bf16
-    Q8,
-}
-
-impl From<CacheArg> for CacheFormat {
-    fn from(arg: CacheArg) -> Self {
-        match arg {
-            CacheArg::F32 => Self::F32,
-            CacheArg::Bf16 => Self::Bf16,
-            CacheArg::Q8 => Self::Q8,
-        }
-    }
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
 }
 
 /// How the weights come into memory.
@@ -196,7 +171,8 @@ pub(crate) struct LoadArgs {
 pub(crate) struct OperatorConfigArgs {
     /// Operator config for the prompts, as `dsv3 config --mode prefill` writes it [default: made for the model]
     ///
-    /// It must be the model's own; only `rows_per_task`, by which work is divided between threads, may differ.
+    /// It must be the model's own; only `rows_per_task`, by which work is divided between threads, and `arithmetic`,
+    /// which --arithmetic sets everywhere, may differ.
     #[arg(long, value_name = "FILE")]
     pub(crate) prefill_config: Option<PathBuf>,
     /// Operator config for the tokens after them, as `dsv3 config --mode decode` writes it [default: made for the model]
@@ -274,6 +250,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) threads: Option<u16>,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
 }
 
 /// `dsv3 inspect`.

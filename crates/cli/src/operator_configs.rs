@@ -1,16 +1,21 @@
 //! The operator configs of a run: made for the model (stage 2), or read from files that `dsv3 config` wrote.
 
-use crate::{args::OperatorConfigArgs, model::OpenModel};
+use crate::{
+    args::{OperatorConfigArgs, PrecisionArgs},
+    model::OpenModel,
+};
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelConfig};
 use dsv3_engine::read_json;
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::Module;
+use dsv3_runtime::{Module, ops::Arithmetic};
 use serde_json::Value;
 use std::path::Path;
 
-/// The one field that a file may set otherwise: how work is divided, which changes no result.
-const TUNABLE: &str = "rows_per_task";
+/// The field of each matrix product that says in what arithmetic it is done.
+const ARITHMETIC: &str = "arithmetic";
+/// The fields that a file may set otherwise: how work is divided, which changes no result, and the arithmetic.
+const TUNABLE: [&str; 2] = ["rows_per_task", ARITHMETIC];
 
 /// The operator configs of both modes, for one device.
 pub(crate) struct OperatorConfigs {
@@ -32,11 +37,28 @@ impl OperatorConfigs {
         })
     }
 
-    /// Those of a model, each from its file where there is one.
+    /// Stage 2 for a model, with every matrix product in one arithmetic.
+    ///
+    /// # Errors
+    /// If the model does not divide over a mesh of one, which it does.
+    pub(crate) fn with_arithmetic(hf: &HfConfig, arithmetic: Arithmetic) -> Result<Self> {
+        let configs = Self::generate(hf)?;
+        Ok(Self {
+            prefill: with_arithmetic(&configs.prefill, arithmetic)?,
+            decode: with_arithmetic(&configs.decode, arithmetic)?,
+        })
+    }
+
+    /// Those of a model, each from its file where there is one. The arithmetic is what is asked for; else the file's,
+    /// and the fast one where there is no file.
     ///
     /// # Errors
     /// A file that cannot be read, or holds the config of another model; the message names file and field.
-    pub(crate) fn open(model: &OpenModel, args: &OperatorConfigArgs) -> Result<Self> {
+    pub(crate) fn open(
+        model: &OpenModel,
+        args: &OperatorConfigArgs,
+        precision: PrecisionArgs,
+    ) -> Result<Self> {
         // `dsv3 config` reads config.json alone and does not know that the checkpoint has no MTP layer.
         let mut hf = model.hf.clone();
         if model.lacks_mtp {
@@ -47,11 +69,38 @@ impl OperatorConfigs {
             if let Some(path) = file {
                 *config = read(path, config)?;
             }
+            if file.is_none() || precision.arithmetic.is_some() {
+                *config = with_arithmetic(config, precision.or_fast().arithmetic)?;
+            }
             if model.lacks_mtp {
                 config.mtp = None;
             }
         }
         Ok(Self { prefill, decode })
+    }
+}
+
+/// `config` with every matrix product in one arithmetic, wherever in the tree it is.
+fn with_arithmetic(config: &ModelConfig, arithmetic: Arithmetic) -> Result<ModelConfig> {
+    let mut tree = serde_json::to_value(config)?;
+    set_everywhere(&mut tree, ARITHMETIC, &serde_json::to_value(arithmetic)?);
+    Ok(serde_json::from_value(tree)?)
+}
+
+/// Sets a field in every object that has it.
+fn set_everywhere(tree: &mut Value, field: &str, to: &Value) {
+    match tree {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                if name == field {
+                    *value = to.clone();
+                } else {
+                    set_everywhere(value, field, to);
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| set_everywhere(value, field, to)),
+        _ => {}
     }
 }
 
@@ -78,7 +127,7 @@ fn first_difference(expected: &Value, got: &Value, field: String) -> Option<Diff
     let inner = |name: &str| if field.is_empty() { name.to_owned() } else { format!("{field}.{name}") };
     if let (Value::Object(expected), Value::Object(got)) = (expected, got) {
         let missing = expected.iter().find_map(|(name, value)| match got.get(name) {
-            Some(_) if name == TUNABLE => None,
+            Some(_) if TUNABLE.contains(&name.as_str()) => None,
             Some(other) => first_difference(value, other, inner(name)),
             None => Some(difference(inner(name), Some(value), None)),
         });
@@ -102,6 +151,19 @@ fn difference(field: String, expected: Option<&Value>, got: Option<&Value>) -> D
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_arithmetic_is_set_in_every_product_and_nowhere_else() {
+        let hf = HfConfig::from_json(Path::new("config.json"), crate::embedded::CONFIG_JSON).unwrap();
+        let before = OperatorConfigs::generate(&hf).unwrap();
+        let float = serde_json::to_string(&before.prefill).unwrap();
+        let after = OperatorConfigs::with_arithmetic(&hf, Arithmetic::Integer).unwrap();
+        let integer = serde_json::to_string(&after.prefill).unwrap();
+        assert!(float.contains("\"arithmetic\":\"float\"") && !float.contains("\"integer\""));
+        assert_eq!(integer, float.replace("\"float\"", "\"integer\""));
+        let back = with_arithmetic(&after.decode, Arithmetic::Float).unwrap();
+        assert_eq!(back, before.decode);
+    }
 
     #[test]
     fn the_first_difference_is_named_by_its_path() {

@@ -7,7 +7,7 @@ use crate::{
     operator_configs::OperatorConfigs,
 };
 use anyhow::{Result, bail};
-use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, counts, decode_bytes};
+use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, ModelLimits};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
@@ -157,7 +157,7 @@ fn check_memory(hf: &HfConfig, room: Room) -> Result<()> {
     // Without a use, the allocation could be optimised away, and with it the question.
     std::hint::black_box(&mut memory);
     if !fits {
-        let Room { context, sequences } = room;
+        let Room { context, sequences, .. } = room;
         let several = if sequences == 1 { String::new() } else { format!("{sequences} times ") };
         bail!(
             "the cache of {several}a context of {context} tokens takes {}, more than this system gives: choose a \
@@ -180,7 +180,8 @@ mod tests {
         check_memory(&hf, Room::one(2048)).unwrap();
         let error = check_memory(&hf, Room::one(1 << 60)).unwrap_err().to_string();
         assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
-        let error = check_memory(&hf, Room { context: 2048, sequences: 1 << 50 }).unwrap_err().to_string();
+        let error =
+            check_memory(&hf, Room { sequences: 1 << 50, ..Room::one(2048) }).unwrap_err().to_string();
         assert!(error.contains("1125899906842624 times a context of 2048"), "{error}");
     }
 }

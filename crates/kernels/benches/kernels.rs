@@ -2,11 +2,12 @@
 //! beside the machine's memory bandwidth; prefill in multiply-adds per second, to set beside its FMA rate.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dsv3_kernels::{BlockScales, Format, Kernels, MatrixMut, MatrixRef, MatrixView};
+use dsv3_kernels::{
+    BlockScales, Format, IntegerMatrix, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView,
+};
 use std::hint::black_box;
 
 const BLOCK: usize = 128;
-const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Fp8];
 
 /// Several matrices, one after another in memory, so that each call reads one that no cache holds.
 struct Weights {
@@ -42,46 +43,97 @@ impl Weights {
     }
 }
 
-/// One token through weights that come from memory.
-fn decode(criterion: &mut Criterion) {
+/// The formats, each in f32 and, where it has an integer product for as many tokens, in integers.
+fn ways(tokens: usize) -> impl Iterator<Item = (Format, Option<IntegerWidth>, String)> {
+    Format::ALL.into_iter().flat_map(move |format| {
+        let weights = Weights::new(format, 1, 256, 1);
+        let width = Kernels::best().integer_width(&weights.get(0), tokens);
+        let integer = width.map(|width| (format, Some(width), format!("{format} {width:?}")));
+        [Some((format, None, format!("{format} float"))), integer].into_iter().flatten()
+    })
+}
+
+/// One product; the integers, if any, are made before.
+fn multiply(w: &MatrixView<'_>, x: MatrixRef<'_>, integers: Option<&IntegerMatrix>, mut out: MatrixMut<'_>) {
     let kernels = Kernels::best();
+    match integers {
+        None => kernels.matmul(w, x, out),
+        Some(integers) => {
+            out.fill(0.0);
+            kernels.matmul_integer_add(w, integers.as_ref(), out);
+        }
+    }
+}
+
+/// `x` as integers.
+fn quantized(x: MatrixRef<'_>, width: IntegerWidth) -> IntegerMatrix {
+    let mut integers = IntegerMatrix::default();
+    Kernels::best().quantize(x, integers.reshape(width, x.rows(), x.cols()));
+    integers
+}
+
+/// Few tokens through weights that come from memory.
+fn decode(criterion: &mut Criterion) {
     let (rows, cols) = (2048, 7168);
-    let x = vec![0.5; cols];
-    let mut out = vec![0.0; rows];
-    let mut group = criterion.benchmark_group("decode 1 x (2048 x 7168)");
-    for format in FORMATS {
-        let weights = Weights::new(format, rows, cols, 256 << 20);
-        let mut number = 0;
-        group.throughput(Throughput::Bytes((rows * format.bytes(cols)) as u64));
-        group.bench_function(BenchmarkId::new(kernels.isa().name(), format!("{format:?}")), |bencher| {
-            bencher.iter(|| {
-                number += 1;
-                let x = MatrixRef::new(black_box(&x), 1, cols);
-                kernels.matmul(&weights.get(number), x, MatrixMut::new(&mut out, 1, rows));
+    for tokens in [1, 4] {
+        let x = vec![0.5; tokens * cols];
+        let x = MatrixRef::new(&x, tokens, cols);
+        let mut out = vec![0.0; tokens * rows];
+        let mut group = criterion.benchmark_group(format!("decode {tokens} x (2048 x 7168)"));
+        for (format, width, name) in ways(tokens) {
+            let weights = Weights::new(format, rows, cols, 256 << 20);
+            let integers = width.map(|width| quantized(x, width));
+            let mut number = 0;
+            group.throughput(Throughput::Bytes((rows * format.bytes(cols)) as u64));
+            group.bench_function(BenchmarkId::new(Kernels::best().isa().name(), name), |bencher| {
+                bencher.iter(|| {
+                    number += 1;
+                    let out = MatrixMut::new(&mut out, tokens, rows);
+                    multiply(&weights.get(number), black_box(x), integers.as_ref(), out);
+                });
             });
-        });
+        }
     }
 }
 
 /// Many tokens through one matrix; an element is a multiply-add.
 fn prefill(criterion: &mut Criterion) {
-    let kernels = Kernels::best();
     let (rows, cols) = (2048, 2048);
-    for tokens in [8, 256] {
+    for tokens in [8, 64, 256] {
         let x = vec![0.5; tokens * cols];
+        let x = MatrixRef::new(&x, tokens, cols);
         let mut out = vec![0.0; tokens * rows];
         let mut group = criterion.benchmark_group(format!("prefill {tokens} x (2048 x 2048)"));
         group.sample_size(20);
-        for format in FORMATS {
+        for (format, width, name) in ways(tokens) {
             let weights = Weights::new(format, rows, cols, 1);
+            let integers = width.map(|width| quantized(x, width));
             group.throughput(Throughput::Elements((tokens * rows * cols) as u64));
-            group.bench_function(BenchmarkId::new(kernels.isa().name(), format!("{format:?}")), |bencher| {
+            group.bench_function(BenchmarkId::new(Kernels::best().isa().name(), name), |bencher| {
                 bencher.iter(|| {
-                    let x = MatrixRef::new(black_box(&x), tokens, cols);
-                    kernels.matmul(&weights.get(0), x, MatrixMut::new(&mut out, tokens, rows));
+                    let out = MatrixMut::new(&mut out, tokens, rows);
+                    multiply(&weights.get(0), black_box(x), integers.as_ref(), out);
                 });
             });
         }
+    }
+}
+
+/// Activations to integers; an element is one of them.
+fn quantize(criterion: &mut Criterion) {
+    let kernels = Kernels::best();
+    let (tokens, cols) = (64, 2048);
+    let x = vec![0.5; tokens * cols];
+    let mut group = criterion.benchmark_group(format!("quantize {tokens} x {cols}"));
+    group.throughput(Throughput::Elements((tokens * cols) as u64));
+    for width in [IntegerWidth::Int8, IntegerWidth::Int16] {
+        let mut integers = IntegerMatrix::default();
+        group.bench_function(BenchmarkId::new(kernels.isa().name(), format!("{width:?}")), |bencher| {
+            bencher.iter(|| {
+                let x = MatrixRef::new(black_box(&x), tokens, cols);
+                kernels.quantize(x, integers.reshape(width, tokens, cols));
+            });
+        });
     }
 }
 
@@ -105,5 +157,5 @@ fn attention(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode, prefill, attention);
+criterion_group!(benches, decode, prefill, quantize, attention);
 criterion_main!(benches);

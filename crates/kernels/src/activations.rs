@@ -163,6 +163,13 @@ impl<'a> MatrixMut<'a> {
         MatrixMut { first, rows: rows.len(), cols: cols.len(), ..*self }
     }
 
+    /// Sets every element.
+    pub fn fill(&mut self, value: f32) {
+        for row in 0..self.rows {
+            self.row_mut(row).fill(value);
+        }
+    }
+
     /// The same elements, for a shorter time.
     pub fn reborrow(&mut self) -> MatrixMut<'_> {
         MatrixMut { borrowed: PhantomData, ..*self }

@@ -124,6 +124,12 @@ pub(crate) fn prefetch(address: *const u8) {
     _mm_prefetch::<_MM_HINT_T0>(address.cast());
 }
 
+/// How far ahead a loop asks memory for what it will read: whole strides, as few as make 8 kB. That is half a
+/// microsecond of a core's share of memory bandwidth, several times the latency.
+pub(crate) fn bytes_ahead(stride: usize) -> usize {
+    8192_usize.div_ceil(stride.max(1)) * stride
+}
+
 /// A sequence of addresses that a loop asks memory for while it computes, which spreads the requests over the work
 /// that hides them. They need not be mapped.
 #[derive(Clone, Copy)]
@@ -169,6 +175,32 @@ pub(crate) fn store(values: &mut [f32; LANES], vector: __m256) {
 pub(crate) fn load8(bytes: &[u8; LANES]) -> __m128i {
     // SAFETY: a reference to eight bytes; the load needs no alignment.
     unsafe { _mm_loadl_epi64(bytes.as_ptr().cast()) }
+}
+
+/// `vector`, which must be in a register here, before what comes later in the program passes through this function.
+/// Integer sums may be taken in any order, and where a loop of them is unrolled the compiler chooses one that needs more
+/// registers than there are, and spends the time on moving them.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn in_order(mut vector: __m256i) -> __m256i {
+    // SAFETY: no instruction at all. It is not `pure`, so that several keep their order.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
+    vector
+}
+
+/// A vector of bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load32(bytes: &[u8; 32]) -> __m256i {
+    // SAFETY: a reference to 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// A half, little-endian, in every lane.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn broadcast_half(bytes: [u8; 2]) -> __m256 {
+    _mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(bytes)))
 }
 
 /// The value of a half, little-endian.

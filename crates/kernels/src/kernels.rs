@@ -1,8 +1,12 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
-use crate::{AttentionState, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView, Queries};
 use crate::{
-    activation, attention, ceiling, dequantize, elementwise, matmul, matmul_transposed, reduce, rope,
+    AttentionState, IntegerMut, IntegerRef, IntegerWidth, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef,
+    MatrixView, Queries,
+};
+use crate::{
+    activation, attention, ceiling, dequantize, elementwise, matmul, matmul_integer, matmul_transposed,
+    reduce, rope, to_integers,
 };
 use std::{fmt, sync::OnceLock};
 
@@ -15,6 +19,9 @@ use std::{fmt, sync::OnceLock};
 pub struct Kernels {
     isa: Isa,
     matmul_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    integer_width: fn(&MatrixView<'_>, usize) -> Option<IntegerWidth>,
+    quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
+    matmul_integer_add: unsafe fn(&MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
     matmul_transposed_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
     dot: unsafe fn(&[f32], &[f32]) -> f32,
@@ -41,6 +48,9 @@ pub struct Kernels {
 static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
     matmul_add: matmul::scalar::matmul_add,
+    integer_width: matmul_integer::width,
+    quantize: to_integers::scalar::quantize,
+    matmul_integer_add: matmul_integer::scalar::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
     dequantize_row: dequantize::scalar::dequantize_row,
     dot: reduce::scalar::dot,
@@ -68,6 +78,9 @@ static SCALAR: Kernels = Kernels {
 static AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
     matmul_add: matmul::avx2::matmul_add,
+    integer_width: matmul_integer::width,
+    quantize: to_integers::avx2::quantize,
+    matmul_integer_add: matmul_integer::avx2::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
     dequantize_row: dequantize::avx2::dequantize_row,
     dot: reduce::avx2::dot,
@@ -128,7 +141,7 @@ impl Kernels {
     /// # Panics
     /// If the shapes disagree.
     pub fn matmul(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-        fill_zero(&mut out);
+        out.fill(0.0);
         self.matmul_add(w, x, out);
     }
 
@@ -147,6 +160,47 @@ impl Kernels {
         unsafe { (self.matmul_add)(w, x, out) }
     }
 
+    /// The integers that [`matmul_integer_add`](Self::matmul_integer_add) takes for `tokens` rows of activations; none
+    /// where [`matmul_add`](Self::matmul_add) is the way: the format has no integer product, or it is not faster for
+    /// as few tokens.
+    pub fn integer_width(&self, w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
+        (self.integer_width)(w, tokens)
+    }
+
+    /// `x` as integers: in each block of 32 columns of a row the largest magnitude becomes the
+    /// [`limit`](IntegerWidth::limit), and the rest is rounded to the nearest step. A block with a value that is not
+    /// finite makes the products of its row NaN; one with none above 2^-100 is zero.
+    ///
+    /// # Shapes
+    /// x [tokens, cols], out [tokens, cols].
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn quantize(&self, x: MatrixRef<'_>, out: IntegerMut<'_>) {
+        assert_eq!([out.rows(), out.cols()], [x.rows(), x.cols()], "shapes of out and of x");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.quantize)(x, out) }
+    }
+
+    /// `out[t, r] += sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
+    /// in accuracy against [`matmul_add`](Self::matmul_add): half a step of `x` times the weights; and, of FP8, half of
+    /// a sixteenth of its scale times `x`, where the weight is smaller than half of its scale.
+    ///
+    /// # Shapes
+    /// w [rows, cols], x [tokens, cols], out [tokens, rows].
+    ///
+    /// # Panics
+    /// If the shapes disagree, or `x` has not the [`integer_width`](Self::integer_width) of `w` for any number of
+    /// tokens.
+    pub fn matmul_integer_add(&self, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+        assert_eq!(x.cols(), w.cols(), "columns of x and of w");
+        assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
+        assert_eq!(out.rows(), x.rows(), "rows of out and of x");
+        assert_eq!(Some(x.width()), self.integer_width(w, usize::MAX), "integers for {}", w.format());
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.matmul_integer_add)(w, x, out) }
+    }
+
     /// `out[t, c] = sum over r of x[t, r] * w[r, c]`: absorbs W_uk into the query; weighs latents by probabilities.
     ///
     /// # Shapes
@@ -155,7 +209,7 @@ impl Kernels {
     /// # Panics
     /// If the shapes disagree.
     pub fn matmul_transposed(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-        fill_zero(&mut out);
+        out.fill(0.0);
         self.matmul_transposed_add(w, x, out);
     }
 
@@ -373,12 +427,6 @@ impl Kernels {
 impl fmt::Debug for Kernels {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Kernels").field("isa", &self.isa).finish_non_exhaustive()
-    }
-}
-
-fn fill_zero(out: &mut MatrixMut<'_>) {
-    for row in 0..out.rows() {
-        out.row_mut(row).fill(0.0);
     }
 }
 

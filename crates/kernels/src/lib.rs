@@ -11,7 +11,7 @@
 //! starts as `..SCALAR` or `..AVX2`, replaces what it does better, and is tested from the moment it is registered.
 //!
 //! Weights are [`MatrixView`]s in one of the [`Format`]s and are turned to f32 in registers or in a buffer on the stack;
-//! activations are always f32 ([`MatrixRef`], [`MatrixMut`]).
+//! activations are f32 ([`MatrixRef`], [`MatrixMut`]), or, for products in integers, quantised first ([`IntegerMatrix`]).
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are read in place, and checkpoints are little-endian");
@@ -25,9 +25,11 @@ mod ceiling;
 mod dequantize;
 mod elementwise;
 mod format;
+mod integers;
 mod isa;
 mod kernels;
 mod matmul;
+mod matmul_integer;
 mod matmul_transposed;
 mod parts;
 mod quantized;
@@ -36,11 +38,13 @@ mod rope;
 mod team;
 #[cfg(test)]
 mod testing;
+mod to_integers;
 mod view;
 
 pub use activations::{MatrixMut, MatrixRef};
 pub use attention::{AttentionState, KeyValues, LANES, Lanes, Queries};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
+pub use integers::{IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
 pub use isa::Isa;
 pub use kernels::Kernels;
 pub use parts::{Chunks, Cuts, Part, Parts};

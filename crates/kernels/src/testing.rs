@@ -66,6 +66,28 @@ pub(crate) struct Weights {
     bytes: Vec<u8>,
     scales: Vec<u8>,
     values: Vec<f64>,
+    parts: Vec<Parts>,
+}
+
+/// What an element is made of: `integer * scale - minimum`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parts {
+    /// What the element's bits are worth.
+    pub(crate) integer: f64,
+    pub(crate) scale: f64,
+    pub(crate) minimum: f64,
+    pub(crate) is_fp8: bool,
+}
+
+impl Parts {
+    /// Of formats without a minimum.
+    fn new(integer: f64, scale: f64) -> Self {
+        Self { integer, scale, minimum: 0.0, is_fp8: false }
+    }
+
+    fn value(&self) -> f64 {
+        self.integer * self.scale - self.minimum
+    }
 }
 
 impl Weights {
@@ -74,16 +96,17 @@ impl Weights {
         let grid_rows = (spec.first_row + spec.rows).div_ceil(spec.block.0);
         let grid: Vec<f32> = (0..grid_rows * grid_cols).map(|_| random.value() * 0.01).collect();
         let mut bytes = vec![0; spec.offset];
-        let mut values = Vec::new();
+        let mut parts = Vec::new();
         for row in 0..spec.rows {
             for col in (0..spec.cols).step_by(spec.format.block_cols()) {
                 let block = (spec.first_row + row) / spec.block.0 * grid_cols + col / spec.block.1;
-                push_block(spec.format, random, f64::from(grid[block]), &mut bytes, &mut values);
+                push_block(spec.format, random, f64::from(grid[block]), &mut bytes, &mut parts);
             }
         }
         let scales =
             std::iter::repeat_n(0, spec.offset).chain(grid.iter().flat_map(|scale| scale.to_le_bytes()));
-        Self { spec, bytes, scales: scales.collect(), values }
+        let values = parts.iter().map(Parts::value).collect();
+        Self { spec, bytes, scales: scales.collect(), values, parts }
     }
 
     pub(crate) fn view(&self) -> MatrixView<'_> {
@@ -104,6 +127,11 @@ impl Weights {
         self.values[row * self.spec.cols + col]
     }
 
+    /// What an element is made of.
+    pub(crate) fn parts(&self, row: usize, col: usize) -> Parts {
+        self.parts[row * self.spec.cols + col]
+    }
+
     /// The stored byte of an FP8 element.
     pub(crate) fn fp8_mut(&mut self, row: usize, col: usize) -> &mut u8 {
         assert_eq!(self.spec.format, Format::Fp8);
@@ -111,30 +139,30 @@ impl Weights {
     }
 }
 
-/// Appends a random block of finite elements, and their values.
-fn push_block(format: Format, random: &mut Random, scale: f64, bytes: &mut Vec<u8>, values: &mut Vec<f64>) {
+/// Appends a random block of finite elements, and what they are made of.
+fn push_block(format: Format, random: &mut Random, scale: f64, bytes: &mut Vec<u8>, values: &mut Vec<Parts>) {
     match format {
         Format::F32 => {
             let value = random.value();
             bytes.extend(value.to_le_bytes());
-            values.push(f64::from(value));
+            values.push(Parts::new(f64::from(value), 1.0));
         }
         Format::Bf16 => {
             let upper = random.value().to_bits() & 0xffff_0000;
             bytes.extend(((upper >> 16) as u16).to_le_bytes());
-            values.push(f64::from(f32::from_bits(upper)));
+            values.push(Parts::new(f64::from(f32::from_bits(upper)), 1.0));
         }
         Format::Fp8 => {
             let byte = (random.bits() >> 56) as u8;
             let byte = if byte & 0x7f == 0x7f { byte & 0x80 } else { byte };
             bytes.push(byte);
-            values.push(f64::from(fp8_e4m3_to_f32(byte)) * scale);
+            values.push(Parts { is_fp8: true, ..Parts::new(f64::from(fp8_e4m3_to_f32(byte)), scale) });
         }
         Format::Q8_0 => {
             let d = push_half(random, bytes);
             for _ in 0..format.block_cols() {
                 bytes.push((random.bits() >> 56) as u8);
-                values.push(f64::from(bytes[bytes.len() - 1].cast_signed()) * d);
+                values.push(Parts::new(f64::from(bytes[bytes.len() - 1].cast_signed()), d));
             }
         }
         Format::Q4K => push_q4k(random, bytes, values),
@@ -142,7 +170,7 @@ fn push_block(format: Format, random: &mut Random, scale: f64, bytes: &mut Vec<u
 }
 
 /// From the format's description: any bytes are a block whose two factors are finite.
-fn push_q4k(random: &mut Random, bytes: &mut Vec<u8>, values: &mut Vec<f64>) {
+fn push_q4k(random: &mut Random, bytes: &mut Vec<u8>, values: &mut Vec<Parts>) {
     let (d, dmin) = (push_half(random, bytes), push_half(random, bytes));
     let rest: Vec<u8> = (0..140).map(|_| (random.bits() >> 56) as u8).collect();
     bytes.extend(&rest);
@@ -158,7 +186,10 @@ fn push_q4k(random: &mut Random, bytes: &mut Vec<u8>, values: &mut Vec<f64>) {
         };
         let byte = quants[element / 64 * 32 + element % 32];
         let bits = if element % 64 < 32 { byte & 15 } else { byte >> 4 };
-        values.push(d * f64::from(scale) * f64::from(bits) - dmin * f64::from(minimum));
+        values.push(Parts {
+            minimum: dmin * f64::from(minimum),
+            ..Parts::new(f64::from(bits), d * f64::from(scale))
+        });
     }
 }
 

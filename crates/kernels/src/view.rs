@@ -178,6 +178,12 @@ impl<'a> MatrixView<'a> {
         })
     }
 
+    /// Whether a row's scale changes only at multiples of `columns`.
+    pub(crate) fn scale_ends_at(&self, columns: usize) -> bool {
+        self.scales
+            .is_none_or(|scales| scales.block_cols.is_multiple_of(columns) || scales.block_cols >= self.cols)
+    }
+
     /// The scales of a row; looked up once a row, because finding the blocks takes a division.
     pub(crate) fn row_scales(&self, row: usize) -> RowScales<'a> {
         RowScales(self.scales.map(|scales| {

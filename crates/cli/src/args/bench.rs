@@ -1,6 +1,6 @@
 //! `dsv3 bench` and what stands behind it.
 
-use super::{LoadArgs, ModelArgs};
+use super::{LoadArgs, ModelArgs, PrecisionArgs};
 use clap::{Args, Subcommand};
 use dsv3_runtime::Format;
 use std::path::PathBuf;
@@ -98,6 +98,8 @@ pub(crate) struct BenchRunArgs {
     /// Of the random tokens: the same seed gives the same tokens
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! `dsv3 eval`: what is typed.
 
-use super::ModelArgs;
+use super::{ModelArgs, PrecisionArgs};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -91,6 +91,8 @@ pub(crate) struct EvalRunArgs {
     /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
     /// Write the figures as JSON to stdout instead of text
     #[arg(long)]
     pub(crate) json: bool,

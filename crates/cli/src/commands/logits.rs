@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use dsv3_engine::{Error, LanguageModel, NewFile};
-use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId, ops::CacheFormat};
+use dsv3_runtime::{LogitRows, PageId, PrefillStep, TokenId};
 use indicatif::DecimalBytes;
 
 /// Runs the command.
@@ -22,8 +22,10 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     if args.output.is_dir() {
         bail!("{} is a directory, expected the file to write", args.output.display());
     }
-    let configs = OperatorConfigs::generate(&model.hf)?;
-    let mut session = Session::open(&model, configs, Room::one(tokens.len()), args.threads, args.load)?;
+    let precision = args.precision.or_exact();
+    let configs = OperatorConfigs::with_arithmetic(&model.hf, precision.arithmetic)?;
+    let room = Room { cache: precision.cache, ..Room::one(tokens.len()) };
+    let mut session = Session::open(&model, configs, room, args.threads, args.load)?;
     let shape = [tokens.len(), model.hf.vocab_size];
     let mut file = NewFile::create(&args.output)?;
     write_header(&mut file, shape)?;

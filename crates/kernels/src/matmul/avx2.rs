@@ -3,6 +3,7 @@
 
 mod stream;
 mod stream_fp8;
+mod stream_q8_0;
 mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
@@ -14,6 +15,13 @@ const STREAMED: usize = 4;
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    if w.format() == Format::Q8_0 && (STREAMED + 1..=2 * STREAMED).contains(&x.rows()) {
+        // To turn q8_0 to f32 is cheap: reading it twice is faster than a buffer.
+        let half = x.rows().div_ceil(2);
+        let (upper, lower) = out.split_rows_at(half);
+        stream_q8_0_add(w, x.row_range(0..half), upper);
+        return stream_q8_0_add(w, x.row_range(half..x.rows()), lower);
+    }
     if x.rows() > STREAMED {
         return tile::matmul_add(w, x, out);
     }
@@ -22,7 +30,8 @@ pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_
         Format::Bf16 => stream_add::<Bf16>(w, x, out),
         Format::Fp8 if stream_fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
-        Format::Q8_0 | Format::Q4K => tile::matmul_add(w, x, out),
+        Format::Q8_0 => stream_q8_0_add(w, x, out),
+        Format::Q4K => tile::matmul_add(w, x, out),
     }
 }
 
@@ -47,6 +56,18 @@ fn stream_fp8_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
         2 => stream_fp8::matmul_add::<1, 2>(w, x, out),
         3 => stream_fp8::matmul_add::<1, 3>(w, x, out),
         STREAMED => stream_fp8::matmul_add::<1, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `tile`"),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn stream_q8_0_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match x.rows() {
+        0 => (),
+        1 => stream_q8_0::matmul_add::<4, 1>(w, x, out),
+        2 => stream_q8_0::matmul_add::<4, 2>(w, x, out),
+        3 => stream_q8_0::matmul_add::<2, 3>(w, x, out),
+        STREAMED => stream_q8_0::matmul_add::<2, STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `tile`"),
     }
 }

@@ -1,8 +1,9 @@
 //! The routed experts: each an MLP on the tokens that chose it.
 
+use super::arithmetic::{Inputs, Integers};
 use super::{LinearConfig, MulConfig, Routing};
 use crate::{Device, Tensor, buffer::Buffer};
-use dsv3_kernels::{Cuts, Kernels, MatrixRef, MatrixView, Part, Parts};
+use dsv3_kernels::{Cuts, Kernels, MatrixView, Part, Parts};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -125,7 +126,11 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     /// Gives `[rows, intermediate]` and `[tokens, shared intermediate]`, `[0, 0]` without a shared expert.
     fn expand(&self) -> (Tensor, Tensor) {
         let &Self { x, dispatch, shared, config, device, .. } = self;
-        let gathered = self.gather();
+        let (gathered, integers) = (self.gather(), self.gather_integers());
+        let inputs = Inputs::new(gathered.as_ref().unwrap_or(x), integers.as_ref());
+        let common_integers = shared.and_then(|shared| {
+            Integers::quantize(x, &shared.weights.w1, shared.config.w1.arithmetic, device)
+        });
         let mut routed = Tensor::zeros(dispatch.rows.len(), config.w1.out_features);
         let common = shared.map(|shared| Tensor::zeros(x.rows(), shared.config.w1.out_features));
         let mut common = common.unwrap_or_else(|| Tensor::zeros(0, 0));
@@ -135,14 +140,16 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let routed_parts = Parts::new(routed.as_mut(), Cuts::Ends(&dispatch.ends), cut(config));
         device.section(common_parts.count() + routed_parts.count(), || {
             if let Some(shared) = shared {
+                let inputs = Inputs::new(x, common_integers.as_ref());
                 while let Some(part) = common_parts.take() {
-                    gate_up(&shared.weights, x.as_ref(), part, device.kernels());
+                    gate_up(&shared.weights, inputs, part, device.kernels());
                 }
             }
             while let Some(part) = routed_parts.take() {
-                let rows = gathered.as_ref().map(|gathered| gathered.as_ref().row_range(part.rows.clone()));
+                // One token is every row's.
+                let rows = if x.rows() == 1 { 0..1 } else { part.rows.clone() };
                 let weights = (self.weights)(dispatch.experts[part.row_piece]);
-                gate_up(&weights, rows.unwrap_or(x.as_ref()), part, device.kernels());
+                gate_up(&weights, inputs.row_range(rows), part, device.kernels());
             }
         });
         (routed, common)
@@ -163,10 +170,38 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         Some(gathered)
     }
 
+    /// As [`gather`](Self::gather), in integers where an expert with the most rows takes them; the one token, too.
+    fn gather_integers(&self) -> Option<Integers> {
+        let &Self { x, dispatch, config, device, .. } = self;
+        let (arithmetic, most) = (config.w1.arithmetic, dispatch.most());
+        let w1 = (self.weights)(*dispatch.experts.first()?).w1;
+        let width = Integers::width(&w1, most, arithmetic, device.kernels())?;
+        let all = Integers::of_width(x, width, device);
+        if x.rows() == 1 {
+            return Some(all);
+        }
+        let token = |row: usize| dispatch.rows[row].0;
+        Some(Integers::gather(all.as_ref(), dispatch.rows.len(), token, device))
+    }
+
+    /// What the routed experts' down projections take.
+    fn routed_integers(&self, routed: &Tensor) -> Option<Integers> {
+        let &Self { dispatch, config, device, .. } = self;
+        let w2 = (self.weights)(*dispatch.experts.first()?).w2;
+        let width = Integers::width(&w2, dispatch.most(), config.w2.arithmetic, device.kernels())?;
+        Some(Integers::of_width(routed, width, device))
+    }
+
     /// The weighted sum of all experts' down projections.
     fn contract(&self, routed: &Tensor, common: &Tensor) -> Tensor {
         let &Self { x, dispatch, shared, config, device, .. } = self;
         let kernels = device.kernels();
+        let integers = self.routed_integers(routed);
+        let routed = Inputs::new(routed, integers.as_ref());
+        let common_integers = shared.and_then(|shared| {
+            Integers::quantize(common, &shared.weights.w2, shared.config.w2.arithmetic, device)
+        });
+        let common = Inputs::new(common, common_integers.as_ref());
         let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
         let parts = Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(config.w2.rows_per_task.get()));
         device.for_each_part(&parts, |mut part| {
@@ -175,14 +210,16 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                 let rows = dispatch.range(place);
                 let (mut down, _) = down.as_mut().split_rows_at(rows.len());
                 let w2 = (self.weights)(expert).w2.row_range(part.cols.clone());
-                kernels.matmul(&w2, routed.as_ref().row_range(rows.clone()), down.reborrow());
+                down.fill(0.0);
+                routed.row_range(rows.clone()).matmul_add(&w2, down.reborrow(), kernels);
                 for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {
                     kernels.add_scaled(part.out.row_mut(token), weight, down.row(row));
                 }
             }
             if let Some(shared) = shared {
                 let (mut down, _) = down.as_mut().split_rows_at(x.rows());
-                kernels.matmul(&shared.weights.w2.row_range(part.cols), common.as_ref(), down.reborrow());
+                down.fill(0.0);
+                common.matmul_add(&shared.weights.w2.row_range(part.cols), down.reborrow(), kernels);
                 for token in 0..x.rows() {
                     kernels.add(part.out.row_mut(token), down.row(token));
                 }
@@ -193,11 +230,11 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
 }
 
 /// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns.
-fn gate_up(weights: &ExpertMatrices<'_>, x: MatrixRef<'_>, part: Part<'_>, kernels: &Kernels) {
+fn gate_up(weights: &ExpertMatrices<'_>, x: Inputs<'_>, part: Part<'_>, kernels: &Kernels) {
     let mut gate = part.out;
     let mut up = Tensor::zeros(gate.rows(), gate.cols());
-    kernels.matmul_add(&weights.w1.row_range(part.cols.clone()), x, gate.reborrow());
-    kernels.matmul_add(&weights.w3.row_range(part.cols), x, up.as_mut());
+    x.matmul_add(&weights.w1.row_range(part.cols.clone()), gate.reborrow(), kernels);
+    x.matmul_add(&weights.w3.row_range(part.cols), up.as_mut(), kernels);
     for token in 0..gate.rows() {
         kernels.silu_mul(gate.row_mut(token), up.row(token));
     }

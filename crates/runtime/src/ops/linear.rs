@@ -1,5 +1,6 @@
 //! Matrix products with a weight.
 
+use super::arithmetic::{Arithmetic, Inputs, Integers};
 use crate::{Device, Mode, Tensor, Weight};
 use dsv3_kernels::{Cuts, Parts};
 use serde::{Deserialize, Serialize};
@@ -24,10 +25,12 @@ pub struct LinearConfig {
     pub out_features: usize,
     /// Weight rows that one task multiplies.
     pub rows_per_task: NonZeroUsize,
+    /// How activations are multiplied.
+    pub arithmetic: Arithmetic,
 }
 
 impl LinearConfig {
-    /// The config of a weight `[out, in]` in one mode.
+    /// The config of a weight `[out, in]` in one mode, in f32.
     pub fn new(mode: Mode, in_features: usize, out_features: usize) -> Self {
         Self::side_by_side(1, mode, in_features, out_features)
     }
@@ -40,7 +43,7 @@ impl LinearConfig {
         };
         let rows = (elements / (count * in_features).max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
         let rows_per_task = NonZeroUsize::new(rows).expect("a tile has rows");
-        Self { in_features, out_features, rows_per_task }
+        Self { in_features, out_features, rows_per_task, arithmetic: Arithmetic::Float }
     }
 }
 
@@ -55,10 +58,12 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
         [config.out_features, config.in_features],
         "the weight has the shape that its config was made for"
     );
+    let integers = Integers::quantize(x, &w, config.arithmetic, device);
+    let inputs = Inputs::new(x, integers.as_ref());
     let mut out = Tensor::zeros(x.rows(), w.rows());
     let parts = Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(config.rows_per_task.get()));
     device.for_each_part(&parts, |part| {
-        device.kernels().matmul_add(&w.row_range(part.cols), x.as_ref(), part.out);
+        inputs.matmul_add(&w.row_range(part.cols), part.out, device.kernels());
     });
     out
 }

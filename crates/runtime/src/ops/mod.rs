@@ -2,6 +2,7 @@
 //! work over the device's threads and calls the kernels.
 
 mod absorb;
+mod arithmetic;
 mod attention;
 mod cache;
 mod embedding;
@@ -14,6 +15,7 @@ mod residual;
 mod rope;
 
 pub use absorb::{absorb_queries, expand_values};
+pub use arithmetic::Arithmetic;
 pub use attention::{
     AttentionConfig, Expansion, PrefillForm, Queries, paged_attention_absorbed, paged_attention_decode,
     paged_attention_prefill, prefill_form,

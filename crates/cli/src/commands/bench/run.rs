@@ -43,9 +43,11 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
         ceilings: Vec::new(),
         measurements: Vec::new(),
     };
+    let precision = args.precision.or_fast();
     for &threads in &plan.threads {
-        let configs = OperatorConfigs::generate(&model.hf)?;
-        let mut session = Session::open(&model, configs, plan.room(), threads, args.load)?;
+        let configs = OperatorConfigs::with_arithmetic(&model.hf, precision.arithmetic)?;
+        let room = Room { cache: precision.cache, ..plan.room() };
+        let mut session = Session::open(&model, configs, room, threads, args.load)?;
         let ceilings = Ceilings::measure(session.on());
         note(format_args!("{ceilings}"));
         report.formats = formats(session.weights());
@@ -113,7 +115,7 @@ impl Plan {
     fn room(&self) -> Room {
         let deepest = self.depths.last().copied().unwrap_or(0);
         let context = deepest + self.prompt.max(self.generate).max(WARM_UP);
-        Room { context, sequences: if self.generate > 0 { self.most() } else { 1 } }
+        Room { sequences: if self.generate > 0 { self.most() } else { 1 }, ..Room::one(context) }
     }
 
     /// Sequences of the largest batch.

@@ -1,10 +1,9 @@
 //! `dsv3 eval divergence`.
 
-use super::{Started, WindowFigures, check_windows, input::Input, perplexity::WINDOW, window_done};
+use super::{Started, WindowFigures, check_windows, input::Input, perplexity::WINDOW, session, window_done};
 use crate::{
     args::eval::DivergenceArgs,
     model::{ModelPlace, OpenModel},
-    operator_configs::OperatorConfigs,
     output::note,
     session::{PREFILL_CHUNK, Session},
 };
@@ -51,8 +50,7 @@ impl Job {
     }
 
     fn session(&self, args: &DivergenceArgs, model: &OpenModel) -> Result<Session> {
-        let configs = OperatorConfigs::generate(&model.hf)?;
-        Session::open(model, configs, self.windows.length(), args.run.threads)
+        session(model, self.windows.length(), &args.run)
     }
 }
 

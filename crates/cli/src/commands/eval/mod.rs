@@ -6,10 +6,12 @@ mod perplexity;
 mod teacher_forcing;
 
 use crate::{
-    args::eval::{EvalArgs, EvalCommand},
+    args::LoadArgs,
+    args::eval::{EvalArgs, EvalCommand, EvalRunArgs},
     model::OpenModel,
+    operator_configs::OperatorConfigs,
     output::{note, pretty_json, print},
-    session::limits,
+    session::{Room, Session, limits},
 };
 use anyhow::{Context, Result};
 use dsv3_engine::eval::Windows;
@@ -27,6 +29,14 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
         EvalCommand::Divergence(args) => divergence::run(args),
         EvalCommand::TeacherForcing(args) => teacher_forcing::run(args),
     }
+}
+
+/// The model, ready for one sequence of `context` tokens; exact where nothing else is asked for.
+fn session(model: &OpenModel, context: usize, args: &EvalRunArgs) -> Result<Session> {
+    let precision = args.precision.or_exact();
+    let configs = OperatorConfigs::with_arithmetic(&model.hf, precision.arithmetic)?;
+    let room = Room { cache: precision.cache, ..Room::one(context) };
+    Session::open(model, configs, room, args.threads, LoadArgs::default())
 }
 
 /// What was measured, and how: the part that all reports have.

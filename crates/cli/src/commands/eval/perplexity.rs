@@ -1,11 +1,10 @@
 //! `dsv3 eval perplexity`.
 
-use super::{Started, WindowFigures, check_windows, input::Input, window_done};
+use super::{Started, WindowFigures, check_windows, input::Input, session, window_done};
 use crate::{
     args::eval::PerplexityArgs,
     model::{ModelPlace, OpenModel},
-    operator_configs::OperatorConfigs,
-    session::{PREFILL_CHUNK, Session},
+    session::PREFILL_CHUNK,
 };
 use anyhow::Result;
 use dsv3_engine::eval::{Feed, PerplexityReport, Windows, perplexity};
@@ -36,8 +35,7 @@ pub(super) fn run(args: &PerplexityArgs) -> Result<()> {
     let windows = windows.limited(args.windows.max_windows.unwrap_or(usize::MAX))?;
     check_windows(&model, &input.file, &text, &windows)?;
 
-    let configs = OperatorConfigs::generate(&model.hf)?;
-    let mut session = Session::open(&model, configs, windows.length(), args.run.threads)?;
+    let mut session = session(&model, windows.length(), &args.run)?;
     let started = Started::new("perplexity", &model, session.device());
     let mut feed = Feed::new(&mut session, PREFILL_CHUNK);
     let perplexity = perplexity(&mut feed, &text, &windows, |done, so_far| {

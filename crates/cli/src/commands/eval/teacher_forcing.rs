@@ -1,12 +1,11 @@
 //! `dsv3 eval teacher-forcing`.
 
-use super::{Started, input::Input, input::TextReader};
+use super::{Started, input::Input, input::TextReader, session};
 use crate::{
     args::eval::{BosArg, TeacherForcingArgs},
     model::{ModelPlace, OpenModel},
-    operator_configs::OperatorConfigs,
     output::{count, note},
-    session::{PREFILL_CHUNK, Session, limits},
+    session::{PREFILL_CHUNK, limits},
 };
 use anyhow::{Context, Result, bail};
 use dsv3_engine::{
@@ -49,8 +48,7 @@ fn follow(args: &TeacherForcingArgs, path: &Path) -> Result<()> {
         }
     }
     let context = entries.iter().map(Entry::positions).max().unwrap_or(1);
-    let configs = OperatorConfigs::generate(&model.hf)?;
-    let mut session = Session::open(&model, configs, context, args.run.threads)?;
+    let mut session = session(&model, context, &args.run)?;
     let started = Started::new("teacher forcing", &model, session.device());
     let mut forcing = TeacherForcing::new(Feed::new(&mut session, PREFILL_CHUNK));
     let mut accuracies = Vec::with_capacity(entries.len());
@@ -120,8 +118,7 @@ fn save(args: &TeacherForcingArgs, path: &Path) -> Result<()> {
     }
     let eos = eos_tokens(&model, &reader)?;
     let file = NewFile::create(path)?;
-    let configs = OperatorConfigs::generate(&model.hf)?;
-    let mut session = Session::open(&model, configs, context, args.run.threads)?;
+    let mut session = session(&model, context, &args.run)?;
     let started = Started::new("reference", &model, session.device());
     let mut forcing = TeacherForcing::new(Feed::new(&mut session, PREFILL_CHUNK));
     let mut entries = Vec::with_capacity(prompts.len());

@@ -60,7 +60,7 @@ impl Settings {
             request,
             context,
             threads: args.running.threads,
-            cache: args.running.kv_cache.into(),
+            cache: args.running.precision.or_fast().cache,
             json: args.output.json,
             report: args.output.output_path.or(args.prompts_file.as_deref().map(default_output_path)),
             record_log: args.output.checkpoint_jsonl,

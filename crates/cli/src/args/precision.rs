@@ -1,0 +1,86 @@
+//! In what precision a run computes and caches.
+
+use clap::{Args, ValueEnum};
+use dsv3_runtime::ops::{Arithmetic, CacheFormat};
+
+/// What may be rounded for speed, by all commands that run a model.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Precision")]
+pub(crate) struct PrecisionArgs {
+    /// How the cache of keys and values is stored [default: bf16 to generate and to bench, f32 elsewhere]
+    ///
+    /// bf16 takes half of the memory of f32 and changes the logits by 2e-3 to 9e-3 of their size (measured on small
+    /// models); q8 takes a third, and changes them more. Rotated keys are never stored in less than bf16.
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub(crate) kv_cache: Option<CacheArg>,
+    /// How activations are multiplied with weights [default: integer to generate and to bench, float elsewhere]
+    #[arg(long, value_enum)]
+    pub(crate) arithmetic: Option<ArithmeticArg>,
+}
+
+impl PrecisionArgs {
+    /// What is not given is exact: every rounding is the weights' own.
+    pub(crate) fn or_exact(self) -> Precision {
+        self.or(CacheFormat::F32, Arithmetic::Float)
+    }
+
+    /// What is not given is fast.
+    pub(crate) fn or_fast(self) -> Precision {
+        self.or(CacheFormat::Bf16, Arithmetic::Integer)
+    }
+
+    fn or(self, cache: CacheFormat, arithmetic: Arithmetic) -> Precision {
+        Precision {
+            cache: self.kv_cache.map_or(cache, Into::into),
+            arithmetic: self.arithmetic.map_or(arithmetic, Into::into),
+        }
+    }
+}
+
+/// In what a run computes and caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Precision {
+    /// The cache.
+    pub(crate) cache: CacheFormat,
+    /// The matrix products.
+    pub(crate) arithmetic: Arithmetic,
+}
+
+/// How the cache is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheArg {
+    /// As it was computed
+    F32,
+    /// Rounded to bf16
+    Bf16,
+    /// Latents in signed bytes, 32 with one scale; rotated keys in bf16
+    Q8,
+}
+
+impl From<CacheArg> for CacheFormat {
+    fn from(arg: CacheArg) -> Self {
+        match arg {
+            CacheArg::F32 => Self::F32,
+            CacheArg::Bf16 => Self::Bf16,
+            CacheArg::Q8 => Self::Q8,
+        }
+    }
+}
+
+/// The ways to multiply activations with weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ArithmeticArg {
+    /// In f32, exactly as the weights are
+    Float,
+    /// In integers where the weights' format has a faster product of them: q4_K always, q8_0 and FP8 in prompts
+    Integer,
+}
+
+impl From<ArithmeticArg> for Arithmetic {
+    fn from(arithmetic: ArithmeticArg) -> Self {
+        match arithmetic {
+            ArithmeticArg::Float => Self::Float,
+            ArithmeticArg::Integer => Self::Integer,
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Few tokens read each weight once and use it from the register (`stream_q4k`); more share panels of weights whose
+//! rows are interleaved, so that a vector has the same columns of eight rows and sums need not be added across it.
+
+mod panel;
+mod panel_int16;
+mod panel_q4k;
+mod q4k;
+mod stream_q4k;
+
+use crate::{Format, IntegerRef, MatrixMut, MatrixView};
+
+/// Tokens up to which q4_K is used from the register.
+const STREAMED: usize = 4;
+
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn matmul_integer_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    match w.format() {
+        Format::Q4K if x.rows() <= STREAMED => stream_q4k_add(w, x, out),
+        Format::Q4K => panel::matmul_add::<panel_q4k::Panel>(w, x, out),
+        Format::Q8_0 => panel::matmul_add::<panel_int16::Panel<panel_int16::Q8_0>>(w, x, out),
+        Format::Fp8 => panel::matmul_add::<panel_int16::Panel<panel_int16::Fp8>>(w, x, out),
+        Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn stream_q4k_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    // Rows side by side (the first number), as many as their sums with every token (the second) fit into registers.
+    match x.rows() {
+        0 => (),
+        1 => stream_q4k::matmul_add::<2, 1>(w, x, out),
+        2 => stream_q4k::matmul_add::<1, 2>(w, x, out),
+        3 => stream_q4k::matmul_add::<1, 3>(w, x, out),
+        STREAMED => stream_q4k::matmul_add::<1, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `panel`"),
+    }
+}

@@ -1,0 +1,180 @@
+//! Few tokens and weights in blocks of `q4_K`: a few rows side by side, multiplied as they come from memory.
+
+#![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
+
+use super::q4k::{nibbles, scales_and_minima, widen};
+use crate::avx2::{broadcast_half, bytes_ahead, load, load32, prefetch, sum};
+use crate::integers::BLOCK;
+use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
+use crate::{IntegerRef, MatrixMut, MatrixView};
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// A token's part in a block of weights, in as many pieces as the block has groups.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    values: &'a [[[i8; BLOCK]; Q4K_GROUPS]],
+    scales: &'a [[f32; Q4K_GROUPS]],
+    sums: &'a [[f32; Q4K_GROUPS]],
+}
+
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, `R` rows at a time.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn matmul_add<const R: usize, const T: usize>(
+    w: &MatrixView<'_>,
+    x: IntegerRef<'_>,
+    mut out: MatrixMut<'_>,
+) {
+    let count = w.cols() / Q4K_COLS;
+    let x: [Inputs<'_>; T] = from_fn(|token| Inputs {
+        values: &x.int8(token).as_chunks().0[..count],
+        scales: &x.scales(token).as_chunks().0[..count],
+        sums: &x.sums(token).as_chunks().0[..count],
+    });
+    let whole = w.rows() - w.rows() % R;
+    for row in (0..whole).step_by(R) {
+        rows_add::<R, T>(w, row, x, &mut out);
+    }
+    for row in whole..w.rows() {
+        rows_add::<1, T>(w, row, x, &mut out);
+    }
+}
+
+/// Rows `row..row + R` of `w`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn rows_add<const R: usize, const T: usize>(
+    w: &MatrixView<'_>,
+    row: usize,
+    x: [Inputs<'_>; T],
+    out: &mut MatrixMut<'_>,
+) {
+    let count = w.cols() / Q4K_COLS;
+    let mut weights: [&[BlockQ4K]; R] = [&[]; R];
+    for r in 0..R {
+        weights[r] = &blocks(w.row_bytes(row + r, 0..w.cols()))[..count];
+    }
+    let mut inputs = x;
+    for t in 0..T {
+        inputs[t] = x[t].first(count);
+    }
+    let ahead = bytes_ahead(R * w.format().bytes(w.row_stride())); // the same columns of later rows
+    let mut totals = [[_mm256_setzero_ps(); T]; R];
+    for block in 0..count {
+        let mut row_blocks = [&weights[0][block]; R];
+        for r in 1..R {
+            row_blocks[r] = &weights[r][block];
+        }
+        for r in 0..R {
+            for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
+                prefetch(row_blocks[r].d.as_ptr().wrapping_add(ahead + line));
+            }
+        }
+        let (twos, rest) = inputs.as_chunks::<2>();
+        for (number, two) in twos.iter().enumerate() {
+            let x = [two[0].block(block), two[1].block(block)];
+            block_add(row_blocks, x, 2 * number, &mut totals);
+        }
+        for last in rest {
+            block_add(row_blocks, [last.block(block)], T - 1, &mut totals);
+        }
+    }
+    for t in 0..T {
+        let out = &mut out.row_mut(t)[row..row + R];
+        for r in 0..R {
+            out[r] += sum(totals[r][t]);
+        }
+    }
+}
+
+/// A token's part in one block of weights.
+type BlockInputs<'a> = (&'a [[i8; BLOCK]; Q4K_GROUPS], &'a [f32; Q4K_GROUPS], &'a [f32; Q4K_GROUPS]);
+
+impl<'a> Inputs<'a> {
+    #[inline]
+    fn first(&self, blocks: usize) -> Self {
+        Inputs { values: &self.values[..blocks], scales: &self.scales[..blocks], sums: &self.sums[..blocks] }
+    }
+
+    #[inline]
+    fn block(&self, block: usize) -> BlockInputs<'a> {
+        (&self.values[block], &self.scales[block], &self.sums[block])
+    }
+}
+
+/// Adds the products of a block of each row with tokens `token..token + N`. Rows and tokens take each step together, so
+/// that what waits for a result has the others' work between.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn block_add<const R: usize, const N: usize, const T: usize>(
+    weights: [&BlockQ4K; R],
+    x: [BlockInputs<'_>; N],
+    token: usize,
+    totals: &mut [[__m256; T]; R],
+) {
+    let zero = _mm256_setzero_si256();
+    let mut pairs = [[[zero; 4]; N]; R];
+    for i in 0..4 {
+        for r in 0..R {
+            let bits = nibbles(load32(&weights[r].values.as_chunks::<BLOCK>().0[i]));
+            for n in 0..N {
+                let (values, ..) = x[n];
+                // At most 2 * 15 * 127 in 16 bits.
+                let even = _mm256_maddubs_epi16(bits[0], load_int8(&values[2 * i]));
+                let odd = _mm256_maddubs_epi16(bits[1], load_int8(&values[2 * i + 1]));
+                pairs[r][n][i] = interleave16(even, odd);
+            }
+        }
+    }
+    let mut fours = [[[zero; 2]; N]; R];
+    for i in 0..2 {
+        for r in 0..R {
+            for n in 0..N {
+                let (one, other) = (pairs[r][n][2 * i], pairs[r][n][2 * i + 1]);
+                fours[r][n][i] =
+                    _mm256_add_epi16(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
+            }
+        }
+    }
+    for r in 0..R {
+        let (scales, minima) = scales_and_minima(weights[r]);
+        let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights[r].d));
+        let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights[r].dmin));
+        for n in 0..N {
+            let (_, x_scales, x_sums) = x[n];
+            let products = _mm256_cvtepi32_ps(eight_sums(fours[r][n]));
+            let total = _mm256_fnmadd_ps(minima, load(x_sums), totals[r][token + n]);
+            let factors = _mm256_mul_ps(scales, load(x_scales));
+            totals[r][token + n] = _mm256_fmadd_ps(products, factors, total);
+        }
+    }
+}
+
+/// The last step: of 16 products of at most 15 * 127 in each lane of 16 bits, two lanes for each of the eight groups,
+/// the groups' sums.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn eight_sums([one, other]: [__m256i; 2]) -> __m256i {
+    let eight = _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
+    let low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(eight));
+    let high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(eight));
+    _mm256_add_epi32(low, high)
+}
+
+/// Neighbouring lanes of each added up, half as many, the two by turns.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn interleave16(one: __m256i, other: __m256i) -> __m256i {
+    _mm256_add_epi16(_mm256_unpacklo_epi16(one, other), _mm256_unpackhi_epi16(one, other))
+}
+
+/// 32 integers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_int8(values: &[i8; BLOCK]) -> __m256i {
+    // SAFETY: a reference to 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+}

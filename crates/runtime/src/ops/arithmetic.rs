@@ -1,0 +1,208 @@
+//! In what arithmetic a matrix product is done, and activations as the product takes them.
+
+use crate::{Device, Tensor};
+use dsv3_kernels::{
+    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView,
+};
+use serde::{Deserialize, Serialize};
+use std::{cell::RefCell, mem, ops::Range};
+
+/// The arithmetic of a matrix product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arithmetic {
+    /// Activations in f32, always: weights are taken for what they are.
+    #[default]
+    Float,
+    /// Activations in integers wherever the weight's format has an integer product that is faster for as many tokens,
+    /// one scale for 32 columns: 8 bits for q4_K, 16 for q8_0 and FP8. Elsewhere as `Float`.
+    Integer,
+}
+
+/// Integers that a thread keeps to use their memory again.
+const MOST_FREE: usize = 8;
+
+thread_local! {
+    static FREE: RefCell<Vec<IntegerMatrix>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Activations as integers, whose memory goes back to the thread.
+#[derive(Debug)]
+pub(crate) struct Integers(IntegerMatrix);
+
+impl Integers {
+    /// `x` as the product with `w` takes it; none where that is f32.
+    pub(crate) fn quantize(
+        x: &Tensor,
+        w: &MatrixView<'_>,
+        arithmetic: Arithmetic,
+        device: &Device,
+    ) -> Option<Self> {
+        let width = Self::width(w, x.rows(), arithmetic, device.kernels())?;
+        Some(Self::of_width(x, width, device))
+    }
+
+    /// `x` as integers.
+    pub(crate) fn of_width(x: &Tensor, width: IntegerWidth, device: &Device) -> Self {
+        Self::fill(width, x.rows(), x.cols(), device, |row, out| {
+            device.kernels().quantize(x.as_ref().row_range(row..row + out.rows()), out);
+        })
+    }
+
+    /// The integers that a product with `w` takes for `tokens` rows.
+    pub(crate) fn width(
+        w: &MatrixView<'_>,
+        tokens: usize,
+        arithmetic: Arithmetic,
+        kernels: &Kernels,
+    ) -> Option<IntegerWidth> {
+        match arithmetic {
+            Arithmetic::Float => None,
+            Arithmetic::Integer => kernels.integer_width(w, tokens),
+        }
+    }
+
+    /// `x` with `rows` rows, of which row `r` is row `source(r)` of `x`.
+    pub(crate) fn gather(
+        x: IntegerRef<'_>,
+        rows: usize,
+        source: impl Fn(usize) -> usize + Sync,
+        device: &Device,
+    ) -> Self {
+        Self::fill(x.width(), rows, x.cols(), device, |first, mut out| {
+            for row in 0..out.rows() {
+                out.copy_row(row, x, source(first + row));
+            }
+        })
+    }
+
+    /// A matrix of which `f` fills in ranges of rows; it gets the number of the first.
+    fn fill(
+        width: IntegerWidth,
+        rows: usize,
+        cols: usize,
+        device: &Device,
+        f: impl Fn(usize, IntegerMut<'_>) + Sync,
+    ) -> Self {
+        let free = FREE.try_with(|free| free.borrow_mut().pop()).ok().flatten();
+        let mut matrix = free.unwrap_or_default();
+        let out = matrix.reshape(width, rows, cols);
+        let chunk = crate::device::rows_per_task(cols);
+        if rows <= chunk {
+            f(0, out);
+        } else {
+            device.for_each(row_tasks(out, chunk), |(first, out)| f(first, out));
+        }
+        Self(matrix)
+    }
+
+    /// To read.
+    pub(crate) fn as_ref(&self) -> IntegerRef<'_> {
+        self.0.as_ref()
+    }
+}
+
+impl Drop for Integers {
+    fn drop(&mut self) {
+        let matrix = mem::take(&mut self.0);
+        // Where the thread is ending nothing is kept.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < MOST_FREE {
+                free.push(matrix);
+            }
+        });
+    }
+}
+
+/// Splits into ranges of `rows` rows, with the number of the first.
+fn row_tasks(mut out: IntegerMut<'_>, rows: usize) -> Vec<(usize, IntegerMut<'_>)> {
+    let mut tasks = Vec::with_capacity(out.rows().div_ceil(rows));
+    let mut start = 0;
+    while out.rows() > rows {
+        let (task, rest) = out.split_rows_at(rows);
+        tasks.push((start, task));
+        start += rows;
+        out = rest;
+    }
+    tasks.push((start, out));
+    tasks
+}
+
+/// Activations to multiply: as they are, and as integers where a product may take them so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs<'a> {
+    float: MatrixRef<'a>,
+    integer: Option<IntegerRef<'a>>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn new(float: &'a Tensor, integer: Option<&'a Integers>) -> Self {
+        Self { float: float.as_ref(), integer: integer.map(Integers::as_ref) }
+    }
+
+    /// Some of the rows.
+    pub(crate) fn row_range(&self, rows: Range<usize>) -> Self {
+        let integer = self.integer.map(|integer| integer.row_range(rows.clone()));
+        Self { float: self.float.row_range(rows), integer }
+    }
+
+    /// `out += x w^T`, in integers where there are those that the product takes.
+    ///
+    /// # Shapes
+    /// x `[tokens, cols]`, w `[rows, cols]`, out `[tokens, rows]`.
+    pub(crate) fn matmul_add(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
+        let wanted = kernels.integer_width(w, self.float.rows());
+        match self.integer {
+            Some(x) if wanted == Some(x.width()) => kernels.matmul_integer_add(w, x, out),
+            _ => kernels.matmul_add(w, self.float, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dsv3_kernels::Format;
+
+    #[test]
+    fn integers_are_taken_where_the_format_has_them() {
+        let device = Device::single(2).unwrap();
+        // Of q8_0: a scale of 1, then ones; of f32, ones.
+        let block: Vec<u8> = [0x00, 0x3c].into_iter().chain([1; 32]).collect();
+        let bytes = block.repeat(3 * 1000);
+        let blocks = MatrixView::from_bytes(Format::Q8_0, &bytes, 3, 32_000, None);
+        let ones = vec![1.0; 3 * 32_000];
+        let floats = MatrixView::f32(&ones, 3, 32_000);
+        // More values than one task quantises.
+        for (rows, arithmetic, expected) in
+            [(10, Arithmetic::Integer, true), (10, Arithmetic::Float, false), (1, Arithmetic::Integer, false)]
+        {
+            let x = Tensor::from_vec(rows, 32_000, vec![0.5; rows * 32_000]);
+            let integers = Integers::quantize(&x, &blocks, arithmetic, &device);
+            assert_eq!(integers.is_some(), expected);
+            assert!(Integers::quantize(&x, &floats, arithmetic, &device).is_none());
+            let gathered = integers
+                .as_ref()
+                .map(|all| Integers::gather(all.as_ref(), rows, |row| rows - 1 - row, &device));
+            for w in [blocks, floats] {
+                let mut out = Tensor::zeros(rows, 3);
+                let inputs = Inputs::new(&x, gathered.as_ref());
+                inputs.matmul_add(&w, out.as_mut(), device.kernels());
+                // Half is the largest value of each block, so it is exact but for the rounding of its scale.
+                let bound = 16_000.0 * 32_000.0 * f32::EPSILON;
+                assert!(
+                    out.values().iter().all(|value| (value - 16_000.0).abs() <= bound),
+                    "{:?}",
+                    out.values()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_arithmetic_is_written_as_it_is_called() {
+        assert_eq!(serde_json::to_value(Arithmetic::Integer).unwrap(), "integer");
+        assert_eq!(serde_json::to_value(Arithmetic::default()).unwrap(), "float");
+    }
+}
