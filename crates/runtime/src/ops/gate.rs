@@ -55,7 +55,7 @@ pub fn grouped_top_k(mut logits: Tensor, bias: &Weight, config: &GateConfig, dev
     let mut choices = Buffer::filled(logits.rows() * each, (0, 0.0));
     let rows = rows_per_task(config.experts);
     device.for_each_row_chunk(logits.values_mut(), config.experts, |_, scores| {
-        device.kernels().sigmoid(scores)
+        device.kernels().sigmoid(scores);
     });
     device.for_each_chunk(&mut choices, rows * each, |number, choices| {
         let mut biased = Buffer::filled(config.experts, 0.0);
