@@ -93,10 +93,11 @@ impl Workplace {
         Run::of(child.wait_with_output().unwrap())
     }
 
-    /// `generate --token-ids` with these ids, greedily, with `--json`.
+    /// `generate --token-ids` with these ids, greedily, with `--json`, cached in f32: the tokens are compared with those of
+    /// transformers, which rounds nothing.
     pub fn generate_ids(&self, model: &Path, ids: &[u32], more: &[&str]) -> Run {
         let file = self.file("ids.json", serde_json::to_string(ids).unwrap());
-        let args: [&OsStr; 8] = [
+        let args: [&OsStr; 10] = [
             "generate".as_ref(),
             "--model".as_ref(),
             model.as_ref(),
@@ -105,6 +106,8 @@ impl Workplace {
             "--temperature".as_ref(),
             "0".as_ref(),
             "--json".as_ref(),
+            "--kv-cache".as_ref(),
+            "f32".as_ref(),
         ];
         self.run(args.into_iter().chain(more.iter().map(OsStr::new)))
     }
