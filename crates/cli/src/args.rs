@@ -7,7 +7,9 @@ pub(crate) use bench::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dsv3_deepseek::kinds::parse_formats;
 use dsv3_mesh::MeshShape;
+use dsv3_runtime::Formats;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -70,6 +72,16 @@ pub(crate) struct ModelArgs {
     /// Directory for prepared weights [default: `dsv3` in the user's cache directory]
     #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_CACHE", hide_env_values = true)]
     pub(crate) cache: Option<PathBuf>,
+    /// Storage formats of the weights [default: as in the checkpoint]
+    ///
+    /// A format (q8_0, q4_K, bf16, f32; fp8 where the checkpoint has it), or KIND=FORMAT with commas between, or a
+    /// format and then exceptions: `q4_K,head=q4_K`. Kinds: experts, shared, dense, attention, kv_b (with attention,
+    /// unless named), embedding, head, and * for all; `keep` leaves a kind as it is. A format alone keeps the
+    /// embedding; q4_K alone takes q8_0 for kv_b and the head. Norms and gates are never quantised. What does not
+    /// divide into blocks (q4_K: 256 columns, q8_0: 32) falls back from q4_K to q8_0 and from there to what it is.
+    /// Each choice has a cache of its own, made when it is first used.
+    #[arg(long, value_name = "SPEC", default_value = "keep", hide_default_value = true, value_parser = parse_formats)]
+    pub(crate) format: Formats,
 }
 
 /// `dsv3 generate`.

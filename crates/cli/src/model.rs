@@ -9,7 +9,9 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights};
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::{Checkpoint, ConvertReport, Converted, Error, Fingerprint, Source, Weight, WeightCache};
+use dsv3_runtime::{
+    Checkpoint, ConvertReport, Converted, Error, Fingerprint, Formats, Source, Weight, WeightCache,
+};
 use indicatif::DecimalBytes;
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +28,8 @@ pub(crate) struct ModelPlace {
     pub(crate) dir: PathBuf,
     /// The directory of all caches.
     pub(crate) cache: PathBuf,
+    /// The formats that the weights are to have.
+    pub(crate) formats: Formats,
 }
 
 impl ModelPlace {
@@ -36,7 +40,7 @@ impl ModelPlace {
             Some(dir) => absolute(dir),
             None => embedded::unpack(&cache)?,
         };
-        Ok(Self { dir, cache })
+        Ok(Self { dir, cache, formats: args.format.clone() })
     }
 }
 
@@ -65,6 +69,7 @@ pub(crate) struct OpenModel {
     pub(crate) checkpoint: Checkpoint,
     fingerprint: Fingerprint,
     cache: PathBuf,
+    formats: Formats,
 }
 
 impl OpenModel {
@@ -85,7 +90,14 @@ impl OpenModel {
             hf.mtp_layers = 0;
         }
         let fingerprint = Fingerprint::of(&checkpoint, config_json.as_bytes());
-        Ok(Self { hf, lacks_mtp, checkpoint, fingerprint, cache: place.cache.clone() })
+        Ok(Self {
+            hf,
+            lacks_mtp,
+            checkpoint,
+            fingerprint,
+            cache: place.cache.clone(),
+            formats: place.formats.clone(),
+        })
     }
 
     /// The checkpoint's directory.
@@ -95,7 +107,7 @@ impl OpenModel {
 
     /// The cache of the weights for a mesh.
     pub(crate) fn cache(&self, mesh: MeshShape) -> WeightCache {
-        WeightCache::locate(&self.cache, &self.checkpoint, mesh)
+        WeightCache::locate(&self.cache, &self.checkpoint, mesh).with_formats(self.formats.clone())
     }
 
     /// Stage 1, with progress.
@@ -105,8 +117,15 @@ impl OpenModel {
     pub(crate) fn convert(&self, mesh: MeshShape, force: bool) -> Result<Converted> {
         let mut progress = Progress::new("converting", Unit::Bytes);
         let mut update = |at: dsv3_runtime::ConvertProgress<'_>| progress.update(at.bytes, at.total);
-        let converted = self.cache(mesh).convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
+        let cache = self.cache(mesh);
+        if cache.is_begun() {
+            note(format_args!("an interrupted conversion is there: going on with it"));
+        }
+        let converted = cache.convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
         converted.map_err(|error| match &error {
+            Error::Io { path, .. } if path.starts_with(&self.cache) && cache.is_begun() => {
+                anyhow::Error::from(error).context("what is done is kept, and the next run goes on with it")
+            }
             Error::Io { path, .. } if path.starts_with(&self.cache) => {
                 anyhow::Error::from(error).context(embedded::unwritable(&self.cache))
             }
@@ -137,8 +156,11 @@ impl OpenModel {
 
 /// `85 used in place`, and what was written.
 fn summary(report: &ConvertReport) -> String {
-    let ConvertReport { in_place, widened } = report;
+    let ConvertReport { in_place, widened, converted, .. } = report;
     let mut text = format!("{} used in place", in_place.tensors);
+    for (format, tally) in converted {
+        text += &format!(", {} converted to {format} ({})", tally.tensors, DecimalBytes(tally.bytes));
+    }
     if widened.tensors > 0 {
         text += &format!(", {} widened to F32 ({})", widened.tensors, DecimalBytes(widened.bytes));
     }

@@ -10,6 +10,7 @@ mod decoder_block;
 mod embedding;
 mod experts;
 pub mod hf;
+pub mod kinds;
 mod lm_head;
 mod mla;
 mod mlp;

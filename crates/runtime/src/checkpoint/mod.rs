@@ -48,6 +48,24 @@ pub struct Checkpoint {
     /// Sorted by name.
     tensors: Vec<TensorInfo>,
     unindexed: Vec<String>,
+    /// Tensors that lie in parts, by name.
+    joins: BTreeMap<String, Vec<Part>>,
+}
+
+/// A part of a tensor that a file holds in several: rows that follow those of the part before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// The tensor that holds it.
+    pub tensor: String,
+    /// Whether its rows are that tensor's columns.
+    pub is_transposed: bool,
+}
+
+impl Part {
+    /// How many rows it adds.
+    pub(crate) fn rows(&self, tensor: &RawTensor) -> usize {
+        tensor.info.shape[usize::from(self.is_transposed)]
+    }
 }
 
 /// One file of a checkpoint.
@@ -103,7 +121,8 @@ impl Checkpoint {
             shards.push(ShardFile { name, file: Arc::new(file) });
         }
         tensors.sort_by(|left, right| left.name.cmp(&right.name));
-        let mut checkpoint = Self { dir: dir.into(), shards, tensors, unindexed: Vec::new() };
+        let mut checkpoint =
+            Self { dir: dir.into(), shards, tensors, unindexed: Vec::new(), joins: BTreeMap::new() };
         checkpoint.check_unique()?;
         if let Some(weight_map) = layout.weight_map {
             checkpoint.check_index(&weight_map)?;
@@ -180,6 +199,16 @@ impl Checkpoint {
     pub fn get(&self, name: &str) -> Option<&TensorInfo> {
         let index = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name)).ok()?;
         Some(&self.tensors[index])
+    }
+
+    /// The parts of a tensor that lies in parts.
+    pub(crate) fn join(&self, name: &str) -> Option<&[Part]> {
+        self.joins.get(name).map(Vec::as_slice)
+    }
+
+    /// Whether there is a tensor of this name, whole or in parts.
+    pub fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some() || self.joins.contains_key(name)
     }
 
     /// A tensor, to be used as a weight. Reads nothing yet.

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    Capacity, DecodeRun, DecodeStep, Leaf, LeafFn, PrefillRun, PrefillStep, Tally, WeightSpec, WeightTree,
+    Capacity, DecodeRun, DecodeStep, Leaf, LeafFn, PrefillRun, PrefillStep, Tally, WeightKind, WeightSpec,
+    WeightTree,
     checkpoint::testing::{ShardBuilder, write_checkpoint},
     weight_tree,
 };
@@ -30,6 +31,7 @@ impl Module for Toy {
             let placement = Placement::Replicated;
             Leaf(WeightSpec {
                 source: at.name(name),
+                kind: (shape.len() == 2).then_some(WeightKind("matrix")),
                 shape: shape.to_vec(),
                 placement,
                 scale_block: *scale_block,
@@ -168,7 +170,7 @@ fn what_serves_as_it_is_stays_in_the_checkpoint() {
     let report = fixture.report();
     assert_eq!(
         report,
-        ConvertReport { in_place: Tally { tensors: 2, bytes: 24 }, widened: Tally::default() }
+        ConvertReport { in_place: Tally { tensors: 2, bytes: 24 }, ..ConvertReport::default() }
     );
     assert_eq!(fixture.load().unwrap(), (MATRIX.to_vec(), VECTOR.to_vec()));
     assert!(!fixture.cache().dir().join(WEIGHTS_FILE).exists());
@@ -261,7 +263,7 @@ fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
             "is damaged (weight_config.json: unknown field `vectors`",
         ),
         (
-            |f| f.edit_config("\"format_version\": 1", "\"format_version\": 9"),
+            |f| f.edit_config("\"format_version\": 2", "\"format_version\": 9"),
             "has format version 9, this program reads 1",
         ),
         (
