@@ -66,7 +66,7 @@ pub(crate) enum Command {
 /// Which model, and where its cache lies.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Directory of a Hugging Face checkpoint [default: the model inside this binary]
+    /// Directory of a Hugging Face checkpoint, or a GGUF file [default: the model inside this binary]
     #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
     /// Directory for prepared weights [default: `dsv3` in the user's cache directory]
@@ -204,6 +204,12 @@ pub(crate) struct OutputArgs {
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// A GGUF file of a DeepSeek model (architecture deepseek2), the first of several; the same as --model FILE
+    ///
+    /// Its blocks are used where they lie. Only `kv_b_proj` is written, where the file has it in two: as bf16 if both
+    /// are, as q8_0 if they are quantised. Types other than F32, F16, BF16, q8_0 and q4_K are refused by name.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from_gguf: Option<PathBuf>,
     /// Rows and columns of devices to prepare for; so far 1x1
     #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
     pub(crate) mesh: MeshShape,

@@ -7,13 +7,16 @@ use crate::{
     progress::{Progress, Unit},
 };
 use anyhow::{Context, Result, bail};
-use dsv3_deepseek::{HfConfig, Model, ModelWeights};
+use dsv3_deepseek::{HfConfig, Model, ModelWeights, gguf};
+use dsv3_engine::{GgufTokenizer, write_json};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
-    Checkpoint, ConvertReport, Converted, Error, Fingerprint, Formats, Source, Weight, WeightCache,
+    Checkpoint, ConvertReport, Converted, Error, Fingerprint, Formats, Gguf, Source, Weight, WeightCache,
 };
 use indicatif::DecimalBytes;
+use serde_json::Value;
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -67,6 +70,7 @@ pub(crate) struct OpenModel {
     pub(crate) lacks_mtp: bool,
     /// Its tensors.
     pub(crate) checkpoint: Checkpoint,
+    dir: PathBuf,
     fingerprint: Fingerprint,
     cache: PathBuf,
     formats: Formats,
@@ -78,8 +82,14 @@ impl OpenModel {
     /// # Errors
     /// A configuration or a checkpoint that cannot be used.
     pub(crate) fn open(place: &ModelPlace) -> Result<Self> {
+        if Gguf::is_gguf(&place.dir) {
+            return Self::open_gguf(place);
+        }
         if place.dir.is_file() {
-            bail!("{}: expected a checkpoint's directory, got a file", place.dir.display());
+            bail!(
+                "{}: expected a checkpoint's directory or a GGUF file, got another file",
+                place.dir.display()
+            );
         }
         let path = place.dir.join(CONFIG_FILE);
         let config_json = HfConfig::read_text(&path)?;
@@ -93,6 +103,7 @@ impl OpenModel {
         Ok(Self {
             hf,
             lacks_mtp,
+            dir: checkpoint.dir().to_owned(),
             checkpoint,
             fingerprint,
             cache: place.cache.clone(),
@@ -100,9 +111,30 @@ impl OpenModel {
         })
     }
 
-    /// The checkpoint's directory.
+    /// Reads the head of a GGUF file, and writes the small files that a checkpoint's directory would have beside the
+    /// weights into the file's cache.
+    fn open_gguf(place: &ModelPlace) -> Result<Self> {
+        let gguf = Gguf::open(&place.dir)?;
+        let config_json = gguf::config_json(&gguf)?;
+        let hf = HfConfig::from_json(&place.dir, &config_json)?;
+        let tokenizer = GgufTokenizer::new(gguf.metadata());
+        let checkpoint = gguf::checkpoint(gguf)?;
+        let fingerprint = Fingerprint::of(&checkpoint, config_json.as_bytes());
+        let cache = WeightCache::locate(&place.cache, &checkpoint, MeshShape::SINGLE);
+        let dir = cache.dir().with_file_name("files");
+        let files = [
+            (CONFIG_FILE, Some(serde_json::from_str(&config_json)?)),
+            ("tokenizer.json", tokenizer.tokenizer_json),
+            ("tokenizer_config.json", Some(tokenizer.tokenizer_config_json)),
+        ];
+        write_files(&dir, files).map_err(|error| error.context(embedded::unwritable(&place.cache)))?;
+        let (cache, formats) = (place.cache.clone(), place.formats.clone());
+        Ok(Self { hf, lacks_mtp: false, checkpoint, dir, fingerprint, cache, formats })
+    }
+
+    /// The directory of the tokenizer and the other small files.
     pub(crate) fn dir(&self) -> &Path {
-        self.checkpoint.dir()
+        &self.dir
     }
 
     /// The cache of the weights for a mesh.
@@ -152,6 +184,19 @@ impl OpenModel {
     fn source(&self) -> Source<'_> {
         Source { checkpoint: &self.checkpoint, fingerprint: self.fingerprint.clone() }
     }
+}
+
+/// Writes those of the small files that are not there as they should be.
+fn write_files<const N: usize>(dir: &Path, files: [(&str, Option<Value>); N]) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    for (name, value) in files {
+        let path = dir.join(name);
+        let Some(value) = value else { continue };
+        if fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) != Some(value.clone()) {
+            write_json(&path, &value)?;
+        }
+    }
+    Ok(())
 }
 
 /// `85 used in place`, and what was written.

@@ -9,6 +9,7 @@ pub mod counts;
 mod decoder_block;
 mod embedding;
 mod experts;
+pub mod gguf;
 pub mod hf;
 pub mod kinds;
 mod lm_head;

@@ -23,8 +23,8 @@ mod weight_cache;
 #[cfg(any(test, feature = "testing"))]
 pub use checkpoint::testing;
 pub use checkpoint::{
-    Bytes, Checkpoint, Cursor, Dtype, MappedFile, Prefix, RawTensor, ShardFile, TensorInfo, lock_limit,
-    validate_scales,
+    Bytes, Checkpoint, Cursor, Dtype, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix, RawTensor,
+    ShardFile, TensorInfo, lock_limit, validate_scales,
 };
 pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, WeightOutput};
 pub use device::Device;

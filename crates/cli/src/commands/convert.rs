@@ -16,7 +16,11 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     if args.mesh != MeshShape::SINGLE {
         bail!("--mesh {}: weights are prepared for one device so far, a mesh of 1x1", args.mesh);
     }
-    let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
+    let mut asked = args.model.clone();
+    if args.from_gguf.is_some() {
+        asked.model.clone_from(&args.from_gguf);
+    }
+    let model = OpenModel::open(&ModelPlace::resolve(&asked)?)?;
     let converted = model.convert(args.mesh, args.force)?;
     let path = model.cache(args.mesh).dir().join(WEIGHT_CONFIG_FILE);
     let mut text = match converted {

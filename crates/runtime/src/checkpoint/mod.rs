@@ -11,6 +11,7 @@
 mod bytes;
 mod dtype;
 mod fp8;
+mod gguf;
 mod header;
 mod index;
 #[allow(unsafe_code)]
@@ -26,6 +27,7 @@ pub use bytes::Bytes;
 pub use dtype::Dtype;
 pub(crate) use fp8::SCALES_SUFFIX;
 pub use fp8::validate_scales;
+pub use gguf::{Gguf, GgufName, GgufValue};
 pub(crate) use map::advise_huge_pages;
 pub use map::{MappedFile, lock_limit};
 pub use prefix::{Cursor, Prefix};
@@ -54,7 +56,7 @@ pub struct Checkpoint {
 
 /// A part of a tensor that a file holds in several: rows that follow those of the part before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub struct Part {
     /// The tensor that holds it.
     pub tensor: String,
     /// Whether its rows are that tensor's columns.
@@ -218,7 +220,11 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Result<RawTensor, Error> {
         let info = self.get(name).ok_or_else(|| self.absent(name))?;
         if !info.dtype.is_weight() {
-            return Err(info.error(format!("expected F32, F16, BF16 or F8_E4M3, got {}", info.dtype)));
+            let known = match info.dtype {
+                Dtype::UnsupportedGgml(_) => "F32, F16, BF16, q8_0 or q4_K",
+                _ => "F32, F16, BF16 or F8_E4M3",
+            };
+            return Err(info.error(format!("expected {known}, got {}", info.dtype)));
         }
         // The header was checked against the file: the range lies within it.
         let (start, length) = (info.offset as usize, info.length as usize);

@@ -7,8 +7,6 @@
 mod journal;
 mod report;
 mod rows;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use journal::{Journal, Origin, WEIGHTS_FILE};
 pub use report::{ConvertProgress, ConvertReport, Fallback, Tally};
