@@ -3,6 +3,8 @@
 // Every test binary compiles this file for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod gguf;
+
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{
