@@ -1,7 +1,9 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
 use crate::{Format, Isa, MatrixMut, MatrixRef, MatrixView};
-use crate::{activation, ceiling, dequantize, elementwise, matmul, matmul_transposed, quantize, reduce, rope};
+use crate::{
+    activation, ceiling, dequantize, elementwise, matmul, matmul_transposed, quantize, reduce, rope,
+};
 use std::{fmt, sync::OnceLock};
 
 /// Magnitudes below this can be stored in every format: 63 times the largest half.
