@@ -10,7 +10,9 @@ pub(crate) use bench::{
 pub(crate) use precision::PrecisionArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dsv3_deepseek::kinds::parse_formats;
 use dsv3_mesh::MeshShape;
+use dsv3_runtime::Formats;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -69,12 +71,22 @@ pub(crate) enum Command {
 /// Which model, and where its cache lies.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Directory of a Hugging Face checkpoint [default: the model inside this binary]
+    /// Directory of a Hugging Face checkpoint, or a GGUF file [default: the model inside this binary]
     #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
     pub(crate) model: Option<PathBuf>,
     /// Directory for prepared weights [default: `dsv3` in the user's cache directory]
     #[arg(long, value_name = "DIR", env = "DEEPSEEK_V3_CACHE", hide_env_values = true)]
     pub(crate) cache: Option<PathBuf>,
+    /// Storage formats of the weights [default: as in the checkpoint]
+    ///
+    /// A format (q8_0, q4_K, bf16, f32; fp8 where the checkpoint has it), or KIND=FORMAT with commas between, or a
+    /// format and then exceptions: `q4_K,head=q4_K`. Kinds: experts, shared, dense, attention, kv_b (with attention,
+    /// unless named), embedding, head, and * for all; `keep` leaves a kind as it is. A format alone keeps the
+    /// embedding; q4_K alone takes q8_0 for kv_b and the head. Norms and gates are never quantised. What does not
+    /// divide into blocks (q4_K: 256 columns, q8_0: 32) falls back from q4_K to q8_0 and from there to what it is.
+    /// Each choice has a cache of its own, made when it is first used.
+    #[arg(long, value_name = "SPEC", default_value = "keep", hide_default_value = true, value_parser = parse_formats)]
+    pub(crate) format: Formats,
 }
 
 /// `dsv3 generate`.
@@ -200,6 +212,12 @@ pub(crate) struct OutputArgs {
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// A GGUF file of a DeepSeek model (architecture deepseek2), the first of several; the same as --model FILE
+    ///
+    /// Its blocks are used where they lie. Only `kv_b_proj` is written, where the file has it in two: as bf16 if both
+    /// are, as q8_0 if they are quantised. Types other than F32, F16, BF16, q8_0 and q4_K are refused by name.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from_gguf: Option<PathBuf>,
     /// Rows and columns of devices to prepare for; so far 1x1
     #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
     pub(crate) mesh: MeshShape,

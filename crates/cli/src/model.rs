@@ -7,11 +7,16 @@ use crate::{
     progress::{Progress, Unit},
 };
 use anyhow::{Context, Result, bail};
-use dsv3_deepseek::{HfConfig, Model, ModelWeights};
+use dsv3_deepseek::{HfConfig, Model, ModelWeights, gguf};
+use dsv3_engine::{GgufTokenizer, write_json};
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::{Checkpoint, ConvertReport, Converted, Error, Fingerprint, Source, Weight, WeightCache};
+use dsv3_runtime::{
+    Checkpoint, ConvertReport, Converted, Error, Fingerprint, Formats, Gguf, Source, Weight, WeightCache,
+};
 use indicatif::DecimalBytes;
+use serde_json::Value;
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -26,6 +31,8 @@ pub(crate) struct ModelPlace {
     pub(crate) dir: PathBuf,
     /// The directory of all caches.
     pub(crate) cache: PathBuf,
+    /// The formats that the weights are to have.
+    pub(crate) formats: Formats,
 }
 
 impl ModelPlace {
@@ -36,7 +43,7 @@ impl ModelPlace {
             Some(dir) => absolute(dir),
             None => embedded::unpack(&cache)?,
         };
-        Ok(Self { dir, cache })
+        Ok(Self { dir, cache, formats: args.format.clone() })
     }
 }
 
@@ -63,8 +70,10 @@ pub(crate) struct OpenModel {
     pub(crate) lacks_mtp: bool,
     /// Its tensors.
     pub(crate) checkpoint: Checkpoint,
+    dir: PathBuf,
     fingerprint: Fingerprint,
     cache: PathBuf,
+    formats: Formats,
 }
 
 impl OpenModel {
@@ -73,8 +82,14 @@ impl OpenModel {
     /// # Errors
     /// A configuration or a checkpoint that cannot be used.
     pub(crate) fn open(place: &ModelPlace) -> Result<Self> {
+        if Gguf::is_gguf(&place.dir) {
+            return Self::open_gguf(place);
+        }
         if place.dir.is_file() {
-            bail!("{}: expected a checkpoint's directory, got a file", place.dir.display());
+            bail!(
+                "{}: expected a checkpoint's directory or a GGUF file, got another file",
+                place.dir.display()
+            );
         }
         let path = place.dir.join(CONFIG_FILE);
         let config_json = HfConfig::read_text(&path)?;
@@ -85,17 +100,46 @@ impl OpenModel {
             hf.mtp_layers = 0;
         }
         let fingerprint = Fingerprint::of(&checkpoint, config_json.as_bytes());
-        Ok(Self { hf, lacks_mtp, checkpoint, fingerprint, cache: place.cache.clone() })
+        Ok(Self {
+            hf,
+            lacks_mtp,
+            dir: checkpoint.dir().to_owned(),
+            checkpoint,
+            fingerprint,
+            cache: place.cache.clone(),
+            formats: place.formats.clone(),
+        })
     }
 
-    /// The checkpoint's directory.
+    /// Reads the head of a GGUF file, and writes the small files that a checkpoint's directory would have beside the
+    /// weights into the file's cache.
+    fn open_gguf(place: &ModelPlace) -> Result<Self> {
+        let gguf = Gguf::open(&place.dir)?;
+        let config_json = gguf::config_json(&gguf)?;
+        let hf = HfConfig::from_json(&place.dir, &config_json)?;
+        let tokenizer = GgufTokenizer::new(gguf.metadata());
+        let checkpoint = gguf::checkpoint(gguf)?;
+        let fingerprint = Fingerprint::of(&checkpoint, config_json.as_bytes());
+        let cache = WeightCache::locate(&place.cache, &checkpoint, MeshShape::SINGLE);
+        let dir = cache.dir().with_file_name("files");
+        let files = [
+            (CONFIG_FILE, Some(serde_json::from_str(&config_json)?)),
+            ("tokenizer.json", tokenizer.tokenizer_json),
+            ("tokenizer_config.json", Some(tokenizer.tokenizer_config_json)),
+        ];
+        write_files(&dir, files).map_err(|error| error.context(embedded::unwritable(&place.cache)))?;
+        let (cache, formats) = (place.cache.clone(), place.formats.clone());
+        Ok(Self { hf, lacks_mtp: false, checkpoint, dir, fingerprint, cache, formats })
+    }
+
+    /// The directory of the tokenizer and the other small files.
     pub(crate) fn dir(&self) -> &Path {
-        self.checkpoint.dir()
+        &self.dir
     }
 
     /// The cache of the weights for a mesh.
     pub(crate) fn cache(&self, mesh: MeshShape) -> WeightCache {
-        WeightCache::locate(&self.cache, &self.checkpoint, mesh)
+        WeightCache::locate(&self.cache, &self.checkpoint, mesh).with_formats(self.formats.clone())
     }
 
     /// Stage 1, with progress.
@@ -105,8 +149,15 @@ impl OpenModel {
     pub(crate) fn convert(&self, mesh: MeshShape, force: bool) -> Result<Converted> {
         let mut progress = Progress::new("converting", Unit::Bytes);
         let mut update = |at: dsv3_runtime::ConvertProgress<'_>| progress.update(at.bytes, at.total);
-        let converted = self.cache(mesh).convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
+        let cache = self.cache(mesh);
+        if cache.is_begun() {
+            note(format_args!("an interrupted conversion is there: going on with it"));
+        }
+        let converted = cache.convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
         converted.map_err(|error| match &error {
+            Error::Io { path, .. } if path.starts_with(&self.cache) && cache.is_begun() => {
+                anyhow::Error::from(error).context("what is done is kept, and the next run goes on with it")
+            }
             Error::Io { path, .. } if path.starts_with(&self.cache) => {
                 anyhow::Error::from(error).context(embedded::unwritable(&self.cache))
             }
@@ -135,10 +186,26 @@ impl OpenModel {
     }
 }
 
+/// Writes those of the small files that are not there as they should be.
+fn write_files<const N: usize>(dir: &Path, files: [(&str, Option<Value>); N]) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    for (name, value) in files {
+        let path = dir.join(name);
+        let Some(value) = value else { continue };
+        if fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()) != Some(value.clone()) {
+            write_json(&path, &value)?;
+        }
+    }
+    Ok(())
+}
+
 /// `85 used in place`, and what was written.
 fn summary(report: &ConvertReport) -> String {
-    let ConvertReport { in_place, widened } = report;
+    let ConvertReport { in_place, widened, converted, .. } = report;
     let mut text = format!("{} used in place", in_place.tensors);
+    for (format, tally) in converted {
+        text += &format!(", {} converted to {format} ({})", tally.tensors, DecimalBytes(tally.bytes));
+    }
     if widened.tensors > 0 {
         text += &format!(", {} widened to F32 ({})", widened.tensors, DecimalBytes(widened.bytes));
     }

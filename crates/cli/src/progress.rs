@@ -65,7 +65,11 @@ impl Progress {
         self.next_line = elapsed + LINE_INTERVAL;
         let label = self.label;
         Some(match self.unit {
-            Unit::Bytes => format!("{label}: {} of {}", DecimalBytes(done), DecimalBytes(total)),
+            Unit::Bytes => {
+                let left = elapsed.mul_f64((total - done) as f64 / done.max(1) as f64);
+                let left = HumanDuration(Duration::from_secs(left.as_secs()));
+                format!("{label}: {} of {}, {left} left", DecimalBytes(done), DecimalBytes(total))
+            }
             Unit::BytesRead => {
                 let speed = done as f64 / elapsed.as_secs_f64();
                 let left = Duration::from_secs_f64(((total - done) as f64 / speed.max(1.0)).ceil());
@@ -108,7 +112,7 @@ mod tests {
         let mut progress = Progress::new("converting", Unit::Bytes);
         let mut line = |seconds: u64| progress.line(Duration::from_secs(seconds), 2_000_000, 5_000_000);
         assert_eq!(line(0), None);
-        assert_eq!(line(1).as_deref(), Some("converting: 2.00 MB of 5.00 MB"));
+        assert_eq!(line(1).as_deref(), Some("converting: 2.00 MB of 5.00 MB, 1 second left"));
         assert_eq!(line(10), None);
         assert!(line(11).is_some());
         let mut progress = Progress::new("prefill", Unit::Tokens);

@@ -1,6 +1,6 @@
 //! Token embedding, the hidden dimension split over the columns.
 
-use crate::{hf::HfConfig, spec};
+use crate::{hf::HfConfig, kinds, spec};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, Leaf, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run,
@@ -28,7 +28,9 @@ impl Module for Embedding {
     type Output = Tensor;
 
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> EmbeddingWeights<WeightSpec> {
-        EmbeddingWeights { weight: spec::matrix(hf, at, [hf.vocab_size, hf.hidden_size], spec::BY_INPUT) }
+        EmbeddingWeights {
+            weight: spec::matrix(hf, kinds::EMBEDDING, at, [hf.vocab_size, hf.hidden_size], spec::BY_INPUT),
+        }
     }
 
     fn try_map<A, B, E>(

@@ -2,6 +2,7 @@
 
 use crate::{
     hf::HfConfig,
+    kinds,
     mlp::{MlpWeights, mlp_weight_specs, projections},
 };
 use dsv3_mesh::MeshShape;
@@ -33,7 +34,7 @@ impl Module for Experts {
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> Vec<MlpWeights<WeightSpec>> {
         let moe = hf.moe();
         (0..moe.routed_experts)
-            .map(|expert| mlp_weight_specs(hf, &at.enter(expert), moe.intermediate_size))
+            .map(|expert| mlp_weight_specs(hf, kinds::EXPERTS, &at.enter(expert), moe.intermediate_size))
             .collect()
     }
 

@@ -1,6 +1,6 @@
 //! The language-model head, the vocabulary split over the columns.
 
-use crate::{hf::HfConfig, spec};
+use crate::{hf::HfConfig, kinds, spec};
 use dsv3_mesh::{AllGatherConfig, Axis, MeshShape};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
@@ -41,7 +41,9 @@ impl Module for LmHead {
     /// The specs of the model at the prefix `at`: whether its head is its embedding is the config's to say.
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> LmHeadWeights<WeightSpec> {
         let at = if hf.tie_word_embeddings { at.enter("model.embed_tokens") } else { at.enter("lm_head") };
-        LmHeadWeights { weight: spec::matrix(hf, &at, [hf.vocab_size, hf.hidden_size], spec::BY_OUTPUT) }
+        LmHeadWeights {
+            weight: spec::matrix(hf, kinds::HEAD, &at, [hf.vocab_size, hf.hidden_size], spec::BY_OUTPUT),
+        }
     }
 
     fn try_map<A, B, E>(

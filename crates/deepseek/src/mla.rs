@@ -6,6 +6,7 @@
 
 use crate::{
     hf::{HfConfig, LORA_NORM_EPS},
+    kinds,
     rope::{Rope, RopeInput},
     spec,
 };
@@ -113,7 +114,8 @@ impl Module for Mla {
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlaWeights<WeightSpec> {
         let shape = &hf.attention;
         let (hidden, latent) = (hf.hidden_size, shape.latent_dim());
-        let matrix = |name, shape| spec::matrix(hf, &at.enter(name), shape, spec::BY_OUTPUT);
+        let of_kind = |kind, name, shape| spec::matrix(hf, kind, &at.enter(name), shape, spec::BY_OUTPUT);
+        let matrix = |name, shape| of_kind(kinds::ATTENTION, name, shape);
         let vector = |name: &str, length, placement| spec::vector(at.name(name), length, placement);
         let bias = |name, length| shape.bias.then(|| vector(name, length, spec::BY_OUTPUT));
         let rank = shape.q_lora_rank;
@@ -128,7 +130,7 @@ impl Module for Mla {
             wkv_a: matrix("kv_a_proj_with_mqa", [latent, hidden]),
             wkv_a_bias: bias("kv_a_proj_with_mqa.bias", latent),
             kv_norm: vector("kv_a_layernorm.weight", shape.kv_lora_rank, Placement::Replicated),
-            wkv_b: matrix("kv_b_proj", [shape.kv_dim(), shape.kv_lora_rank]),
+            wkv_b: of_kind(kinds::KV_B, "kv_b_proj", [shape.kv_dim(), shape.kv_lora_rank]),
             wo: matrix("o_proj", [hidden, shape.o_dim()]),
             wo_bias: bias("o_proj.bias", hidden),
         }

@@ -1,10 +1,10 @@
 //! The gated MLP of the dense layers, split over the columns by intermediate features.
 
-use crate::{hf::HfConfig, spec};
+use crate::{hf::HfConfig, kinds, spec};
 use dsv3_mesh::{AllGatherConfig, Axis, MeshShape, ReduceScatterConfig};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
-    Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
+    Prefix, Run, Tensor, Weight, WeightKind, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ impl Module for Mlp {
     type Output = Tensor;
 
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlpWeights<WeightSpec> {
-        mlp_weight_specs(hf, at, hf.intermediate_size)
+        mlp_weight_specs(hf, kinds::DENSE, at, hf.intermediate_size)
     }
 
     fn try_map<A, B, E>(
@@ -96,12 +96,17 @@ impl Module for Mlp {
 }
 
 /// The specs of a gated MLP with this many intermediate features.
-pub(crate) fn mlp_weight_specs(hf: &HfConfig, at: &Prefix, intermediate: usize) -> MlpWeights<WeightSpec> {
+pub(crate) fn mlp_weight_specs(
+    hf: &HfConfig,
+    kind: WeightKind,
+    at: &Prefix,
+    intermediate: usize,
+) -> MlpWeights<WeightSpec> {
     let hidden = hf.hidden_size;
     MlpWeights {
-        w1: spec::matrix(hf, &at.enter("gate_proj"), [intermediate, hidden], spec::BY_OUTPUT),
-        w2: spec::matrix(hf, &at.enter("down_proj"), [hidden, intermediate], spec::BY_INPUT),
-        w3: spec::matrix(hf, &at.enter("up_proj"), [intermediate, hidden], spec::BY_OUTPUT),
+        w1: spec::matrix(hf, kind, &at.enter("gate_proj"), [intermediate, hidden], spec::BY_OUTPUT),
+        w2: spec::matrix(hf, kind, &at.enter("down_proj"), [hidden, intermediate], spec::BY_INPUT),
+        w3: spec::matrix(hf, kind, &at.enter("up_proj"), [intermediate, hidden], spec::BY_OUTPUT),
     }
 }
 

@@ -44,7 +44,7 @@ impl Module for MoeGate {
         let experts = hf.moe().routed_experts;
         let bias = at.name("e_score_correction_bias");
         MoeGateWeights {
-            weight: spec::matrix(hf, at, [experts, hf.hidden_size], Placement::Replicated),
+            weight: spec::matrix(hf, None, at, [experts, hf.hidden_size], Placement::Replicated),
             e_score_correction_bias: spec::vector(bias, experts, Placement::Replicated),
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::{
     hf::HfConfig,
+    kinds,
     mlp::{MlpWeights, gated_mlp, mlp_weight_specs, projections},
 };
 use dsv3_mesh::MeshShape;
@@ -24,7 +25,7 @@ impl Module for SharedExpert {
     type Output = Tensor;
 
     fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlpWeights<WeightSpec> {
-        mlp_weight_specs(hf, at, hf.moe().shared_intermediate_size())
+        mlp_weight_specs(hf, kinds::SHARED, at, hf.moe().shared_intermediate_size())
     }
 
     fn try_map<A, B, E>(

@@ -2,22 +2,24 @@
 
 use crate::hf::HfConfig;
 use dsv3_mesh::{Axis, MeshShape, Placement, shard};
-use dsv3_runtime::{Error, Leaf, Prefix, WeightSpec};
+use dsv3_runtime::{Error, Leaf, Prefix, WeightKind, WeightSpec};
 
 /// Split over the columns by output features: whole rows of `[out, in]`, in place in the checkpoint.
 pub(crate) const BY_OUTPUT: Placement = Placement::Shard { dim: 0, axis: Axis::Columns };
 /// Split over the columns by input features.
 pub(crate) const BY_INPUT: Placement = Placement::Shard { dim: 1, axis: Axis::Columns };
 
-/// The spec of `AT.weight`, a `[rows, cols]` matrix.
+/// The spec of `AT.weight`, a `[rows, cols]` matrix; without a kind it is never quantised.
 pub(crate) fn matrix(
     hf: &HfConfig,
+    kind: impl Into<Option<WeightKind>>,
     at: &Prefix,
     [rows, cols]: [usize; 2],
     placement: Placement,
 ) -> Leaf<WeightSpec> {
     Leaf(WeightSpec {
         source: at.name("weight"),
+        kind: kind.into(),
         shape: vec![rows, cols],
         placement,
         scale_block: hf.quantization.map(|blocks| [blocks.rows, blocks.cols]),
@@ -26,7 +28,7 @@ pub(crate) fn matrix(
 
 /// The spec of the vector of this full name.
 pub(crate) fn vector(source: String, length: usize, placement: Placement) -> Leaf<WeightSpec> {
-    Leaf(WeightSpec { source, shape: vec![length], placement, scale_block: None })
+    Leaf(WeightSpec { source, kind: None, shape: vec![length], placement, scale_block: None })
 }
 
 /// What one device holds of a size that is split over the columns.

@@ -1,14 +1,17 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
 use crate::{
-    AttentionState, IntegerMut, IntegerRef, IntegerWidth, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef,
-    MatrixView, Queries,
+    AttentionState, Format, IntegerMut, IntegerRef, IntegerWidth, Isa, KeyValues, LANES, Lanes, MatrixMut,
+    MatrixRef, MatrixView, Queries,
 };
 use crate::{
     activation, attention, ceiling, dequantize, elementwise, matmul, matmul_integer, matmul_transposed,
-    reduce, rope, to_integers,
+    quantize, reduce, rope, to_integers,
 };
 use std::{fmt, sync::OnceLock};
+
+/// Magnitudes below this can be stored in every format: 63 times the largest half.
+pub const QUANTIZE_LIMIT: f32 = 63.0 * 65504.0;
 
 /// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
 /// its methods check the lengths, so they are safe to call.
@@ -24,6 +27,7 @@ pub struct Kernels {
     matmul_integer_add: unsafe fn(&MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
     matmul_transposed_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
+    quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
     dot: unsafe fn(&[f32], &[f32]) -> f32,
     sum_of_squares: unsafe fn(&[f32]) -> f32,
     max: unsafe fn(&[f32]) -> f32,
@@ -53,6 +57,7 @@ static SCALAR: Kernels = Kernels {
     matmul_integer_add: matmul_integer::scalar::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
     dequantize_row: dequantize::scalar::dequantize_row,
+    quantize_row: quantize::scalar::quantize_row,
     dot: reduce::scalar::dot,
     sum_of_squares: reduce::scalar::sum_of_squares,
     max: reduce::scalar::max,
@@ -83,6 +88,7 @@ static AVX2: Kernels = Kernels {
     matmul_integer_add: matmul_integer::avx2::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
     dequantize_row: dequantize::avx2::dequantize_row,
+    quantize_row: quantize::avx2::quantize_row,
     dot: reduce::avx2::dot,
     sum_of_squares: reduce::avx2::sum_of_squares,
     max: reduce::avx2::max,
@@ -237,6 +243,20 @@ impl Kernels {
         assert_eq!(out.len(), w.cols(), "length of out and columns of w");
         // SAFETY: a table is handed out only where its ISA is available; the row exists and out is as long as it.
         unsafe { (self.dequantize_row)(w, row, out) }
+    }
+
+    /// `row` as it is stored in `format`: f32 as it is, bf16 to the nearest, q8_0 as ggml quantises it, q4_K by our own
+    /// search for the least squared error. Every instruction set writes the same bytes. Values must be finite, and of a
+    /// magnitude that the formats' halves can scale: below [`QUANTIZE_LIMIT`].
+    ///
+    /// # Panics
+    /// If the format is FP8, whose scales belong to blocks of rows, if the row is no whole number of the format's blocks,
+    /// or if `out` is not as long as the row takes.
+    pub fn quantize_row(&self, format: Format, row: &[f32], out: &mut [u8]) {
+        assert_ne!(format, Format::Fp8, "a row is not quantised to FP8");
+        assert_eq!(Some(out.len()), format.matrix_bytes(1, row.len()), "bytes of {} in {format}", row.len());
+        // SAFETY: a table is handed out only where its ISA is available; the lengths agree.
+        unsafe { (self.quantize_row)(format, row, out) }
     }
 
     /// `sum of a[i] * b[i]`.

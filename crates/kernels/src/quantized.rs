@@ -1,6 +1,7 @@
 //! The blocks of ggml's quantised formats, as `ggml-common.h` lays them out.
 
 use crate::{Format, f16_to_f32};
+use half::f16;
 
 /// Columns of a `q8_0` block.
 pub(crate) const Q8_0_COLS: usize = Format::Q8_0.block_cols();
@@ -59,6 +60,16 @@ pub(crate) fn blocks<B: Block>(bytes: &[u8]) -> &[B] {
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<B>()) }
 }
 
+/// The blocks of a row, to be written.
+///
+/// # Panics
+/// If `bytes` are no whole number of blocks.
+pub(crate) fn blocks_mut<B: Block>(bytes: &mut [u8]) -> &mut [B] {
+    assert!(bytes.len().is_multiple_of(size_of::<B>()), "a row is stored in whole blocks");
+    // SAFETY: as in `blocks`; the slice is borrowed exclusively, and any block that is written is bytes.
+    unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<B>()) }
+}
+
 impl BlockQ8_0 {
     /// The scale.
     pub(crate) fn scale(&self) -> f32 {
@@ -67,6 +78,23 @@ impl BlockQ8_0 {
 }
 
 impl BlockQ4K {
+    /// A block of these factors, of each group's scale and minimum (6 bits each), and of these bits.
+    pub(crate) fn new(d: f16, dmin: f16, groups: [(u8, u8); Q4K_GROUPS], values: [u8; Q4K_COLS / 2]) -> Self {
+        let mut scales = [0; 12];
+        for (j, (scale, minimum)) in groups.into_iter().enumerate() {
+            debug_assert!(scale < 64 && minimum < 64, "scales and minima have 6 bits");
+            if j < 4 {
+                scales[j] |= scale;
+                scales[j + 4] |= minimum;
+            } else {
+                scales[j + 4] = scale & 15 | minimum << 4;
+                scales[j - 4] |= scale >> 4 << 6;
+                scales[j] |= minimum >> 4 << 6;
+            }
+        }
+        Self { d: d.to_le_bytes(), dmin: dmin.to_le_bytes(), scales, values }
+    }
+
     /// What the scales and what the minima are multiplied by.
     pub(crate) fn factors(&self) -> (f32, f32) {
         (f16_to_f32(u16::from_le_bytes(self.d)), f16_to_f32(u16::from_le_bytes(self.dmin)))

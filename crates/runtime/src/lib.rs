@@ -10,6 +10,7 @@ mod checkpoint;
 mod convert;
 mod device;
 mod error;
+mod formats;
 mod mapped_weights;
 mod module;
 pub mod ops;
@@ -23,13 +24,14 @@ mod weight_cache;
 #[cfg(any(test, feature = "testing"))]
 pub use checkpoint::testing;
 pub use checkpoint::{
-    Bytes, Checkpoint, Cursor, Dtype, MappedFile, Prefix, RawTensor, ShardFile, TensorInfo, lock_limit,
-    validate_scales,
+    Bytes, Checkpoint, Cursor, Dtype, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix, RawTensor,
+    ShardFile, TensorInfo, lock_limit, validate_scales,
 };
-pub use convert::{ConvertProgress, ConvertReport, Tally, WeightOutput};
+pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, WeightOutput};
 pub use device::Device;
 pub use dsv3_kernels::{Format, Isa, Kernels};
 pub use error::Error;
+pub use formats::{Formats, WeightKind};
 pub use mapped_weights::{MappedChunk, MappedWeights};
 pub use module::{Capacity, DecodeRun, Module, PrefillRun, Run, RunConfig};
 pub use step::{DecodeStep, LogitRows, Mode, PageId, PrefillStep, TokenId};

@@ -1,6 +1,6 @@
 //! The life of a weight: what to do with it, where it lies, and its bytes in place.
 
-use crate::{Bytes, Error};
+use crate::{Bytes, Error, WeightKind};
 use dsv3_kernels::{BlockScales, Format, MatrixView};
 use dsv3_mesh::Placement;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,8 @@ use std::{path::PathBuf, sync::Arc};
 pub struct WeightSpec {
     /// The tensor's name in the checkpoint.
     pub source: String,
+    /// What it is for; none for what is never quantised: norms, biases, the gate.
+    pub kind: Option<WeightKind>,
     /// The whole tensor's shape.
     pub shape: Vec<usize>,
     /// How it lies on the mesh.

@@ -1,9 +1,10 @@
 //! The cache that stage 1 leaves: a WeightConfig, and the bytes that had to be written. Whole or absent, never torn.
 
 use crate::{
-    Bytes, Checkpoint, ConvertProgress, ConvertReport, Error, Extent, Location, MappedFile, Module, Prefix,
-    SavedWeight, Weight, WeightOutput, WeightPath, WeightSpec, checkpoint::SCALES_SUFFIX,
-    convert::WEIGHTS_FILE,
+    Bytes, Checkpoint, ConvertProgress, ConvertReport, Error, Extent, Formats, Location, MappedFile, Module,
+    Prefix, SavedWeight, Weight, WeightOutput, WeightPath, WeightSpec,
+    checkpoint::SCALES_SUFFIX,
+    convert::{Journal, Origin, WEIGHTS_FILE},
 };
 use dsv3_mesh::{MeshShape, Rank};
 use serde::{
@@ -22,7 +23,7 @@ use std::{
 };
 
 /// Version of the cache's form. A cache of another version is refused, not guessed at.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 /// What the weights are laid out for.
 const TARGET: &str = "cpu";
 /// The WeightConfig's file.
@@ -70,6 +71,8 @@ pub struct WeightConfigHeader {
     pub target: String,
     /// The mesh that the weights are laid out for.
     pub mesh: MeshShape,
+    /// The formats that were asked for.
+    pub formats: Formats,
     /// The checkpoint's directory.
     pub checkpoint: PathBuf,
     /// What the checkpoint was then.
@@ -101,6 +104,7 @@ struct Version {
 #[derive(Clone, Debug)]
 pub struct WeightCache {
     dir: PathBuf,
+    formats: Formats,
     /// What it is a cache of, where that is known.
     checkpoint: Option<PathBuf>,
 }
@@ -121,12 +125,26 @@ impl WeightCache {
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..4]);
         let cache = root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{mesh}"));
-        Self { dir: cache, checkpoint: Some(checkpoint.dir().to_owned()) }
+        Self { dir: cache, formats: Formats::default(), checkpoint: Some(checkpoint.dir().to_owned()) }
+    }
+
+    /// The cache of the same checkpoint in these formats, which lies beside: `cpu-RxC-FORMATS`.
+    #[must_use]
+    pub fn with_formats(self, formats: Formats) -> Self {
+        let dir = match &formats.name[..] {
+            "" => self.dir,
+            name => {
+                let mut file = self.dir.file_name().unwrap_or_default().to_owned();
+                file.push(format!("-{name}"));
+                self.dir.with_file_name(file)
+            }
+        };
+        Self { dir, formats, ..self }
     }
 
     /// The cache that lies in this directory.
     pub fn at(dir: PathBuf) -> Self {
-        Self { dir, checkpoint: None }
+        Self { dir, formats: Formats::default(), checkpoint: None }
     }
 
     /// The cache's directory.
@@ -161,19 +179,33 @@ impl WeightCache {
         if !force && self.exists() {
             return self.check_origin(&self.read_header()?, source, mesh).map(|()| Converted::Present);
         }
+        // What an interrupted run left is gone on with, or begun anew where it is of something else.
         let temporary = self.sibling("tmp");
-        remove_dir(&temporary)?;
-        fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
-        let made = Self::write::<M>(&temporary, hf, source, mesh, progress)
+        fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
+        let made = self
+            .write::<M>(&temporary, hf, source, mesh, progress)
             .and_then(|report| self.publish(&temporary).map(|()| Converted::Made(report)));
-        if made.is_err() {
+        if made.is_err() && !Journal::has_entries(&temporary) {
             // The error that counts is the first one.
             let _ = fs::remove_dir_all(&temporary);
         }
         made
     }
 
+    /// Whether an interrupted conversion has left weights that the next one will go on with.
+    pub fn is_begun(&self) -> bool {
+        Journal::has_entries(&self.sibling("tmp"))
+    }
+
+    /// What a conversion is made from and for, to the last detail that its bytes depend on.
+    fn origin(&self, source: &Source<'_>, mesh: MeshShape) -> Origin {
+        let formats = serde_json::to_string(&self.formats).expect("a map of names is JSON");
+        let Fingerprint(fingerprint) = &source.fingerprint;
+        Origin(format!("{FORMAT_VERSION} {TARGET}-{mesh} {formats} {fingerprint}"))
+    }
+
     fn write<M: Module>(
+        &self,
         dir: &Path,
         hf: &M::Hf,
         source: &Source<'_>,
@@ -183,23 +215,30 @@ impl WeightCache {
     where
         M::Weights<SavedWeight>: Serialize,
     {
-        let mut out = WeightOutput::new(dir, mesh, Rank(0), progress);
+        let out = WeightOutput::new(dir, mesh, Rank(0), progress).with_formats(self.formats.clone());
+        let mut out = out.resume(&self.origin(source, mesh))?;
         let weights = M::convert_weights(hf, &Prefix::root(), source.checkpoint, &mut out)?;
         let header = WeightConfigHeader {
             format_version: FORMAT_VERSION,
             target: TARGET.to_owned(),
             mesh,
+            formats: self.formats.clone(),
             checkpoint: source.checkpoint.dir().to_owned(),
             fingerprint: source.fingerprint.clone(),
             written_bytes: out.written(),
         };
         let report = out.finish()?;
+        if header.written_bytes == 0 {
+            let path = dir.join(WEIGHTS_FILE);
+            fs::remove_file(&path).map_err(Error::io(path))?;
+        }
         let path = dir.join(WEIGHT_CONFIG_FILE);
         let mut json = serde_json::to_vec_pretty(&WeightConfigFile { header, weights })
             .expect("a weight tree is made of strings, numbers and lists");
         json.push(b'\n');
         let mut file = File::create(&path).map_err(Error::io(&path))?;
         file.write_all(&json).and_then(|()| file.sync_all()).map_err(Error::io(&path))?;
+        Journal::remove(dir)?;
         Ok(report)
     }
 
@@ -346,6 +385,9 @@ impl WeightCache {
             let message = format!("was made for {target} {made_for}, expected {TARGET} {mesh}");
             return Err(self.refuse(&message));
         }
+        if header.formats.kinds != self.formats.kinds {
+            return Err(self.refuse("was made for other formats"));
+        }
         if header.fingerprint != source.fingerprint {
             let made_of = header.checkpoint.display();
             let message = format!("was made from {made_of} in another state: a file of it has changed since");
@@ -369,8 +411,12 @@ impl WeightCache {
     /// The error of a cache that cannot be used, with what to do about it.
     fn refuse(&self, what: &str) -> Error {
         let model = self.checkpoint.as_ref().map(|dir| format!(" --model {}", dir.display()));
+        let formats = match &self.formats.name[..] {
+            "" => String::new(),
+            name => format!(" --format {name}"),
+        };
         let message =
-            format!("{what}; make it anew with `dsv3 convert --force{}`", model.unwrap_or_default());
+            format!("{what}; make it anew with `dsv3 convert --force{}{formats}`", model.unwrap_or_default());
         Error::Cache { path: self.dir.clone(), message }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use dsv3_mesh::MeshShape;
-use dsv3_runtime::{ConvertReport, Converted, WEIGHT_CONFIG_FILE};
+use dsv3_runtime::{ConvertReport, Converted, Fallback, WEIGHT_CONFIG_FILE};
 use indicatif::DecimalBytes;
 use std::fs;
 
@@ -16,7 +16,11 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     if args.mesh != MeshShape::SINGLE {
         bail!("--mesh {}: weights are prepared for one device so far, a mesh of 1x1", args.mesh);
     }
-    let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
+    let mut asked = args.model.clone();
+    if args.from_gguf.is_some() {
+        asked.model.clone_from(&args.from_gguf);
+    }
+    let model = OpenModel::open(&ModelPlace::resolve(&asked)?)?;
     let converted = model.convert(args.mesh, args.force)?;
     let path = model.cache(args.mesh).dir().join(WEIGHT_CONFIG_FILE);
     let mut text = match converted {
@@ -35,7 +39,7 @@ pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
 
 /// What is used in place, and what was written and why, a line each.
 fn describe(report: &ConvertReport, config_bytes: u64, checkpoint_bytes: u64) -> String {
-    let ConvertReport { in_place, widened } = report;
+    let ConvertReport { in_place, widened, converted, fallbacks, resumed } = report;
     let size = |bytes: u64| {
         let share = 100.0 * bytes as f64 / checkpoint_bytes.max(1) as f64;
         format!(
@@ -56,6 +60,21 @@ fn describe(report: &ConvertReport, config_bytes: u64, checkpoint_bytes: u64) ->
             size(widened.bytes)
         );
     }
+    for (format, tally) in converted {
+        let count = output::count(tally.tensors as u64, "weight");
+        text += &format!("written: {count} ({}), converted to {format}\n", size(tally.bytes));
+    }
+    if resumed.tensors > 0 {
+        let count = output::count(resumed.tensors as u64, "weight");
+        text += &format!(
+            "of these {count} ({}) were there from an interrupted run\n",
+            DecimalBytes(resumed.bytes)
+        );
+    }
+    for Fallback { kind, asked, got, tensors, first, shape } in fallbacks {
+        let (kind, count) = (kind.0, output::count(*tensors as u64, "weight"));
+        text += &format!("not {asked} but {got}: {count} of {kind}, such as {first} {shape:?}\n");
+    }
     text += &format!(
         "written: {WEIGHT_CONFIG_FILE} ({}), which says where each weight lies\n",
         size(config_bytes)
@@ -71,14 +90,15 @@ mod tests {
     #[test]
     fn it_says_what_was_written_and_why() {
         let in_place = Tally { tensors: 1412, bytes: 5_400_000 };
-        let report = ConvertReport { in_place, widened: Tally::default() };
+        let report = ConvertReport { in_place, ..ConvertReport::default() };
         let config = "written: weight_config.json (108.00 kB, 2.0 % of the checkpoint's 5.40 MB), which says where each \
                       weight lies\n";
         assert_eq!(
             describe(&report, 108_000, 5_400_000),
             format!("used in place: 1,412 weights (5.40 MB) of the checkpoint\n{config}")
         );
-        let report = ConvertReport { in_place, widened: Tally { tensors: 3, bytes: 540_000 } };
+        let widened = Tally { tensors: 3, bytes: 540_000 };
+        let report = ConvertReport { in_place, widened, ..ConvertReport::default() };
         let widened = "written: 3 weights (540.00 kB, 10.0 % of the checkpoint's 5.40 MB), widened from F16 to F32, \
                        because no kernel reads F16\n";
         assert!(describe(&report, 108_000, 5_400_000).ends_with(&format!("{widened}{config}")));

@@ -3,6 +3,8 @@
 // Every test binary compiles this file for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod gguf;
+
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{
@@ -108,6 +110,8 @@ impl Workplace {
             "--json".as_ref(),
             "--kv-cache".as_ref(),
             "f32".as_ref(),
+            "--arithmetic".as_ref(),
+            "float".as_ref(),
         ];
         self.run(args.into_iter().chain(more.iter().map(OsStr::new)))
     }

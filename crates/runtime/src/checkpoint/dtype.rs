@@ -1,5 +1,6 @@
 //! Element types, as checkpoints name them.
 
+use dsv3_kernels::Format;
 use std::fmt::{self, Display};
 
 /// The type of a tensor's elements.
@@ -13,14 +14,71 @@ pub enum Dtype {
     Bf16,
     /// OCP e4m3fn; as a weight it comes with block scales.
     F8E4M3,
+    /// ggml's `q8_0`; only in GGUF files.
+    Q8_0,
+    /// ggml's `q4_K`; only in GGUF files.
+    Q4K,
     /// Known to the file format, so that it can be listed; no weight may have it.
     Unsupported(safetensors::Dtype),
+    /// A type of a GGUF file that no weight may have, by ggml's number.
+    UnsupportedGgml(u32),
 }
 
 impl Dtype {
     /// Whether a weight may have this type.
     pub fn is_weight(self) -> bool {
-        !matches!(self, Self::Unsupported(_))
+        !matches!(self, Self::Unsupported(_) | Self::UnsupportedGgml(_))
+    }
+}
+
+/// Names of ggml's types that are met in files and that no kernel reads, from `ggml.h`.
+const GGML_NAMES: [(u32, &str); 20] = [
+    (2, "q4_0"),
+    (3, "q4_1"),
+    (6, "q5_0"),
+    (7, "q5_1"),
+    (9, "q8_1"),
+    (10, "q2_K"),
+    (11, "q3_K"),
+    (13, "q5_K"),
+    (14, "q6_K"),
+    (15, "q8_K"),
+    (16, "iq2_xxs"),
+    (17, "iq2_xs"),
+    (18, "iq3_xxs"),
+    (19, "iq1_s"),
+    (20, "iq4_nl"),
+    (21, "iq3_s"),
+    (22, "iq2_s"),
+    (23, "iq4_xs"),
+    (29, "iq1_m"),
+    (39, "mxfp4"),
+];
+
+impl Dtype {
+    /// The type of this number in `ggml.h`.
+    pub(super) fn from_ggml(number: u32) -> Self {
+        match number {
+            0 => Self::F32,
+            1 => Self::F16,
+            8 => Self::Q8_0,
+            12 => Self::Q4K,
+            30 => Self::Bf16,
+            other => Self::UnsupportedGgml(other),
+        }
+    }
+
+    /// Elements that lie together, and their bytes; none for types that no weight may have.
+    pub(super) fn block(self) -> Option<(usize, u64)> {
+        let of = |format: Format| Some((format.block_cols(), format.block_bytes() as u64));
+        match self {
+            Self::F32 => of(Format::F32),
+            Self::F16 | Self::Bf16 => of(Format::Bf16),
+            Self::F8E4M3 => of(Format::Fp8),
+            Self::Q8_0 => of(Format::Q8_0),
+            Self::Q4K => of(Format::Q4K),
+            Self::Unsupported(_) | Self::UnsupportedGgml(_) => None,
+        }
     }
 }
 
@@ -36,7 +94,7 @@ impl From<safetensors::Dtype> for Dtype {
     }
 }
 
-/// The name that safetensors gives the type: `BF16`, `F8_E4M3`.
+/// The name that safetensors or ggml gives the type: `BF16`, `F8_E4M3`, `q8_0`.
 impl Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -44,6 +102,12 @@ impl Display for Dtype {
             Self::F16 => f.pad("F16"),
             Self::Bf16 => f.pad("BF16"),
             Self::F8E4M3 => f.pad("F8_E4M3"),
+            Self::Q8_0 => f.pad("q8_0"),
+            Self::Q4K => f.pad("q4_K"),
+            Self::UnsupportedGgml(number) => match GGML_NAMES.iter().find(|(known, _)| known == number) {
+                Some((_, name)) => f.pad(name),
+                None => f.pad(&format!("ggml type {number}")),
+            },
             Self::Unsupported(other) => f.pad(&other.to_string()),
         }
     }

@@ -11,6 +11,7 @@
 mod bytes;
 mod dtype;
 mod fp8;
+mod gguf;
 mod header;
 mod index;
 #[allow(unsafe_code)]
@@ -26,6 +27,7 @@ pub use bytes::Bytes;
 pub use dtype::Dtype;
 pub(crate) use fp8::SCALES_SUFFIX;
 pub use fp8::validate_scales;
+pub use gguf::{Gguf, GgufName, GgufValue};
 pub(crate) use map::advise_huge_pages;
 pub use map::{MappedFile, lock_limit};
 pub use prefix::{Cursor, Prefix};
@@ -48,6 +50,24 @@ pub struct Checkpoint {
     /// Sorted by name.
     tensors: Vec<TensorInfo>,
     unindexed: Vec<String>,
+    /// Tensors that lie in parts, by name.
+    joins: BTreeMap<String, Vec<Part>>,
+}
+
+/// A part of a tensor that a file holds in several: rows that follow those of the part before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The tensor that holds it.
+    pub tensor: String,
+    /// Whether its rows are that tensor's columns.
+    pub is_transposed: bool,
+}
+
+impl Part {
+    /// How many rows it adds.
+    pub(crate) fn rows(&self, tensor: &RawTensor) -> usize {
+        tensor.info.shape[usize::from(self.is_transposed)]
+    }
 }
 
 /// One file of a checkpoint.
@@ -103,7 +123,8 @@ impl Checkpoint {
             shards.push(ShardFile { name, file: Arc::new(file) });
         }
         tensors.sort_by(|left, right| left.name.cmp(&right.name));
-        let mut checkpoint = Self { dir: dir.into(), shards, tensors, unindexed: Vec::new() };
+        let mut checkpoint =
+            Self { dir: dir.into(), shards, tensors, unindexed: Vec::new(), joins: BTreeMap::new() };
         checkpoint.check_unique()?;
         if let Some(weight_map) = layout.weight_map {
             checkpoint.check_index(&weight_map)?;
@@ -182,6 +203,16 @@ impl Checkpoint {
         Some(&self.tensors[index])
     }
 
+    /// The parts of a tensor that lies in parts.
+    pub(crate) fn join(&self, name: &str) -> Option<&[Part]> {
+        self.joins.get(name).map(Vec::as_slice)
+    }
+
+    /// Whether there is a tensor of this name, whole or in parts.
+    pub fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some() || self.joins.contains_key(name)
+    }
+
     /// A tensor, to be used as a weight. Reads nothing yet.
     ///
     /// # Errors
@@ -189,7 +220,11 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Result<RawTensor, Error> {
         let info = self.get(name).ok_or_else(|| self.absent(name))?;
         if !info.dtype.is_weight() {
-            return Err(info.error(format!("expected F32, F16, BF16 or F8_E4M3, got {}", info.dtype)));
+            let known = match info.dtype {
+                Dtype::UnsupportedGgml(_) => "F32, F16, BF16, q8_0 or q4_K",
+                _ => "F32, F16, BF16 or F8_E4M3",
+            };
+            return Err(info.error(format!("expected {known}, got {}", info.dtype)));
         }
         // The header was checked against the file: the range lies within it.
         let (start, length) = (info.offset as usize, info.length as usize);

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    Capacity, DecodeRun, DecodeStep, Leaf, LeafFn, PrefillRun, PrefillStep, Tally, WeightSpec, WeightTree,
+    Capacity, DecodeRun, DecodeStep, Leaf, LeafFn, PrefillRun, PrefillStep, Tally, WeightKind, WeightSpec,
+    WeightTree,
     checkpoint::testing::{ShardBuilder, write_checkpoint},
     weight_tree,
 };
@@ -30,6 +31,7 @@ impl Module for Toy {
             let placement = Placement::Replicated;
             Leaf(WeightSpec {
                 source: at.name(name),
+                kind: (shape.len() == 2).then_some(WeightKind("matrix")),
                 shape: shape.to_vec(),
                 placement,
                 scale_block: *scale_block,
@@ -168,7 +170,7 @@ fn what_serves_as_it_is_stays_in_the_checkpoint() {
     let report = fixture.report();
     assert_eq!(
         report,
-        ConvertReport { in_place: Tally { tensors: 2, bytes: 24 }, widened: Tally::default() }
+        ConvertReport { in_place: Tally { tensors: 2, bytes: 24 }, ..ConvertReport::default() }
     );
     assert_eq!(fixture.load().unwrap(), (MATRIX.to_vec(), VECTOR.to_vec()));
     assert!(!fixture.cache().dir().join(WEIGHTS_FILE).exists());
@@ -261,8 +263,8 @@ fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
             "is damaged (weight_config.json: unknown field `vectors`",
         ),
         (
-            |f| f.edit_config("\"format_version\": 1", "\"format_version\": 9"),
-            "has format version 9, this program reads 1",
+            |f| f.edit_config("\"format_version\": 2", "\"format_version\": 9"),
+            "has format version 9, this program reads 2",
         ),
         (
             |f| fs::write(f.cache().dir().join(WEIGHT_CONFIG_FILE), "{\"header\":").unwrap(),
@@ -313,5 +315,84 @@ proptest! {
         if let Err(error) = fixture.load() {
             prop_assert!(!error.to_string().is_empty());
         }
+    }
+}
+
+/// What an interrupted run leaves, and what other formats do.
+mod resumed {
+    use super::*;
+    use dsv3_kernels::Format;
+
+    fn formats(format: Format) -> Formats {
+        Formats { name: format.name().to_owned(), kinds: [("matrix".to_owned(), format)].into() }
+    }
+
+    fn convert(fixture: &Fixture, format: Format) -> Result<ConvertReport, Error> {
+        let checkpoint = fixture.checkpoint();
+        let source = Source { fingerprint: Fingerprint::of(&checkpoint, b"{}"), checkpoint: &checkpoint };
+        let cache = fixture.cache().with_formats(formats(format));
+        match cache.convert::<Toy>(&None, &source, MeshShape::SINGLE, false, &mut |_| {})? {
+            Converted::Made(report) => Ok(report),
+            Converted::Present => panic!("a new cache is made"),
+        }
+    }
+
+    /// The matrix is written, then the vector turns out to be none.
+    fn begun() -> Fixture {
+        let fixture = Fixture::new(ShardBuilder::new().bf16("matrix.weight", &[2, 3], &MATRIX).f32(
+            "vector.weight",
+            &[3],
+            &[1.0, f32::NAN, 1.0],
+        ));
+        let error = convert(&fixture, Format::F32).unwrap_err().to_string();
+        assert!(error.starts_with("tensor vector.weight: "), "{error}");
+        fixture
+    }
+
+    #[test]
+    fn what_is_done_is_kept_and_gone_on_with() {
+        let fixture = begun();
+        let temporary = fixture.cache().with_formats(formats(Format::F32)).sibling("tmp");
+        assert!(fixture.cache().with_formats(formats(Format::F32)).is_begun());
+        // Half a line and half a weight, as a program leaves them that is cut off.
+        let append = |name: &str, bytes: &[u8]| {
+            File::options().append(true).open(temporary.join(name)).unwrap().write_all(bytes).unwrap();
+        };
+        append("journal.jsonl", b"{\"source\":\"vec");
+        append(WEIGHTS_FILE, &[1, 2, 3]);
+        // The same files, with a vector that is one: only the time tells, so the old one is put back.
+        let shard = fixture.dir.path().join("model/model.safetensors");
+        let modified = fs::metadata(&shard).unwrap().modified().unwrap();
+        let bytes =
+            ShardBuilder::new().bf16("matrix.weight", &[2, 3], &MATRIX).f32("vector.weight", &[3], &VECTOR);
+        fs::write(&shard, bytes.to_bytes()).unwrap();
+        File::options().append(true).open(&shard).unwrap().set_modified(modified).unwrap();
+        let report = convert(&fixture, Format::F32).unwrap();
+        assert_eq!(report.resumed, Tally { tensors: 1, bytes: 24 });
+        assert_eq!(report.converted, [("f32", Tally { tensors: 1, bytes: 24 })].into());
+        let cache = fixture.cache().with_formats(formats(Format::F32));
+        assert_eq!(fs::read(cache.dir().join(WEIGHTS_FILE)).unwrap().len(), 24);
+        assert!(!cache.dir().join("journal.jsonl").exists());
+    }
+
+    #[test]
+    fn what_is_of_another_origin_is_begun_anew() {
+        let fixture = begun();
+        let shard = fixture.dir.path().join("model/model.safetensors");
+        let bytes =
+            ShardBuilder::new().bf16("matrix.weight", &[2, 3], &MATRIX).f32("vector.weight", &[3], &VECTOR);
+        fs::write(&shard, bytes.to_bytes()).unwrap();
+        let modified = fs::metadata(&shard).unwrap().modified().unwrap() + Duration::from_secs(1);
+        File::options().append(true).open(&shard).unwrap().set_modified(modified).unwrap();
+        assert_eq!(convert(&fixture, Format::F32).unwrap().resumed, Tally::default());
+    }
+
+    #[test]
+    fn what_does_not_divide_stays_and_is_told() {
+        let fixture = Fixture::bf16();
+        let report = convert(&fixture, Format::Q4K).unwrap();
+        let [fallback] = &report.fallbacks[..] else { panic!("{report:?}") };
+        assert_eq!((fallback.asked, fallback.got, fallback.tensors), (Format::Q4K, Format::Bf16, 1));
+        assert_eq!(report.in_place, Tally { tensors: 2, bytes: 24 });
     }
 }

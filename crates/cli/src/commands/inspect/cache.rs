@@ -102,13 +102,21 @@ impl fmt::Display for CacheContents {
         line(f, "format version", header.format_version)?;
         line(f, "target", &header.target)?;
         line(f, "mesh", header.mesh)?;
+        if !header.formats.name.is_empty() {
+            line(f, "formats", &header.formats.name)?;
+        }
         let checkpoint = header.checkpoint.display();
         let state = match self.checkpoint_state {
             State::Unchanged => "unchanged since".to_owned(),
             State::Changed => {
+                let formats = match &header.formats.name[..] {
+                    "" => String::new(),
+                    name => format!(" --format {name}"),
+                };
                 let mesh = header.mesh;
                 format!(
-                    "changed since: make the cache anew with `dsv3 convert --force --model {checkpoint} --mesh {mesh}`"
+                    "changed since: make the cache anew with `dsv3 convert --force --model {checkpoint} --mesh \
+                     {mesh}{formats}`"
                 )
             }
             State::Unreadable => "cannot be read there now".to_owned(),
