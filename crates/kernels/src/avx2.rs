@@ -124,12 +124,6 @@ pub(crate) fn prefetch(address: *const u8) {
     _mm_prefetch::<_MM_HINT_T0>(address.cast());
 }
 
-/// How far ahead a loop asks memory for what it will read: whole strides, as few as make 8 kB. That is half a
-/// microsecond of a core's share of memory bandwidth, several times the latency.
-pub(crate) fn bytes_ahead(stride: usize) -> usize {
-    8192_usize.div_ceil(stride.max(1)) * stride
-}
-
 /// A sequence of addresses that a loop asks memory for while it computes, which spreads the requests over the work
 /// that hides them. They need not be mapped.
 #[derive(Clone, Copy)]

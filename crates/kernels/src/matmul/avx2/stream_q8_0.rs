@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, broadcast_half, bytes_ahead, load, load8, prefetch, sum};
+use crate::avx2::{LANES, broadcast_half, load, load8, prefetch, sum};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -46,7 +46,7 @@ fn rows_add<const R: usize, const T: usize>(
     for t in 0..T {
         inputs[t] = &x[t][..count];
     }
-    let ahead = bytes_ahead(R * w.format().bytes(w.row_stride())); // the same columns of later rows
+    let ahead = R * w.format().bytes(w.row_stride()); // the same columns of the next rows
     let mut totals = [[_mm256_setzero_ps(); R]; T];
     for block in 0..count {
         let mut sums = [[_mm256_setzero_ps(); R]; T];
