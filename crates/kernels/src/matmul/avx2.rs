@@ -52,7 +52,7 @@ fn stream_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<
 fn stream_fp8_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
-        1 => stream_fp8::matmul_add::<2, 1>(w, x, out),
+        1 => stream_fp8::matmul_add::<1, 1>(w, x, out),
         2 => stream_fp8::matmul_add::<1, 2>(w, x, out),
         3 => stream_fp8::matmul_add::<1, 3>(w, x, out),
         STREAMED => stream_fp8::matmul_add::<1, STREAMED>(w, x, out),
@@ -64,7 +64,7 @@ fn stream_fp8_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
 fn stream_q8_0_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
-        1 => stream_q8_0::matmul_add::<4, 1>(w, x, out),
+        1 => stream_q8_0::matmul_add::<1, 1>(w, x, out),
         2 => stream_q8_0::matmul_add::<4, 2>(w, x, out),
         3 => stream_q8_0::matmul_add::<2, 3>(w, x, out),
         STREAMED => stream_q8_0::matmul_add::<2, STREAMED>(w, x, out),

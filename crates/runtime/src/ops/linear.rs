@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 
 /// Weight elements that one task of a decode step reads: a few microseconds of memory bandwidth, long enough to pay
 /// for handing the task to a thread, short enough that threads end together.
-const DECODE_TASK_ELEMENTS: usize = 1 << 16;
+const DECODE_TASK_ELEMENTS: usize = 1 << 17;
 /// The same for prefill. Each task reads all activations, so its weights must be many enough to pay for that; they stay
 /// in a core's second-level cache meanwhile.
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;

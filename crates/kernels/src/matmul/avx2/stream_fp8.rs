@@ -8,7 +8,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, load, padded, prefetch, saw_nan, store, sum, watch_nan};
+use crate::avx2::{AHEAD, LANES, load, padded, prefetch, saw_nan, store, sum, watch_nan};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -18,13 +18,11 @@ const UNIT: usize = 32;
 /// Vectors of f32 of a unit: bytes of a double word.
 const PARTS: usize = UNIT / LANES;
 /// Sums of a row and token, so that one need not wait for the other.
-const CHAINS: usize = 2;
+const CHAINS: usize = 4;
 /// Columns whose inputs lie ready: they and the rows that are read take half of the first cache.
 const COLUMNS: usize = 2048;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
-/// How far ahead memory is asked: more than it gives in the time that it takes to answer, and half of the first cache.
-const AHEAD: usize = 16 << 10;
 /// 2^60: the inputs' factor, and the sums'.
 const HALF_UNIT: f32 = f32::from_bits((127 + 60) << 23);
 /// Sign, exponent and mantissa of an FP8 number at the top of a double word.
@@ -146,7 +144,8 @@ fn rows_add<const R: usize, const T: usize>(
     for r in 0..R {
         let is_nan = nan && weights[r].iter().any(|byte| byte & 0x7f == 0x7f);
         for t in 0..T {
-            let both = _mm256_add_ps(sums[t][r][0], sums[t][r][1]);
+            let c = sums[t][r];
+            let both = _mm256_add_ps(_mm256_add_ps(c[0], c[1]), _mm256_add_ps(c[2], c[3]));
             out.row_mut(t)[row + r] += if is_nan { f32::NAN } else { sum(both) * HALF_UNIT };
         }
     }

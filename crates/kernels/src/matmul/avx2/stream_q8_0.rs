@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, broadcast_half, load, load8, prefetch, sum};
+use crate::avx2::{AHEAD, LANES, broadcast_half, load, load8, prefetch, sum};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -46,7 +46,6 @@ fn rows_add<const R: usize, const T: usize>(
     for t in 0..T {
         inputs[t] = &x[t][..count];
     }
-    let ahead = R * w.format().bytes(w.row_stride()); // the same columns of the next rows
     let mut totals = [[_mm256_setzero_ps(); R]; T];
     for block in 0..count {
         let mut sums = [[_mm256_setzero_ps(); R]; T];
@@ -64,7 +63,7 @@ fn rows_add<const R: usize, const T: usize>(
             }
         }
         for r in 0..R {
-            prefetch(weights[r][block].values.as_ptr().wrapping_add(ahead));
+            prefetch(weights[r][block].values.as_ptr().wrapping_add(AHEAD));
             let scale = broadcast_half(weights[r][block].d);
             for t in 0..T {
                 totals[t][r] = _mm256_fmadd_ps(sums[t][r], scale, totals[t][r]);

@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::q4k::{nibbles, scales_and_minima, widen};
-use crate::avx2::{broadcast_half, load, load32, prefetch, sum};
+use crate::avx2::{AHEAD, broadcast_half, load, load32, prefetch, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::{IntegerRef, MatrixMut, MatrixView};
@@ -61,7 +61,6 @@ fn rows_add<const R: usize, const T: usize>(
     for t in 0..T {
         inputs[t] = x[t].first(count);
     }
-    let ahead = R * w.format().bytes(w.row_stride()); // the same columns of the next rows
     let mut totals = [[_mm256_setzero_ps(); T]; R];
     for block in 0..count {
         let mut row_blocks = [&weights[0][block]; R];
@@ -70,7 +69,7 @@ fn rows_add<const R: usize, const T: usize>(
         }
         for r in 0..R {
             for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
-                prefetch(row_blocks[r].d.as_ptr().wrapping_add(ahead + line));
+                prefetch(row_blocks[r].d.as_ptr().wrapping_add(AHEAD + line));
             }
         }
         let (twos, rest) = inputs.as_chunks::<2>();
