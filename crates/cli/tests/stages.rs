@@ -245,9 +245,9 @@ fn inspect_shows_a_cache() {
     let advice = format!("`dsv3 convert --force --model {} --mesh 1x1`", model.display());
     assert!(text.contains(&advice), "expected {advice:?} in\n{text}");
     let newer =
-        fs::read_to_string(&path).unwrap().replacen(r#""format_version": 1"#, r#""format_version": 2"#, 1);
+        fs::read_to_string(&path).unwrap().replacen(r#""format_version": 2"#, r#""format_version": 3"#, 1);
     fs::write(&path, newer).unwrap();
-    place.run(["inspect", dir]).fails_with(&["format version 2", "reads 1"]);
+    place.run(["inspect", dir]).fails_with(&["format version 3", "reads 2"]);
     fs::write(&path, "{").unwrap();
     place.run(["inspect", dir]).fails_with(&["weight_config.json", "is damaged"]);
 }

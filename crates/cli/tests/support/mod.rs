@@ -99,7 +99,7 @@ impl Workplace {
     /// transformers, which rounds nothing.
     pub fn generate_ids(&self, model: &Path, ids: &[u32], more: &[&str]) -> Run {
         let file = self.file("ids.json", serde_json::to_string(ids).unwrap());
-        let args: [&OsStr; 10] = [
+        let args: [&OsStr; 12] = [
             "generate".as_ref(),
             "--model".as_ref(),
             model.as_ref(),
