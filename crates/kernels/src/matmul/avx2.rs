@@ -15,16 +15,23 @@ const STREAMED: usize = 4;
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-    if w.format() == Format::Q8_0 && (STREAMED + 1..=2 * STREAMED).contains(&x.rows()) {
-        // To turn q8_0 to f32 is cheap: reading it twice is faster than a buffer.
+    let is_cheap = w.format() == Format::Q8_0 || w.format() == Format::Fp8 && stream_fp8::fits(w);
+    if is_cheap && (STREAMED + 1..=2 * STREAMED).contains(&x.rows()) {
+        // To turn these to f32 is cheap: reading them twice is faster than a buffer.
         let half = x.rows().div_ceil(2);
         let (upper, lower) = out.split_rows_at(half);
-        stream_q8_0_add(w, x.row_range(0..half), upper);
-        return stream_q8_0_add(w, x.row_range(half..x.rows()), lower);
+        stream_few(w, x.row_range(0..half), upper);
+        return stream_few(w, x.row_range(half..x.rows()), lower);
     }
     if x.rows() > STREAMED {
         return tile::matmul_add(w, x, out);
     }
+    stream_few(w, x, out);
+}
+
+/// At most `STREAMED` tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn stream_few(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match w.format() {
         Format::F32 => stream_add::<F32>(w, x, out),
         Format::Bf16 => stream_add::<Bf16>(w, x, out),
@@ -52,10 +59,10 @@ fn stream_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<
 fn stream_fp8_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
-        1 => stream_fp8::matmul_add::<1, 1>(w, x, out),
-        2 => stream_fp8::matmul_add::<1, 2>(w, x, out),
-        3 => stream_fp8::matmul_add::<1, 3>(w, x, out),
-        STREAMED => stream_fp8::matmul_add::<1, STREAMED>(w, x, out),
+        1 => stream_fp8::matmul_add::<4, 1>(w, x, out),
+        2 => stream_fp8::matmul_add::<4, 2>(w, x, out),
+        3 => stream_fp8::matmul_add::<2, 3>(w, x, out),
+        STREAMED => stream_fp8::matmul_add::<2, STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `tile`"),
     }
 }

@@ -10,11 +10,10 @@ mod tests;
 use crate::integers::BLOCK;
 use crate::{Format, IntegerWidth, MatrixView};
 
-/// Tokens up to which q8_0 is multiplied in f32: read from memory twice at most, for four tokens each time, it is as
-/// fast as packed (measured on Zen 2, with weights in the second cache: 59 GFLOP/s each way at eight tokens).
-const FEW_Q8_0: usize = 8;
-/// The same for FP8, which takes longer to turn to f32: 42 GFLOP/s at four tokens, packed 39 at five and 50 at eight.
-const FEW_FP8: usize = 4;
+/// Tokens up to which q8_0 and FP8 are multiplied in f32: taken from the cache twice at most, for four tokens each time,
+/// they are as fast as packed (measured on Zen 2, with weights in the second cache, at eight tokens: q8_0 59 GFLOP/s each
+/// way, FP8 59 against 50).
+const FEW: usize = 8;
 
 /// What an FP8 weight is multiplied by before it is rounded to an integer: exact from 0.5 on (the largest value in a
 /// block is 448), and the largest, 7168, leaves 2^31 for 32 products with 8191.
@@ -28,8 +27,8 @@ pub(crate) fn width(w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
     match w.format() {
         Format::F32 | Format::Bf16 => None,
         Format::Q4K => Some(IntegerWidth::Int8),
-        Format::Q8_0 => (tokens > FEW_Q8_0).then_some(IntegerWidth::Int16),
+        Format::Q8_0 => (tokens > FEW).then_some(IntegerWidth::Int16),
         // A block of 32 columns has one scale.
-        Format::Fp8 => (tokens > FEW_FP8 && w.scale_ends_at(BLOCK)).then_some(IntegerWidth::Int16),
+        Format::Fp8 => (tokens > FEW && w.scale_ends_at(BLOCK)).then_some(IntegerWidth::Int16),
     }
 }

@@ -96,6 +96,11 @@ impl Integers {
         Self(matrix)
     }
 
+    /// Whether they are what a product of `tokens` rows with `w` takes.
+    pub(crate) fn suit(&self, w: &MatrixView<'_>, tokens: usize, kernels: &Kernels) -> bool {
+        kernels.integer_width(w, tokens) == Some(self.as_ref().width())
+    }
+
     /// To read.
     pub(crate) fn as_ref(&self) -> IntegerRef<'_> {
         self.0.as_ref()
@@ -129,33 +134,46 @@ fn row_tasks(mut out: IntegerMut<'_>, rows: usize) -> Vec<(usize, IntegerMut<'_>
     tasks
 }
 
-/// Activations to multiply: as they are, and as integers where a product may take them so.
+/// Activations to multiply: as they are, as integers, or both.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Inputs<'a> {
-    float: MatrixRef<'a>,
+    float: Option<MatrixRef<'a>>,
     integer: Option<IntegerRef<'a>>,
 }
 
 impl<'a> Inputs<'a> {
     pub(crate) fn new(float: &'a Tensor, integer: Option<&'a Integers>) -> Self {
-        Self { float: float.as_ref(), integer: integer.map(Integers::as_ref) }
+        Self { float: Some(float.as_ref()), integer: integer.map(Integers::as_ref) }
+    }
+
+    /// For products in integers only.
+    pub(crate) fn integers(integers: &'a Integers) -> Self {
+        Self { float: None, integer: Some(integers.as_ref()) }
     }
 
     /// Some of the rows.
     pub(crate) fn row_range(&self, rows: Range<usize>) -> Self {
-        let integer = self.integer.map(|integer| integer.row_range(rows.clone()));
-        Self { float: self.float.row_range(rows), integer }
+        Self {
+            float: self.float.map(|float| float.row_range(rows.clone())),
+            integer: self.integer.map(|integer| integer.row_range(rows)),
+        }
     }
 
     /// `out += x w^T`, in integers where there are those that the product takes.
     ///
     /// # Shapes
     /// x `[tokens, cols]`, w `[rows, cols]`, out `[tokens, rows]`.
+    ///
+    /// # Panics
+    /// If there are only integers, and the product takes none or others.
     pub(crate) fn matmul_add(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
-        let wanted = kernels.integer_width(w, self.float.rows());
-        match self.integer {
-            Some(x) if wanted == Some(x.width()) => kernels.matmul_integer_add(w, x, out),
-            _ => kernels.matmul_add(w, self.float, out),
+        let wanted = kernels.integer_width(w, out.rows());
+        match (self.integer, self.float) {
+            (Some(x), _) if wanted == Some(x.width()) => kernels.matmul_integer_add(w, x, out),
+            (_, Some(x)) => kernels.matmul_add(w, x, out),
+            (_, None) => {
+                panic!("a product of {} with {} rows in f32, which are not there", w.format(), out.rows())
+            }
         }
     }
 }

@@ -126,8 +126,9 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     /// Gives `[rows, intermediate]` and `[tokens, shared intermediate]`, `[0, 0]` without a shared expert.
     fn expand(&self) -> (Tensor, Tensor) {
         let &Self { x, dispatch, shared, config, device, .. } = self;
-        let (gathered, integers) = (self.gather(), self.gather_integers());
-        let inputs = Inputs::new(gathered.as_ref().unwrap_or(x), integers.as_ref());
+        let integers = self.gather_integers();
+        // Where there are integers, f32 is for experts of a few rows only, which gather them for themselves.
+        let gathered = (x.rows() > 1 && integers.is_none()).then(|| self.gather(0..dispatch.rows.len()));
         let common_integers = shared.and_then(|shared| {
             Integers::quantize(x, &shared.weights.w1, shared.config.w1.arithmetic, device)
         });
@@ -146,31 +147,42 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                 }
             }
             while let Some(part) = routed_parts.take() {
-                // One token is every row's.
-                let rows = if x.rows() == 1 { 0..1 } else { part.rows.clone() };
                 let weights = (self.weights)(dispatch.experts[part.row_piece]);
-                gate_up(&weights, inputs.row_range(rows), part, device.kernels());
+                let rows = part.rows.clone();
+                let few;
+                let inputs = match (&gathered, &integers) {
+                    // One token is every row's.
+                    _ if x.rows() == 1 => Inputs::new(x, integers.as_ref()),
+                    (Some(gathered), _) => Inputs::new(gathered, None).row_range(rows),
+                    (None, Some(integers)) if integers.suit(&weights.w1, rows.len(), device.kernels()) => {
+                        Inputs::integers(integers).row_range(rows)
+                    }
+                    (None, _) => {
+                        few = self.gather(rows);
+                        Inputs::new(&few, None)
+                    }
+                };
+                gate_up(&weights, inputs, part, device.kernels());
             }
         });
         (routed, common)
     }
 
-    /// Each row's token; nothing where there is one token, which is every row's.
-    fn gather(&self) -> Option<Tensor> {
+    /// The token of each of some rows.
+    fn gather(&self, rows: Range<usize>) -> Tensor {
         let &Self { x, dispatch, device, .. } = self;
-        if x.rows() == 1 {
-            return None;
-        }
-        let mut gathered = Tensor::zeros(dispatch.rows.len(), x.cols());
+        let mut gathered = Tensor::zeros(rows.len(), x.cols());
         device.for_each_row_chunk(gathered.values_mut(), x.cols(), |first, chunk| {
-            for (out, &(token, _)) in chunk.chunks_exact_mut(x.cols()).zip(&dispatch.rows[first..]) {
+            for (out, &(token, _)) in
+                chunk.chunks_exact_mut(x.cols()).zip(&dispatch.rows[rows.start + first..])
+            {
                 out.copy_from_slice(x.row(token));
             }
         });
-        Some(gathered)
+        gathered
     }
 
-    /// As [`gather`](Self::gather), in integers where an expert with the most rows takes them; the one token, too.
+    /// Each row's token in integers, where an expert with the most rows takes them; the one token, too.
     fn gather_integers(&self) -> Option<Integers> {
         let &Self { x, dispatch, config, device, .. } = self;
         let (arithmetic, most) = (config.w1.arithmetic, dispatch.most());

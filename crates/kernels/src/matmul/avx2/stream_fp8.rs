@@ -17,8 +17,6 @@ use std::ops::Range;
 const UNIT: usize = 32;
 /// Vectors of f32 of a unit: bytes of a double word.
 const PARTS: usize = UNIT / LANES;
-/// Sums of a row and token, so that one need not wait for the other.
-const CHAINS: usize = 4;
 /// Columns whose inputs lie ready: they and the rows that are read take half of the first cache.
 const COLUMNS: usize = 2048;
 /// Columns between two requests to memory: a cache line.
@@ -39,9 +37,10 @@ pub(super) fn fits(w: &MatrixView<'_>) -> bool {
         })
 }
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, `R` rows at a time, of a matrix that [`fits`].
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`]; row by row, for memory gives
+/// one stream faster than several. Each sum is kept in `C` parts, so that one need not wait for the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add<const R: usize, const T: usize>(
+pub(super) fn matmul_add<const C: usize, const T: usize>(
     w: &MatrixView<'_>,
     x: MatrixRef<'_>,
     mut out: MatrixMut<'_>,
@@ -53,12 +52,11 @@ pub(super) fn matmul_add<const R: usize, const T: usize>(
             for t in 0..T {
                 lay_out(w, rows.start, &columns, x.row(t), &mut inputs.0[t]);
             }
-            let whole = rows.end - rows.len() % R;
-            for row in (rows.start..whole).step_by(R) {
-                rows_add::<R, T>(w, row, &columns, &inputs, &mut out);
-            }
-            for row in whole..rows.end {
-                rows_add::<1, T>(w, row, &columns, &inputs, &mut out);
+            for row in rows.clone() {
+                let sums = row_sums::<C, T>(w.row_bytes(row, columns.clone()), &inputs);
+                for t in 0..T {
+                    out.row_mut(t)[row] += sums[t];
+                }
             }
         }
     }
@@ -106,101 +104,68 @@ fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut [f32; UNIT]) {
     store(&mut inputs[3], _mm256_mul_ps(factor, _mm256_shuffle_ps::<0xee>(ab_high, cd_high)));
 }
 
-/// Partial sums by token and row.
-type Sums<const R: usize, const T: usize> = [[[__m256; CHAINS]; R]; T];
+/// Partial sums by token.
+type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 
-/// Rows `row..row + R` of `w` at these columns.
+/// The products of some columns of a row with all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn rows_add<const R: usize, const T: usize>(
-    w: &MatrixView<'_>,
-    row: usize,
-    columns: &Range<usize>,
-    inputs: &Inputs<T>,
-    out: &mut MatrixMut<'_>,
-) {
-    let mut weights: [&[u8]; R] = [&[]; R];
-    for r in 0..R {
-        weights[r] = w.row_bytes(row + r, columns.clone());
-    }
-    let mut sums = [[[_mm256_setzero_ps(); CHAINS]; R]; T];
+fn row_sums<const C: usize, const T: usize>(weights: &[u8], inputs: &Inputs<T>) -> [f32; T] {
+    assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
+    let mut sums = [[_mm256_setzero_ps(); C]; T];
     let mut nan = _mm256_setzero_si256();
-    let mut column = 0;
-    while column + STEP <= columns.len() {
-        for r in 0..R {
-            prefetch(weights[r].as_ptr().wrapping_add(column + AHEAD));
-        }
-        // SAFETY: the rows have these columns, and the inputs are laid out for all of them.
+    let whole = weights.len() - weights.len() % STEP;
+    for column in (0..whole).step_by(STEP) {
+        prefetch(weights.as_ptr().wrapping_add(column + AHEAD));
+        // SAFETY: the row has these columns, and the inputs are laid out.
         unsafe {
-            add_unit(&weights, inputs, column, &mut sums, &mut nan);
-            add_unit(&weights, inputs, column + UNIT, &mut sums, &mut nan);
-        }
-        column += STEP;
-    }
-    if column < columns.len() {
-        add_rest(&weights, inputs, column, &mut sums, &mut nan);
-    }
-    let nan = saw_nan(nan);
-    for r in 0..R {
-        let is_nan = nan && weights[r].iter().any(|byte| byte & 0x7f == 0x7f);
-        for t in 0..T {
-            let c = sums[t][r];
-            let both = _mm256_add_ps(_mm256_add_ps(c[0], c[1]), _mm256_add_ps(c[2], c[3]));
-            out.row_mut(t)[row + r] += if is_nan { f32::NAN } else { sum(both) * HALF_UNIT };
+            add_unit(weights.as_ptr().add(column), inputs, column, &mut sums, &mut nan);
+            add_unit(weights.as_ptr().add(column + UNIT), inputs, column + UNIT, &mut sums, &mut nan);
         }
     }
+    for column in (whole..weights.len()).step_by(UNIT) {
+        let unit: [u8; UNIT] = padded(&weights[column..weights.len().min(column + UNIT)]);
+        // SAFETY: the copy holds a unit, and inputs are laid out to the end of the last one.
+        unsafe { add_unit(unit.as_ptr(), inputs, column, &mut sums, &mut nan) };
+    }
+    let is_nan = saw_nan(nan) && weights.iter().any(|byte| byte & 0x7f == 0x7f);
+    let mut totals = [f32::NAN; T];
+    for t in 0..T {
+        let mut total = sums[t][0];
+        for chain in 1..C {
+            total = _mm256_add_ps(total, sums[t][chain]);
+        }
+        if !is_nan {
+            totals[t] = sum(total) * HALF_UNIT;
+        }
+    }
+    totals
 }
 
-/// Adds columns `column..column + UNIT` of every row; keeps in `nan`, as `watch_nan` does, whether there is a NaN.
+/// Adds the 32 columns from `column` on; keeps in `nan`, as `watch_nan` does, whether there is a NaN.
 ///
 /// # Safety
-/// The rows have these columns, and the inputs are laid out.
+/// `weights` points to 32 readable bytes, and inputs are laid out to `column + UNIT`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn add_unit<const R: usize, const T: usize>(
-    weights: &[&[u8]; R],
+unsafe fn add_unit<const C: usize, const T: usize>(
+    weights: *const u8,
     inputs: &Inputs<T>,
     column: usize,
-    sums: &mut Sums<R, T>,
+    sums: &mut Sums<C, T>,
     nan: &mut __m256i,
 ) {
-    for r in 0..R {
-        // SAFETY: 32 bytes are readable; the load needs no alignment.
-        let bytes = unsafe { _mm256_loadu_si256(weights[r].as_ptr().add(column).cast()) };
-        *nan = watch_nan(*nan, bytes);
-        let weights = take_apart(bytes);
-        for t in 0..T {
-            let inputs = inputs.0[t].as_ptr().cast::<f32>();
-            for part in 0..PARTS {
-                // SAFETY: eight of the unit's 32 inputs; the load needs no alignment.
-                let input = unsafe { _mm256_loadu_ps(inputs.add(column + part * LANES)) };
-                let sum = &mut sums[t][r][part % CHAINS];
-                *sum = _mm256_fmadd_ps(weights[part], input, *sum);
-            }
+    // SAFETY: 32 bytes are readable; the load needs no alignment.
+    let bytes = unsafe { _mm256_loadu_si256(weights.cast()) };
+    *nan = watch_nan(*nan, bytes);
+    let weights = take_apart(bytes);
+    for t in 0..T {
+        let inputs = inputs.0[t].as_ptr().cast::<f32>();
+        for part in 0..PARTS {
+            // SAFETY: eight of the unit's 32 inputs; the load needs no alignment.
+            let input = unsafe { _mm256_loadu_ps(inputs.add(column + part * LANES)) };
+            sums[t][part % C] = _mm256_fmadd_ps(weights[part], input, sums[t][part % C]);
         }
-    }
-}
-
-/// Adds the columns from `column` on, fewer than `STEP`: from copies with zeros behind them.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_rest<const R: usize, const T: usize>(
-    weights: &[&[u8]; R],
-    inputs: &Inputs<T>,
-    column: usize,
-    sums: &mut Sums<R, T>,
-    nan: &mut __m256i,
-) {
-    let mut copies = [[0; COLUMNS]; R];
-    let mut rows: [&[u8]; R] = [&[]; R];
-    for (r, copy) in copies.iter_mut().enumerate() {
-        let rest = &weights[r][column..];
-        copy[column..column + rest.len()].copy_from_slice(rest);
-        rows[r] = copy;
-    }
-    let last = weights[0].len();
-    for column in (column..last).step_by(UNIT) {
-        // SAFETY: the copies have all columns that inputs are laid out for, and these are, to the end of the unit.
-        unsafe { add_unit(&rows, inputs, column, sums, nan) };
     }
 }
 

@@ -3,25 +3,33 @@
 use dsv3_kernels::{AttentionState, Kernels, Lanes, MatrixMut};
 use std::ops::Range;
 
-/// A context `0..length` in segments of one size, the last of which may be shorter.
+/// A context `0..length` in segments of whole blocks, but for the last one, that differ by a block at most: threads that
+/// share them end together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segments {
     length: usize,
-    size: usize,
+    count: usize,
+    block: usize,
 }
 
 impl Segments {
-    /// At most `count` segments of at least `block` positions: whole blocks, but for the last one.
+    /// At most `count` segments of at least `block` positions.
     pub(super) fn new(length: usize, count: usize, block: usize) -> Self {
-        Self { length, size: length.div_ceil(count.max(1)).next_multiple_of(block).max(block) }
+        Self { length, count: count.min(length.div_ceil(block)).max(1), block }
     }
 
     pub(super) fn count(self) -> usize {
-        self.length.div_ceil(self.size)
+        self.count
     }
 
     pub(super) fn positions(self, segment: usize) -> Range<usize> {
-        segment * self.size..self.length.min((segment + 1) * self.size)
+        self.end(segment)..self.end(segment + 1)
+    }
+
+    /// Where the first `segments` end.
+    fn end(self, segments: usize) -> usize {
+        let blocks = self.length.div_ceil(self.block) * segments / self.count;
+        self.length.min(blocks * self.block)
     }
 }
 
