@@ -377,10 +377,11 @@ impl Kernels {
     pub const FMA_OPERATIONS: usize = 2 * ceiling::FMA_CHAINS * ceiling::LANES;
     /// Operations of a round of [`int8_rounds`](Self::int8_rounds): a multiply-add of bytes is two.
     pub const INT8_OPERATIONS: usize = 8 * ceiling::INT8_CHAINS * ceiling::LANES;
+
     /// `out[c][lane] = x[lane, c] * factor`: rows side by side, one lane each; zero in lanes that x has no row for.
     ///
     /// # Shapes
-    /// x [at most LANES, cols], out [cols].
+    /// x `[at most LANES, cols]`, out `[cols]`.
     ///
     /// # Panics
     /// If the shapes disagree.
@@ -394,7 +395,7 @@ impl Kernels {
     /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
     ///
     /// # Shapes
-    /// x [tokens, features], w [features], out [tokens, at most LANES].
+    /// x `[tokens, features]`, w `[features]`, out `[tokens, at most LANES]`.
     ///
     /// # Panics
     /// If the shapes disagree.
