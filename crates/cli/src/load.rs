@@ -43,7 +43,8 @@ pub(crate) fn load(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Devi
     if args.mlock {
         check_lock_limit(mapped.file_bytes(), lock_limit())?;
     }
-    preload(&mapped.chunks(), device)?;
+    let option = if args.mlock { "--mlock" } else { "--preload" };
+    preload(&mapped.chunks(), option, device)?;
     if args.mlock {
         mapped.lock().map_err(|error| refusal(mapped.file_bytes(), &error))?;
     }
@@ -51,11 +52,11 @@ pub(crate) fn load(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Devi
 }
 
 /// Reads all chunks with all threads, and enters them into the page table.
-fn preload(chunks: &[MappedChunk], device: &Device) -> Result<()> {
+fn preload(chunks: &[MappedChunk], option: &str, device: &Device) -> Result<()> {
     let missing: u64 = chunks.iter().filter(|chunk| chunk.is_missing()).map(MappedChunk::bytes).sum();
     if let Some(free) = free_memory().filter(|&free| missing > free) {
         bail!(
-            "--preload: {} of weights are not in memory yet, and this system has {} free: leave the option out, \
+            "{option}: {} of weights are not in memory yet, and this system has {} free: leave the option out, \
              and they are read as they are needed",
             DecimalBytes(missing),
             DecimalBytes(free)

@@ -176,10 +176,14 @@ pub fn checkpoint(gguf: Gguf) -> Result<Checkpoint, Error> {
     gguf.into_checkpoint(rename, joins)
 }
 
+/// Slices of a stack at most: there is one for each expert or head, and these are far fewer.
+const MOST_SLICES: usize = 1 << 16;
+
 /// The layer of an `attn_k_b`, and its heads.
 fn split_keys(tensor: &TensorInfo) -> Option<(String, usize)> {
     let layer = tensor.name.strip_prefix("blk.")?.strip_suffix(".attn_k_b.weight")?;
-    Some((layer.to_owned(), *tensor.shape.first()?))
+    let heads = tensor.shape.first().copied().filter(|&heads| heads <= MOST_SLICES)?;
+    Some((layer.to_owned(), heads))
 }
 
 fn rename(tensor: &TensorInfo) -> GgufName {
@@ -195,8 +199,8 @@ fn rename(tensor: &TensorInfo) -> GgufName {
     let at = format!("model.layers.{layer}");
     let count = tensor.shape.first().copied().unwrap_or(0);
     let stack = |prefix: &str, suffix: &str| {
-        // A stack has a slice for each expert or head, far fewer than this; else its shape is refused later.
-        let count = count.min(1 << 16);
+        // Else its shape is refused later, and one without elements has no bytes to be cut.
+        let count = if tensor.length == 0 { 0 } else { count.min(MOST_SLICES) };
         GgufName::Stacked((0..count).map(|index| format!("{at}.{prefix}.{index}{suffix}.weight")).collect())
     };
     let part = match name {

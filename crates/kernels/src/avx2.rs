@@ -209,7 +209,7 @@ pub(crate) fn half(bytes: [u8; 2]) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
 }
 
-/// Fewer than `N` values, zeros behind them.
+/// At most `N` values, zeros behind them.
 #[inline]
 pub(crate) fn padded<T: Copy + Default, const N: usize>(values: &[T]) -> [T; N] {
     let mut all = [T::default(); N];

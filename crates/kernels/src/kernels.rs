@@ -207,7 +207,7 @@ impl Kernels {
         unsafe { (self.matmul_integer_add)(w, x, out) }
     }
 
-    /// `out[t, c] = sum over r of x[t, r] * w[r, c]`: absorbs W_uk into the query; weighs latents by probabilities.
+    /// `out[t, c] = sum over r of x[t, r] * w[r, c]`: absorbs W_uk into the query.
     ///
     /// # Shapes
     /// w [rows, cols], x [tokens, rows], out [tokens, cols].

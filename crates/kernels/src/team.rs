@@ -10,7 +10,7 @@ use std::{
     cell::{Cell, UnsafeCell},
     hint::spin_loop,
     io,
-    mem::transmute,
+    mem::{self, transmute},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -196,7 +196,8 @@ impl Shared {
             // and it stays while this thread is counted.
             let job = unsafe { *self.job.get() }.expect("an open section has a job");
             if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
-                *lock(&self.panic) = Some(panic);
+                // Not dropped here: what an earlier payload does then must not end this thread.
+                mem::forget(lock(&self.panic).replace(panic));
             }
             // From here on the job may be gone.
             self.word.fetch_sub(1, Ordering::SeqCst);

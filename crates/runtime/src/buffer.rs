@@ -1,5 +1,5 @@
 //! Memory that is used again. What a forward pass frees it takes again in the next layer and the next step, so that
-//! after the first steps nothing is allocated, and pages of large activations are not zeroed by the system each time.
+//! after the first steps no activations are allocated, and pages of large ones are not zeroed by the system each time.
 
 use std::{
     cell::RefCell,

@@ -179,8 +179,11 @@ impl WeightCache {
         if !force && self.exists() {
             return self.check_origin(&self.read_header()?, source, mesh).map(|()| Converted::Present);
         }
-        // What an interrupted run left is gone on with, or begun anew where it is of something else.
+        // What an interrupted run left is gone on with, or begun anew where it is of something else or distrusted.
         let temporary = self.sibling("tmp");
+        if force {
+            remove_dir(&temporary)?;
+        }
         fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
         let made = self
             .write::<M>(&temporary, hf, source, mesh, progress)

@@ -125,7 +125,11 @@ impl Journal {
 
     /// Waits until all whole weights are on disk and in the journal.
     pub(super) fn sync(&mut self) -> Result<(), Error> {
-        self.data.sync_data().map_err(Error::io(&self.path))?;
+        if let Err(error) = self.data.sync_data() {
+            // The system tells a failed write once: a second try could succeed without the bytes.
+            self.pending.clear();
+            return Err(Error::io(&self.path)(error));
+        }
         self.synced = self.length;
         let Some(journal) = &mut self.journal else { return Ok(()) };
         for weight in self.pending.drain(..) {

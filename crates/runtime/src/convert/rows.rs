@@ -14,7 +14,8 @@ pub(super) enum Rows {
     /// One tensor of halves, which no kernel reads.
     Halves(RawTensor),
     /// Several tensors, one under the other.
-    Joined(Vec<(Stored, Part)>),
+    /// Each part's rows, what they are read from, and whether it lies transposed.
+    Joined(Vec<(usize, Rows, bool)>),
 }
 
 /// A tensor in one of the formats.
@@ -41,6 +42,11 @@ impl Rows {
                 spec.shape, tensor.info.shape
             )));
         }
+        Self::of(spec, checkpoint, tensor)
+    }
+
+    /// The rows of one tensor.
+    fn of(spec: &WeightSpec, checkpoint: &Checkpoint, tensor: RawTensor) -> Result<Self, Error> {
         match tensor.info.dtype {
             Dtype::F16 => Ok(Self::Halves(tensor)),
             _ => Stored::new(spec, checkpoint, tensor).map(Self::Stored),
@@ -63,7 +69,7 @@ impl Rows {
                 )));
             }
             rows += shape[0];
-            joined.push((Stored::new(spec, checkpoint, tensor)?, part.clone()));
+            joined.push((part.rows(&tensor), Self::of(spec, checkpoint, tensor)?, part.is_transposed));
         }
         if spec.shape[0] != rows {
             return Err(spec.error(format!("expected shape {:?}, its parts have {rows} rows", spec.shape)));
@@ -86,10 +92,10 @@ impl Rows {
             Self::Stored(stored) => stored.format,
             Self::Halves(_) => Format::F32,
             Self::Joined(parts) => {
-                let all = |format| parts.iter().all(|(part, _)| part.format == format);
-                if all(Format::Bf16) {
+                let mut formats = parts.iter().map(|(_, part, _)| part.stored_format());
+                if formats.clone().all(|format| format == Some(Format::Bf16)) {
                     Format::Bf16
-                } else if parts.iter().any(|(part, _)| matches!(part.format, Format::Q8_0 | Format::Q4K)) {
+                } else if formats.any(|format| matches!(format, Some(Format::Q8_0 | Format::Q4K))) {
                     Format::Q8_0
                 } else {
                     Format::F32
@@ -103,7 +109,7 @@ impl Rows {
         match self {
             Self::Stored(stored) => stored.bytes(),
             Self::Halves(tensor) => tensor.info.length,
-            Self::Joined(parts) => parts.iter().map(|(part, _)| part.bytes()).sum(),
+            Self::Joined(parts) => parts.iter().map(|(_, part, _)| part.bytes()).sum(),
         }
     }
 
@@ -112,9 +118,9 @@ impl Rows {
         let starts: Vec<usize> = match self {
             Self::Stored(_) | Self::Halves(_) => (0..all).step_by(rows.max(1)).collect(),
             Self::Joined(parts) => {
-                let next = |start: &mut usize, (stored, part): &(Stored, Part)| {
+                let next = |start: &mut usize, (rows, ..): &(usize, Self, bool)| {
                     let first = *start;
-                    *start += part.rows(&stored.tensor);
+                    *start += rows;
                     Some(first)
                 };
                 parts.iter().scan(0, next).collect()
@@ -136,13 +142,13 @@ impl Rows {
             }
             Self::Joined(parts) => {
                 let index = self.pieces(usize::MAX, 0).partition_point(|piece| piece.start <= rows.start) - 1;
-                let (stored, part) = &parts[index];
-                if part.is_transposed {
+                let (_, part, is_transposed) = &parts[index];
+                if *is_transposed {
                     let mut turned = vec![0.0; out.len()];
-                    stored.read(0..cols, kernels, &mut turned);
+                    part.read(0..cols, rows.len(), kernels, &mut turned);
                     transpose(&turned, rows.len(), out);
                 } else {
-                    stored.read(0..rows.len(), kernels, out);
+                    part.read(0..rows.len(), cols, kernels, out);
                 }
             }
         }

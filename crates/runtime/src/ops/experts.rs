@@ -154,7 +154,11 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                     // One token is every row's.
                     _ if x.rows() == 1 => Inputs::new(x, integers.as_ref()),
                     (Some(gathered), _) => Inputs::new(gathered, None).row_range(rows),
-                    (None, Some(integers)) if integers.suit(&weights.w1, rows.len(), device.kernels()) => {
+                    (None, Some(integers))
+                        if [&weights.w1, &weights.w3]
+                            .iter()
+                            .all(|w| integers.suit(w, rows.len(), device.kernels())) =>
+                    {
                         Inputs::integers(integers).row_range(rows)
                     }
                     (None, _) => {

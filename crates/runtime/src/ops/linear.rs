@@ -37,9 +37,11 @@ impl LinearConfig {
 
     /// The config of weights `[out, in]` of which `count` are multiplied at once: a part takes the same rows of each.
     pub fn side_by_side(count: usize, mode: Mode, in_features: usize, out_features: usize) -> Self {
-        let elements = match mode {
-            Mode::Prefill => PREFILL_TASK_ELEMENTS,
-            Mode::Decode => DECODE_TASK_ELEMENTS,
+        let elements = match (mode, count) {
+            (Mode::Prefill, _) => PREFILL_TASK_ELEMENTS,
+            (Mode::Decode, 1) => DECODE_TASK_ELEMENTS,
+            // Each of the weights must pay for its own start.
+            (Mode::Decode, _) => 2 * DECODE_TASK_ELEMENTS,
         };
         let rows = (elements / (count * in_features).max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
         let rows_per_task = NonZeroUsize::new(rows).expect("a tile has rows");

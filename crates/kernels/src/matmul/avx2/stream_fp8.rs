@@ -8,10 +8,10 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{AHEAD, LANES, load, padded, prefetch, saw_nan, store, sum, watch_nan};
+use crate::avx2::{AHEAD, LANES, load, padded, prefetch, saw_nan, sum_each, watch_nan};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
 /// Columns that are taken apart at a time: a vector of bytes.
 const UNIT: usize = 32;
@@ -19,6 +19,8 @@ const UNIT: usize = 32;
 const PARTS: usize = UNIT / LANES;
 /// Columns whose inputs lie ready: they and the rows that are read take half of the first cache.
 const COLUMNS: usize = 2048;
+/// Rows whose sums across vectors are taken together.
+const GROUP: usize = 4;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
 /// 2^60: the inputs' factor, and the sums'.
@@ -45,19 +47,51 @@ pub(super) fn matmul_add<const C: usize, const T: usize>(
     x: MatrixRef<'_>,
     mut out: MatrixMut<'_>,
 ) {
-    let mut inputs = Inputs([[[0.0; UNIT]; COLUMNS / UNIT]; T]);
+    let mut inputs = Inputs([const { [const { MaybeUninit::uninit() }; COLUMNS / UNIT] }; T]);
     for rows in w.row_blocks() {
         for first in (0..w.cols()).step_by(COLUMNS) {
             let columns = first..w.cols().min(first + COLUMNS);
             for t in 0..T {
                 lay_out(w, rows.start, &columns, x.row(t), &mut inputs.0[t]);
             }
-            for row in rows.clone() {
-                let sums = row_sums::<C, T>(w.row_bytes(row, columns.clone()), &inputs);
-                for t in 0..T {
-                    out.row_mut(t)[row] += sums[t];
-                }
+            for row in rows.clone().step_by(GROUP) {
+                // SAFETY: the inputs of all these columns are laid out.
+                unsafe { group_add::<C, T>(w, row..rows.end.min(row + GROUP), &columns, &inputs, &mut out) };
             }
+        }
+    }
+}
+
+/// Adds a few rows' products with the tokens, whose sums across vectors are taken together.
+///
+/// # Safety
+/// The inputs of these columns are laid out.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn group_add<const C: usize, const T: usize>(
+    w: &MatrixView<'_>,
+    rows: Range<usize>,
+    columns: &Range<usize>,
+    inputs: &Inputs<T>,
+    out: &mut MatrixMut<'_>,
+) {
+    let mut vectors = [[_mm256_setzero_ps(); GROUP]; T];
+    let mut nan = [false; GROUP];
+    for (place, row) in rows.clone().enumerate() {
+        let weights = w.row_bytes(row, columns.clone());
+        // SAFETY: what the caller promises.
+        let (sums, seen) = unsafe { row_sums::<C, T>(weights, inputs) };
+        nan[place] = saw_nan(seen) && weights.iter().any(|byte| byte & 0x7f == 0x7f);
+        for t in 0..T {
+            vectors[t][place] = sums[t];
+        }
+    }
+    for t in 0..T {
+        let mut sums = [0.0; GROUP];
+        // SAFETY: four floats; the store needs no alignment.
+        unsafe { _mm_storeu_ps(sums.as_mut_ptr(), sum_each(vectors[t])) };
+        for (place, out) in out.row_mut(t)[rows.clone()].iter_mut().enumerate() {
+            *out += if nan[place] { f32::NAN } else { sums[place] * HALF_UNIT };
         }
     }
 }
@@ -65,11 +99,17 @@ pub(super) fn matmul_add<const C: usize, const T: usize>(
 /// The tokens' inputs times their blocks' scales and 2^60, unit by unit: first those of the lowest bytes of all double
 /// words.
 #[repr(align(64))]
-struct Inputs<const T: usize>([[[f32; UNIT]; COLUMNS / UNIT]; T]);
+struct Inputs<const T: usize>([[MaybeUninit<[f32; UNIT]>; COLUMNS / UNIT]; T]);
 
 /// Writes one token's inputs for the rows of a block, with zeros to the end of the last unit.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn lay_out(w: &MatrixView<'_>, row: usize, columns: &Range<usize>, x: &[f32], inputs: &mut [[f32; UNIT]]) {
+fn lay_out(
+    w: &MatrixView<'_>,
+    row: usize,
+    columns: &Range<usize>,
+    x: &[f32],
+    inputs: &mut [MaybeUninit<[f32; UNIT]>],
+) {
     let scales = w.row_scales(row);
     for block in w.column_blocks(columns.clone()) {
         let factor = scales.of(block) * HALF_UNIT;
@@ -87,8 +127,8 @@ fn lay_out(w: &MatrixView<'_>, row: usize, columns: &Range<usize>, x: &[f32], in
 /// Input `PARTS * i + k` goes to place `LANES * k + i`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut [f32; UNIT]) {
-    let (x, inputs) = (x.as_chunks::<LANES>().0, inputs.as_chunks_mut::<LANES>().0);
+fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut MaybeUninit<[f32; UNIT]>) {
+    let x = x.as_chunks::<LANES>().0;
     // Two 4 x 4 transpositions side by side: inputs 0-15 in the lower halves, 16-31 in the upper ones.
     let (low, high) = ([load(&x[0]), load(&x[1])], [load(&x[2]), load(&x[3])]);
     let a = _mm256_permute2f128_ps::<0x20>(low[0], high[0]);
@@ -97,20 +137,34 @@ fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut [f32; UNIT]) {
     let d = _mm256_permute2f128_ps::<0x31>(low[1], high[1]);
     let (ab, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
     let (cd, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-    let factor = _mm256_set1_ps(factor);
-    store(&mut inputs[0], _mm256_mul_ps(factor, _mm256_shuffle_ps::<0x44>(ab, cd)));
-    store(&mut inputs[1], _mm256_mul_ps(factor, _mm256_shuffle_ps::<0xee>(ab, cd)));
-    store(&mut inputs[2], _mm256_mul_ps(factor, _mm256_shuffle_ps::<0x44>(ab_high, cd_high)));
-    store(&mut inputs[3], _mm256_mul_ps(factor, _mm256_shuffle_ps::<0xee>(ab_high, cd_high)));
+    let parts = [
+        _mm256_shuffle_ps::<0x44>(ab, cd),
+        _mm256_shuffle_ps::<0xee>(ab, cd),
+        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+    ];
+    let out = inputs.as_mut_ptr().cast::<f32>();
+    for part in 0..PARTS {
+        let scaled = _mm256_mul_ps(_mm256_set1_ps(factor), parts[part]);
+        // SAFETY: a part of the unit's 32 floats, borrowed exclusively; the store needs no alignment.
+        unsafe { _mm256_storeu_ps(out.add(part * LANES), scaled) };
+    }
 }
 
 /// Partial sums by token.
 type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 
-/// The products of some columns of a row with all tokens.
+/// The products of some columns of a row with all tokens, divided by [`HALF_UNIT`], a part of each in every lane; and
+/// whether there is a NaN, as `watch_nan` keeps it.
+///
+/// # Safety
+/// The inputs of these columns are laid out.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn row_sums<const C: usize, const T: usize>(weights: &[u8], inputs: &Inputs<T>) -> [f32; T] {
+unsafe fn row_sums<const C: usize, const T: usize>(
+    weights: &[u8],
+    inputs: &Inputs<T>,
+) -> ([__m256; T], __m256i) {
     assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
     let mut sums = [[_mm256_setzero_ps(); C]; T];
     let mut nan = _mm256_setzero_si256();
@@ -128,18 +182,14 @@ fn row_sums<const C: usize, const T: usize>(weights: &[u8], inputs: &Inputs<T>) 
         // SAFETY: the copy holds a unit, and inputs are laid out to the end of the last one.
         unsafe { add_unit(unit.as_ptr(), inputs, column, &mut sums, &mut nan) };
     }
-    let is_nan = saw_nan(nan) && weights.iter().any(|byte| byte & 0x7f == 0x7f);
-    let mut totals = [f32::NAN; T];
+    let mut totals = [_mm256_setzero_ps(); T];
     for t in 0..T {
-        let mut total = sums[t][0];
+        totals[t] = sums[t][0];
         for chain in 1..C {
-            total = _mm256_add_ps(total, sums[t][chain]);
-        }
-        if !is_nan {
-            totals[t] = sum(total) * HALF_UNIT;
+            totals[t] = _mm256_add_ps(totals[t], sums[t][chain]);
         }
     }
-    totals
+    (totals, nan)
 }
 
 /// Adds the 32 columns from `column` on; keeps in `nan`, as `watch_nan` does, whether there is a NaN.

@@ -1,4 +1,4 @@
-//! Few tokens and weights in blocks of `q4_K`: a few rows side by side, multiplied as they come from memory.
+//! Few tokens and weights in blocks of `q4_K`, multiplied as they come from memory.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 

@@ -219,6 +219,9 @@ fn tensor(reader: &mut Reader<'_>, shard: usize) -> Result<TensorInfo, String> {
 /// Sets a tensor's place in its file. The length of one in another type is not known, and nobody asks for it.
 fn place(tensor: &mut TensorInfo, start: u64, file: u64) -> Result<(), String> {
     tensor.offset = tensor.offset.checked_add(start).ok_or("lies beyond any file")?;
+    if tensor.shape.contains(&0) {
+        return Err(format!("{:?} has no elements", tensor.shape));
+    }
     let Some(format) = tensor.dtype.block() else { return Ok(()) };
     let (cols, bytes) = format;
     let (inner, outer) = tensor.shape.split_last().map_or((1, &[][..]), |(inner, outer)| (*inner, outer));

@@ -43,6 +43,8 @@ impl GgufValue {
 
 /// The type number of a list.
 const LIST: u32 = 9;
+/// Values of a list at most: a vocabulary's tokens are far fewer.
+const MOST_VALUES: u64 = 1 << 24;
 
 /// A place in a file.
 pub(super) struct Reader<'a> {
@@ -90,7 +92,11 @@ impl<'a> Reader<'a> {
         match self.u32()? {
             LIST => {
                 let (kind, count) = (self.u32()?, self.u64()?);
-                // Each value takes a byte or more, so a count that lies ends at the end of the file.
+                // Each value takes a byte or more, so a count that lies ends at the end of the file; and that may be
+                // far behind the head.
+                if count > MOST_VALUES {
+                    return Err(format!("a list of {count} values, expected {MOST_VALUES} at most"));
+                }
                 let mut list = Vec::new();
                 for _ in 0..count {
                     list.push(self.scalar(kind)?);
