@@ -82,6 +82,17 @@ fn a_gguf_file_computes_what_its_checkpoint_does() {
     assert_eq!(logits(&place, &file, "keep"), logits(&place, &checkpoint, "keep"));
 
     let bytes = fs::read(&file).unwrap();
+    // The halves of kv_b in another type: its number stands behind the name, the number of sides and three sides.
+    let name = b"blk.0.attn_k_b.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 3 * 8;
+    let with_type = |number: u8| [&bytes[..at], &[number], &bytes[at + 1..]].concat();
+    place.file("model.gguf", with_type(6));
+    let anew = ["convert", "--force", "--from-gguf", path];
+    place.run(anew).fails_with(&["self_attn.k_b.0.weight", "got q5_0"]);
+    place.file("model.gguf", with_type(1));
+    assert!(place.run(anew).success().stdout.contains("converted to f32"));
+    place.run(["inspect", path]).fails_with(&["model.gguf", "got a GGUF file"]);
+
     place.file("model.gguf", &bytes[..bytes.len() - 100]);
     place.run(["convert", "--from-gguf", path]).fails_with(&["model.gguf", "ends past the file's"]);
     let other = String::from_utf8_lossy(&bytes[..200]).find("deepseek2").unwrap();

@@ -199,8 +199,8 @@ fn rename(tensor: &TensorInfo) -> GgufName {
     let at = format!("model.layers.{layer}");
     let count = tensor.shape.first().copied().unwrap_or(0);
     let stack = |prefix: &str, suffix: &str| {
-        // Else its shape is refused later, and one without elements has no bytes to be cut.
-        let count = if tensor.length == 0 { 0 } else { count.min(MOST_SLICES) };
+        // More are refused later. One in a type that is not known has no length, and its first slice tells of it.
+        let count = count.min(if tensor.length == 0 { 1 } else { MOST_SLICES });
         GgufName::Stacked((0..count).map(|index| format!("{at}.{prefix}.{index}{suffix}.weight")).collect())
     };
     let part = match name {

@@ -255,3 +255,58 @@ fn gate_up(weights: &ExpertMatrices<'_>, x: Inputs<'_>, part: Part<'_>, kernels:
         kernels.silu_mul(gate.row_mut(token), up.row(token));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Mode, Weight,
+        ops::{Activation, Arithmetic, GateConfig, grouped_top_k},
+    };
+    use dsv3_kernels::Format;
+
+    /// Everything to expert 0 of two.
+    fn routing(tokens: usize, device: &Device) -> Routing {
+        let config = GateConfig {
+            experts: 2,
+            experts_per_token: 1,
+            groups: 1,
+            topk_groups: 1,
+            norm_topk_prob: true,
+            routed_scaling_factor: 1.0,
+        };
+        let logits = Tensor::from_vec(tokens, 2, [1.0, 0.0].repeat(tokens));
+        grouped_top_k(logits, &Weight::Vector([0.0; 2].as_slice().into()), &config, device)
+    }
+
+    #[test]
+    fn the_projections_of_an_expert_may_lie_in_different_formats() {
+        const SIZE: usize = 64;
+        let device = Device::single(2).unwrap();
+        // Ones, in q8_0 with a scale of 1, and in f32.
+        let block: Vec<u8> = [0x00, 0x3c].into_iter().chain([1; 32]).collect();
+        let blocks = block.repeat(SIZE * SIZE / 32);
+        let quantised = MatrixView::from_bytes(Format::Q8_0, &blocks, SIZE, SIZE, None);
+        let ones = vec![1.0; SIZE * SIZE];
+        let float = MatrixView::f32(&ones, SIZE, SIZE);
+        let linear =
+            LinearConfig { arithmetic: Arithmetic::Integer, ..LinearConfig::new(Mode::Prefill, SIZE, SIZE) };
+        let mul_activation = MulConfig { input_tensor_a_activation: Activation::Silu };
+        let config = ExpertsConfig { w1: linear, w2: linear, w3: linear, mul_activation };
+        // Sums of 64 times 1/64, which silu makes 0.731 of, and 64 of these.
+        let expected = 64.0 / (1.0 + (-1.0_f32).exp());
+        for tokens in [1, 5, 20] {
+            let x = Tensor::from_vec(tokens, SIZE, vec![1.0 / 64.0; tokens * SIZE]);
+            for (w1, w3, w2) in [(quantised, float, float), (float, quantised, quantised)] {
+                let matrices = |_| ExpertMatrices { w1, w2, w3 };
+                let out = experts(&x, &routing(tokens, &device), matrices, None, &config, &device);
+                // An integer of 13 bits is off by half a step at most, twice.
+                let bound = expected * (1.0 / 8191.0 + 256.0 * f32::EPSILON);
+                assert!(
+                    out.values().iter().all(|value| (value - expected).abs() <= bound),
+                    "{tokens} tokens"
+                );
+            }
+        }
+    }
+}

@@ -15,7 +15,7 @@ use architecture::Architecture;
 use cache::CacheContents;
 use contents::Contents;
 use dsv3_deepseek::HfConfig;
-use dsv3_runtime::{Checkpoint, WEIGHT_CONFIG_FILE};
+use dsv3_runtime::{Checkpoint, Gguf, WEIGHT_CONFIG_FILE};
 use serde::Serialize;
 use std::{
     fmt::{self, Display},
@@ -40,6 +40,9 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     };
     if path.join(WEIGHT_CONFIG_FILE).exists() {
         return print(&CacheContents::read(&path)?, args.json);
+    }
+    if Gguf::is_gguf(&path) {
+        bail!("{}: expected a checkpoint, a config.json or a cache, got a GGUF file", path.display());
     }
     let report = CheckpointReport::read(path)?;
     print(&report, args.json)?;
