@@ -28,13 +28,10 @@ pub struct Kernels {
     matmul_transposed_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
-    dot: unsafe fn(&[f32], &[f32]) -> f32,
     sum_of_squares: unsafe fn(&[f32]) -> f32,
-    max: unsafe fn(&[f32]) -> f32,
     scale_mul: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
     add: unsafe fn(&mut [f32], &[f32]),
     add_scaled: unsafe fn(&mut [f32], f32, &[f32]),
-    scale: unsafe fn(&mut [f32], f32),
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     sigmoid: unsafe fn(&mut [f32]),
     exp_sum: unsafe fn(&mut [f32], f32) -> f32,
@@ -58,13 +55,10 @@ static SCALAR: Kernels = Kernels {
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
     dequantize_row: dequantize::scalar::dequantize_row,
     quantize_row: quantize::scalar::quantize_row,
-    dot: reduce::scalar::dot,
     sum_of_squares: reduce::scalar::sum_of_squares,
-    max: reduce::scalar::max,
     scale_mul: elementwise::scalar::scale_mul,
     add: elementwise::scalar::add,
     add_scaled: elementwise::scalar::add_scaled,
-    scale: elementwise::scalar::scale,
     silu_mul: activation::scalar::silu_mul,
     sigmoid: activation::scalar::sigmoid,
     exp_sum: activation::scalar::exp_sum,
@@ -89,13 +83,10 @@ static AVX2: Kernels = Kernels {
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
     dequantize_row: dequantize::avx2::dequantize_row,
     quantize_row: quantize::avx2::quantize_row,
-    dot: reduce::avx2::dot,
     sum_of_squares: reduce::avx2::sum_of_squares,
-    max: reduce::avx2::max,
     scale_mul: elementwise::avx2::scale_mul,
     add: elementwise::avx2::add,
     add_scaled: elementwise::avx2::add_scaled,
-    scale: elementwise::avx2::scale,
     silu_mul: activation::avx2::silu_mul,
     sigmoid: activation::avx2::sigmoid,
     exp_sum: activation::avx2::exp_sum,
@@ -259,26 +250,10 @@ impl Kernels {
         unsafe { (self.quantize_row)(format, row, out) }
     }
 
-    /// `sum of a[i] * b[i]`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len(), "lengths of a and b");
-        // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
-        unsafe { (self.dot)(a, b) }
-    }
-
     /// `sum of x[i]^2`: the first half of RMSNorm.
     pub fn sum_of_squares(&self, x: &[f32]) -> f32 {
         // SAFETY: a table is handed out only where its ISA is available.
         unsafe { (self.sum_of_squares)(x) }
-    }
-
-    /// The largest value; negative infinity for no values. A NaN is passed over.
-    pub fn max(&self, x: &[f32]) -> f32 {
-        // SAFETY: a table is handed out only where its ISA is available.
-        unsafe { (self.max)(x) }
     }
 
     /// `out[i] = x[i] * scale * weight[i]`: the second half of RMSNorm.
@@ -310,12 +285,6 @@ impl Kernels {
         assert_eq!(x.len(), y.len(), "lengths of x and y");
         // SAFETY: a table is handed out only where its ISA is available; the lengths are equal.
         unsafe { (self.add_scaled)(x, scale, y) }
-    }
-
-    /// `x[i] *= scale`.
-    pub fn scale(&self, x: &mut [f32], scale: f32) {
-        // SAFETY: a table is handed out only where its ISA is available.
-        unsafe { (self.scale)(x, scale) }
     }
 
     /// `gate[i] = silu(gate[i]) * up[i]`, where `silu(x) = x / (1 + exp(-x))`.
@@ -505,9 +474,9 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "lengths of a and b")]
+    #[should_panic(expected = "lengths of x and y")]
     fn lengths_must_agree() {
-        Kernels::best().dot(&[0.0; 3], &[0.0; 4]);
+        Kernels::best().add(&mut [0.0; 3], &[0.0; 4]);
     }
 
     #[test]

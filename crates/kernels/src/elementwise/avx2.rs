@@ -19,9 +19,3 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
 pub(crate) fn add_scaled(x: &mut [f32], scale: f32, y: &[f32]) {
     scalar::add_scaled(x, scale, y);
 }
-
-/// `x[i] *= scale`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn scale(x: &mut [f32], scale: f32) {
-    scalar::scale(x, scale);
-}

@@ -24,11 +24,3 @@ pub(crate) fn add_scaled(x: &mut [f32], scale: f32, y: &[f32]) {
         *x += scale * y;
     }
 }
-
-/// `x[i] *= scale`.
-#[inline(always)]
-pub(crate) fn scale(x: &mut [f32], scale: f32) {
-    for x in x {
-        *x *= scale;
-    }
-}

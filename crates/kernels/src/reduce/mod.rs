@@ -1,4 +1,4 @@
-//! Sums and maxima of vectors.
+//! Sums over vectors.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;

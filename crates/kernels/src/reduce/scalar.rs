@@ -21,8 +21,3 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub(crate) fn sum_of_squares(x: &[f32]) -> f32 {
     dot(x, x)
 }
-
-/// The largest value, NaN passed over; negative infinity for none.
-pub(crate) fn max(x: &[f32]) -> f32 {
-    x.iter().copied().fold(f32::NEG_INFINITY, f32::max)
-}
