@@ -26,13 +26,12 @@ pub(crate) fn matmul_integer_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: Mat
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn stream_q4k_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    // One row at a time: memory gives one stream faster than two. The second number is that of tokens.
     match x.rows() {
         0 => (),
-        1 => stream_q4k::matmul_add::<1, 1>(w, x, out),
-        2 => stream_q4k::matmul_add::<1, 2>(w, x, out),
-        3 => stream_q4k::matmul_add::<1, 3>(w, x, out),
-        STREAMED => stream_q4k::matmul_add::<1, STREAMED>(w, x, out),
+        1 => stream_q4k::matmul_add::<1>(w, x, out),
+        2 => stream_q4k::matmul_add::<2>(w, x, out),
+        3 => stream_q4k::matmul_add::<3>(w, x, out),
+        STREAMED => stream_q4k::matmul_add::<STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `panel`"),
     }
 }

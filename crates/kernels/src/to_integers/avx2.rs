@@ -3,7 +3,7 @@
 use super::SMALLEST;
 use crate::avx2::{LANES, load, padded};
 use crate::integers::{BLOCK, BlocksMut};
-use crate::{IntegerMut, MatrixRef};
+use crate::{IntegerMut, IntegerWidth, MatrixRef};
 use std::arch::x86_64::*;
 
 /// Every block of `x`.
@@ -19,14 +19,14 @@ pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
             BlocksMut::Int8(to) => {
                 for ((x, to), (scale, sum)) in blocks.zip(to).zip(places) {
                     let values;
-                    (values, *scale, *sum) = quantize_block(x, 127.0);
+                    (values, *scale, *sum) = quantize_block(x, IntegerWidth::Int8.limit().into());
                     store8(to, values);
                 }
             }
             BlocksMut::Int16(to) => {
                 for ((x, to), (scale, sum)) in blocks.zip(to).zip(places) {
                     let values;
-                    (values, *scale, *sum) = quantize_block(x, 8191.0);
+                    (values, *scale, *sum) = quantize_block(x, IntegerWidth::Int16.limit().into());
                     store16(to, values);
                 }
             }
@@ -38,8 +38,7 @@ pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn quantize_block(x: &[f32; BLOCK], limit: f32) -> ([__m256i; 4], f32, f32) {
-    let x: [__m256; 4] =
-        std::array::from_fn(|i| load(x.as_chunks::<LANES>().0[i].first_chunk().expect("eight")));
+    let x: [__m256; 4] = std::array::from_fn(|i| load(&x.as_chunks::<LANES>().0[i]));
     // Magnitudes compare as their bits do, infinity and NaN above all numbers.
     let magnitudes = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX)));
     let most = largest(magnitudes);

@@ -2,7 +2,7 @@
 
 use super::SMALLEST;
 use crate::integers::{BLOCK, BlocksMut};
-use crate::{IntegerMut, MatrixRef};
+use crate::{IntegerMut, IntegerWidth, MatrixRef};
 
 /// Every block of `x`: its largest magnitude becomes the limit of the integers, the rest is rounded to the nearest
 /// step, ties to even. A block that has a value that is not finite gets NaN as scale and sum, so that the products
@@ -13,10 +13,14 @@ pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
         for (number, x) in x.row(row).chunks(BLOCK).enumerate() {
             let (scale, sum) = match &mut out.blocks {
                 BlocksMut::Int8(blocks) => {
-                    quantize_block(x, 127.0, |column, value| blocks[number][column] = value as i8)
+                    quantize_block(x, IntegerWidth::Int8.limit().into(), |column, value| {
+                        blocks[number][column] = value as i8;
+                    })
                 }
                 BlocksMut::Int16(blocks) => {
-                    quantize_block(x, 8191.0, |column, value| blocks[number][column] = value as i16)
+                    quantize_block(x, IntegerWidth::Int16.limit().into(), |column, value| {
+                        blocks[number][column] = value as i16;
+                    })
                 }
             };
             (out.scales[number], out.sums[number]) = (scale, sum);

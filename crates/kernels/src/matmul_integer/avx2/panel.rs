@@ -172,3 +172,22 @@ fn tile_add<P: Panel, const V: usize, const T: usize>(
         }
     }
 }
+
+/// Sixteen bytes of each of eight rows: row `r` in the lower, row `r + 4` in the upper half of vector `r`. From here each
+/// format interleaves rows by as many bytes as it puts side by side.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn rows_side_by_side(rows: [&[u8; 16]; ROWS]) -> [__m256i; 4] {
+    let mut pairs = [_mm256_setzero_si256(); 4];
+    for r in 0..pairs.len() {
+        pairs[r] = _mm256_set_m128i(load16_bytes(rows[r + 4]), load16_bytes(rows[r]));
+    }
+    pairs
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: a reference to 16 bytes; the load needs no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use super::panel::{self, ROWS};
+use super::panel::{self, ROWS, rows_side_by_side};
 use crate::avx2::{LANES, in_order, load, padded, store, watch_nan};
 use crate::integers::BLOCK;
 use crate::matmul_integer::FP8_STEPS;
@@ -230,24 +230,15 @@ fn pack_fp8(to: &mut [Pairs; PAIRS], rows: [&[u8; BLOCK]; ROWS], nan: &mut [__m2
     }
 }
 
-/// Sixteen columns, the first or the second half of a block: row `r` in the lower, row `r + 4` in the upper half of
-/// vector `r`.
+/// Sixteen columns, the first or the second half of a block, as [`rows_side_by_side`] orders them.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_of_bytes(rows: [&[u8; BLOCK]; ROWS], half: usize) -> [__m256i; 4] {
-    let mut pairs = [_mm256_setzero_si256(); 4];
-    for r in 0..pairs.len() {
-        pairs[r] = _mm256_set_m128i(load_half(rows[r + 4], half), load_half(rows[r], half));
+    let mut halves = [&rows[0].as_chunks::<16>().0[half]; ROWS];
+    for r in 1..ROWS {
+        halves[r] = &rows[r].as_chunks::<16>().0[half];
     }
-    pairs
-}
-
-/// The first or the second 16 bytes of a block.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load_half(bytes: &[u8; BLOCK], half: usize) -> __m128i {
-    // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    unsafe { _mm_loadu_si128(bytes.as_chunks::<16>().0[half].as_ptr().cast()) }
+    rows_side_by_side(halves)
 }
 
 /// From [`rows_of_bytes`]: vector `i` has the columns `4 * i..4 * i + 4` of all rows. Its lower half has those of rows

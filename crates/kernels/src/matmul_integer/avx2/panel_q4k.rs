@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use super::panel::{self, ROWS};
+use super::panel::{self, ROWS, rows_side_by_side};
 use super::q4k::{nibbles, scales_and_minima};
 use crate::avx2::{in_order, load, load32, store};
 use crate::integers::BLOCK;
@@ -197,10 +197,11 @@ fn store32(bytes: &mut [u8; 32], vector: __m256i) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn fours_of_rows(rows: [&BlockQ4K; ROWS], part: usize) -> [__m256i; 4] {
-    let mut pairs = [_mm256_setzero_si256(); 4];
-    for r in 0..pairs.len() {
-        pairs[r] = _mm256_set_m128i(load_part(rows[r + 4], part), load_part(rows[r], part));
+    let mut parts = [&rows[0].values.as_chunks::<16>().0[part]; ROWS];
+    for r in 1..ROWS {
+        parts[r] = &rows[r].values.as_chunks::<16>().0[part];
     }
+    let pairs = rows_side_by_side(parts);
     let (one, other) = (
         [_mm256_unpacklo_epi32(pairs[0], pairs[1]), _mm256_unpackhi_epi32(pairs[0], pairs[1])],
         [_mm256_unpacklo_epi32(pairs[2], pairs[3]), _mm256_unpackhi_epi32(pairs[2], pairs[3])],
@@ -211,14 +212,6 @@ fn fours_of_rows(rows: [&BlockQ4K; ROWS], part: usize) -> [__m256i; 4] {
         _mm256_unpacklo_epi64(one[1], other[1]),
         _mm256_unpackhi_epi64(one[1], other[1]),
     ]
-}
-
-/// Bytes `16 * part..16 * part + 16` of a block's values.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load_part(block: &BlockQ4K, part: usize) -> __m128i {
-    // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    unsafe { _mm_loadu_si128(block.values.as_chunks::<16>().0[part].as_ptr().cast()) }
 }
 
 /// From a byte for each group of each row: by group, the rows' bytes in the lower eight.

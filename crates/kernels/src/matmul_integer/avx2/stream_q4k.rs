@@ -21,71 +21,46 @@ struct Inputs<'a> {
     sums: &'a [[f32; Q4K_GROUPS]],
 }
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, `R` rows at a time.
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, one row after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add<const R: usize, const T: usize>(
-    w: &MatrixView<'_>,
-    x: IntegerRef<'_>,
-    mut out: MatrixMut<'_>,
-) {
+pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     let count = w.cols() / Q4K_COLS;
     let x: [Inputs<'_>; T] = from_fn(|token| Inputs {
         values: &x.int8(token).as_chunks().0[..count],
         scales: &x.scales(token).as_chunks().0[..count],
         sums: &x.sums(token).as_chunks().0[..count],
     });
-    let whole = w.rows() - w.rows() % R;
-    for row in (0..whole).step_by(R) {
-        rows_add::<R, T>(w, row, x, &mut out);
-    }
-    for row in whole..w.rows() {
-        rows_add::<1, T>(w, row, x, &mut out);
+    for row in 0..w.rows() {
+        row_add(w, row, x, &mut out);
     }
 }
 
-/// Rows `row..row + R` of `w`.
+/// Row `row` of `w`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn rows_add<const R: usize, const T: usize>(
-    w: &MatrixView<'_>,
-    row: usize,
-    x: [Inputs<'_>; T],
-    out: &mut MatrixMut<'_>,
-) {
+fn row_add<const T: usize>(w: &MatrixView<'_>, row: usize, x: [Inputs<'_>; T], out: &mut MatrixMut<'_>) {
     let count = w.cols() / Q4K_COLS;
-    let mut weights: [&[BlockQ4K]; R] = [&[]; R];
-    for r in 0..R {
-        weights[r] = &blocks(w.row_bytes(row + r, 0..w.cols()))[..count];
-    }
+    let weights: &[BlockQ4K] = &blocks(w.row_bytes(row, 0..w.cols()))[..count];
     let mut inputs = x;
     for t in 0..T {
         inputs[t] = x[t].first(count);
     }
-    let mut totals = [[_mm256_setzero_ps(); T]; R];
+    let mut totals = [_mm256_setzero_ps(); T];
     for block in 0..count {
-        let mut row_blocks = [&weights[0][block]; R];
-        for r in 1..R {
-            row_blocks[r] = &weights[r][block];
-        }
-        for r in 0..R {
-            for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
-                prefetch(row_blocks[r].d.as_ptr().wrapping_add(AHEAD + line));
-            }
+        for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
+            prefetch(weights[block].d.as_ptr().wrapping_add(AHEAD + line));
         }
         let (twos, rest) = inputs.as_chunks::<2>();
         for (number, two) in twos.iter().enumerate() {
             let x = [two[0].block(block), two[1].block(block)];
-            block_add(row_blocks, x, 2 * number, &mut totals);
+            block_add(&weights[block], x, 2 * number, &mut totals);
         }
         for last in rest {
-            block_add(row_blocks, [last.block(block)], T - 1, &mut totals);
+            block_add(&weights[block], [last.block(block)], T - 1, &mut totals);
         }
     }
     for t in 0..T {
-        let out = &mut out.row_mut(t)[row..row + R];
-        for r in 0..R {
-            out[r] += sum(totals[r][t]);
-        }
+        out.row_mut(t)[row] += sum(totals[t]);
     }
 }
 
@@ -104,51 +79,45 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Adds the products of a block of each row with tokens `token..token + N`. Rows and tokens take each step together, so
-/// that what waits for a result has the others' work between.
+/// Adds the products of a block with tokens `token..token + N`. Tokens take each step together, so that what waits for a
+/// result has the other's work between.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn block_add<const R: usize, const N: usize, const T: usize>(
-    weights: [&BlockQ4K; R],
+fn block_add<const N: usize, const T: usize>(
+    weights: &BlockQ4K,
     x: [BlockInputs<'_>; N],
     token: usize,
-    totals: &mut [[__m256; T]; R],
+    totals: &mut [__m256; T],
 ) {
     let zero = _mm256_setzero_si256();
-    let mut pairs = [[[zero; 4]; N]; R];
+    let mut pairs = [[zero; 4]; N];
     for i in 0..4 {
-        for r in 0..R {
-            let bits = nibbles(load32(&weights[r].values.as_chunks::<BLOCK>().0[i]));
-            for n in 0..N {
-                let (values, ..) = x[n];
-                // At most 2 * 15 * 127 in 16 bits.
-                let even = _mm256_maddubs_epi16(bits[0], load_int8(&values[2 * i]));
-                let odd = _mm256_maddubs_epi16(bits[1], load_int8(&values[2 * i + 1]));
-                pairs[r][n][i] = interleave16(even, odd);
-            }
-        }
-    }
-    let mut fours = [[[zero; 2]; N]; R];
-    for i in 0..2 {
-        for r in 0..R {
-            for n in 0..N {
-                let (one, other) = (pairs[r][n][2 * i], pairs[r][n][2 * i + 1]);
-                fours[r][n][i] =
-                    _mm256_add_epi16(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
-            }
-        }
-    }
-    for r in 0..R {
-        let (scales, minima) = scales_and_minima(weights[r]);
-        let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights[r].d));
-        let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights[r].dmin));
+        let bits = nibbles(load32(&weights.values.as_chunks::<BLOCK>().0[i]));
         for n in 0..N {
-            let (_, x_scales, x_sums) = x[n];
-            let products = _mm256_cvtepi32_ps(eight_sums(fours[r][n]));
-            let total = _mm256_fnmadd_ps(minima, load(x_sums), totals[r][token + n]);
-            let factors = _mm256_mul_ps(scales, load(x_scales));
-            totals[r][token + n] = _mm256_fmadd_ps(products, factors, total);
+            let (values, ..) = x[n];
+            // At most 2 * 15 * 127 in 16 bits.
+            let even = _mm256_maddubs_epi16(bits[0], load_int8(&values[2 * i]));
+            let odd = _mm256_maddubs_epi16(bits[1], load_int8(&values[2 * i + 1]));
+            pairs[n][i] = interleave16(even, odd);
         }
+    }
+    let mut fours = [[zero; 2]; N];
+    for i in 0..2 {
+        for n in 0..N {
+            let (one, other) = (pairs[n][2 * i], pairs[n][2 * i + 1]);
+            fours[n][i] =
+                _mm256_add_epi16(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
+        }
+    }
+    let (scales, minima) = scales_and_minima(weights);
+    let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights.d));
+    let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights.dmin));
+    for n in 0..N {
+        let (_, x_scales, x_sums) = x[n];
+        let products = _mm256_cvtepi32_ps(eight_sums(fours[n]));
+        let total = _mm256_fnmadd_ps(minima, load(x_sums), totals[token + n]);
+        let factors = _mm256_mul_ps(scales, load(x_scales));
+        totals[token + n] = _mm256_fmadd_ps(products, factors, total);
     }
 }
 
