@@ -1,6 +1,6 @@
 //! Memory that a task works in. Each thread keeps what it has used, so that steps after the first allocate nothing.
 
-use dsv3_kernels::Lanes;
+use dsv3_kernels::{LANES, Lanes};
 use std::cell::RefCell;
 
 thread_local! {
@@ -23,6 +23,12 @@ pub(crate) fn with_lines<R>(lines: usize, f: impl FnOnce(&mut [Lanes]) -> R) -> 
     let result = f(&mut buffer[..lines]);
     FREE.with_borrow_mut(|free| free.push(buffer));
     result
+}
+
+/// Values from a row of `cols` to the next in a panel: an odd number of lines, so that a column of a panel spreads over all
+/// sets of the first cache.
+pub(crate) fn panel_stride(cols: usize) -> usize {
+    (cols.div_ceil(LANES) | 1) * LANES
 }
 
 /// Cuts the first `lines` lines off what is left of a buffer.

@@ -9,7 +9,7 @@ use crate::{
     Device, Error, PageId, Tensor, Weight,
     device::column_tasks,
     ops::LatentCache,
-    scratch::{take_lines, with_lines},
+    scratch::{panel_stride, take_lines, with_lines},
 };
 use dsv3_kernels::{
     AttentionState, Kernels, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView,
@@ -191,12 +191,6 @@ impl Sizes {
     fn total(&self) -> usize {
         self.weights + self.queries + self.latents + self.keys + self.values
     }
-}
-
-/// Values from a row of a panel to the next: an odd number of cache lines, so that a column of a panel spreads over
-/// all sets of the first cache.
-fn panel_stride(cols: usize) -> usize {
-    (cols.div_ceil(LANES) | 1) * LANES
 }
 
 /// What a task knows of its head, and a block of the context as the head sees it.

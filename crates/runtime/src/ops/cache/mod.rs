@@ -2,7 +2,7 @@
 
 mod format;
 
-use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages};
+use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages, scratch::panel_stride};
 use dsv3_kernels::{Kernels, MatrixView};
 use format::Plane;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,13 @@ pub use format::{CacheFormat, LatentShape};
 pub struct PagedCacheConfig {
     /// Features of a cached token: the latent, then the rotated key part that all heads share.
     pub features: usize,
+}
+
+impl PagedCacheConfig {
+    fn assert_fits(&self, cache: &LatentCache, latents: &Tensor) {
+        let features = (self.features, self.features);
+        assert_eq!((latents.cols(), cache.features()), features, "features of a cached token");
+    }
 }
 
 /// One layer's cache, `[pages, page size, features]`. A page holds consecutive positions of one sequence.
@@ -64,11 +71,10 @@ impl LatentCache {
         self.shape.features()
     }
 
-    /// Values from a row of a panel to the next, for [`read`](Self::read): room for whole blocks, and an odd number of
-    /// cache lines, so that a column of a panel spreads over all sets of the first cache.
+    /// Values from a row of a panel to the next, for [`read`](Self::read): room for whole blocks.
     pub(crate) fn panel_stride(&self) -> usize {
         let cols = self.planes.iter().map(|plane| plane.first + plane.cols).max().unwrap_or(0);
-        (cols.div_ceil(16) | 1) * 16
+        panel_stride(cols)
     }
 
     /// Brings positions of a sequence into `panel`, `[positions, features]` by [`panel_stride`](Self::panel_stride).
@@ -171,11 +177,7 @@ pub fn paged_fill_cache(
     pages: &[PageId],
     config: &PagedCacheConfig,
 ) -> Result<(), Error> {
-    assert_eq!(
-        (latents.cols(), cache.features()),
-        (config.features, config.features),
-        "features of a cached token"
-    );
+    config.assert_fits(cache, latents);
     cache.check(pages, start + latents.rows())?;
     for row in 0..latents.rows() {
         cache.write(pages, start + row, latents.row(row));
@@ -197,11 +199,7 @@ pub fn paged_update_cache(
     pages: &[&[PageId]],
     config: &PagedCacheConfig,
 ) -> Result<(), Error> {
-    assert_eq!(
-        (latents.cols(), cache.features()),
-        (config.features, config.features),
-        "features of a cached token"
-    );
+    config.assert_fits(cache, latents);
     assert_eq!(
         (positions.len(), pages.len()),
         (latents.rows(), latents.rows()),
