@@ -2,16 +2,17 @@
 
 mod bench;
 pub(crate) mod eval;
+mod layout;
 mod precision;
 
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
+pub(crate) use layout::LayoutArgs;
 pub(crate) use precision::PrecisionArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;
-use dsv3_mesh::MeshShape;
 use dsv3_runtime::Formats;
 use std::path::PathBuf;
 
@@ -218,9 +219,8 @@ pub(crate) struct ConvertArgs {
     /// are, as q8_0 if they are quantised. Types other than F32, F16, BF16, q8_0 and q4_K are refused by name.
     #[arg(long, value_name = "FILE")]
     pub(crate) from_gguf: Option<PathBuf>,
-    /// Rows and columns of devices to prepare for; so far 1x1
-    #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
-    pub(crate) mesh: MeshShape,
+    #[command(flatten)]
+    pub(crate) layout: LayoutArgs,
     /// Make the cache anew, whatever is there
     #[arg(long)]
     pub(crate) force: bool,
@@ -235,9 +235,8 @@ pub(crate) struct ConfigArgs {
     /// Only the configs of this mode [default: both]
     #[arg(long, value_enum)]
     pub(crate) mode: Option<ModeArg>,
-    /// Rows and columns of devices
-    #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
-    pub(crate) mesh: MeshShape,
+    #[command(flatten)]
+    pub(crate) layout: LayoutArgs,
     /// Write to FILE instead of stdout; both modes go to two files, FILE with .prefill and .decode before its ending
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,

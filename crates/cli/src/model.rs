@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights, gguf};
 use dsv3_engine::{GgufTokenizer, write_json};
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Checkpoint, ConvertReport, Converted, Error, Fingerprint, Formats, Gguf, Source, Weight, WeightCache,
 };
@@ -120,7 +120,7 @@ impl OpenModel {
         let tokenizer = GgufTokenizer::new(gguf.metadata());
         let checkpoint = gguf::checkpoint(gguf)?;
         let fingerprint = Fingerprint::of(&checkpoint, config_json.as_bytes());
-        let cache = WeightCache::locate(&place.cache, &checkpoint, MeshShape::SINGLE);
+        let cache = WeightCache::locate(&place.cache, &checkpoint, Layout::SINGLE);
         let dir = cache.dir().with_file_name("files");
         let files = [
             (CONFIG_FILE, Some(serde_json::from_str(&config_json)?)),
@@ -138,22 +138,22 @@ impl OpenModel {
     }
 
     /// The cache of the weights for a mesh.
-    pub(crate) fn cache(&self, mesh: MeshShape) -> WeightCache {
-        WeightCache::locate(&self.cache, &self.checkpoint, mesh).with_formats(self.formats.clone())
+    pub(crate) fn cache(&self, layout: Layout) -> WeightCache {
+        WeightCache::locate(&self.cache, &self.checkpoint, layout).with_formats(self.formats.clone())
     }
 
     /// Stage 1, with progress.
     ///
     /// # Errors
     /// As [`WeightCache::convert`].
-    pub(crate) fn convert(&self, mesh: MeshShape, force: bool) -> Result<Converted> {
+    pub(crate) fn convert(&self, layout: Layout, force: bool) -> Result<Converted> {
         let mut progress = Progress::new("converting", Unit::Bytes);
         let mut update = |at: dsv3_runtime::ConvertProgress<'_>| progress.update(at.bytes, at.total);
-        let cache = self.cache(mesh);
+        let cache = self.cache(layout);
         if cache.is_begun() {
             note(format_args!("an interrupted conversion is there: going on with it"));
         }
-        let converted = cache.convert::<Model>(&self.hf, &self.source(), mesh, force, &mut update);
+        let converted = cache.convert::<Model>(&self.hf, &self.source(), layout, force, &mut update);
         converted.map_err(|error| match &error {
             Error::Io { path, .. } if path.starts_with(&self.cache) && cache.is_begun() => {
                 anyhow::Error::from(error).context("what is done is kept, and the next run goes on with it")
@@ -170,15 +170,15 @@ impl OpenModel {
     /// # Errors
     /// As [`convert`](Self::convert) and [`WeightCache::load`].
     pub(crate) fn weights(&self) -> Result<ModelWeights<Weight>> {
-        let cache = self.cache(MeshShape::SINGLE);
+        let cache = self.cache(Layout::SINGLE);
         if !cache.exists() {
             let start = Instant::now();
-            if let Converted::Made(report) = self.convert(MeshShape::SINGLE, false)? {
+            if let Converted::Made(report) = self.convert(Layout::SINGLE, false)? {
                 let seconds = start.elapsed().as_secs_f64();
                 note(format_args!("prepared the weights in {seconds:.1} s: {}", summary(&report)));
             }
         }
-        Ok(cache.load::<Model>(&self.hf, &self.source(), MeshShape::SINGLE)?)
+        Ok(cache.load::<Model>(&self.hf, &self.source(), Layout::SINGLE)?)
     }
 
     fn source(&self) -> Source<'_> {

@@ -7,7 +7,7 @@ use crate::{
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelConfig};
 use dsv3_engine::read_json;
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{Module, ops::Arithmetic};
 use serde_json::Value;
 use std::path::Path;
@@ -32,8 +32,8 @@ impl OperatorConfigs {
     /// A model that cannot run on one device.
     pub(crate) fn generate(hf: &HfConfig) -> Result<Self> {
         Ok(Self {
-            prefill: Model::prefill_model_config(hf, MeshShape::SINGLE)?,
-            decode: Model::decode_model_config(hf, MeshShape::SINGLE)?,
+            prefill: Model::prefill_model_config(hf, Layout::SINGLE)?,
+            decode: Model::decode_model_config(hf, Layout::SINGLE)?,
         })
     }
 

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelState, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, ModelLimits};
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight,
     ops::{CacheFormat, LatentCache},
@@ -74,7 +74,7 @@ impl Session {
         let device = Device::single(threads.map_or(0, usize::from))?;
         let limits = ModelLimits { page_count: room.pages(), ..limits(hf, room.context) };
         let capacity = Capacity { max_context: room.context, page_size: PAGE_SIZE, pages: limits.page_count };
-        let state = ModelState::new(hf, MeshShape::SINGLE, &capacity, room.cache)?;
+        let state = ModelState::new(hf, Layout::SINGLE, &capacity, room.cache)?;
         let read_ahead = load::load(&weights, load, &device)?;
         let run = RunConfig::new(configs.prefill, configs.decode, weights, device);
         Ok(Self { run, state, limits, decode_bytes, cache: room.cache, read_ahead })

@@ -5,7 +5,7 @@ mod support;
 
 use dsv3_deepseek::{HfConfig, Model, Mtp, MtpInput};
 use dsv3_engine::{Bos, ChatOptions, ChatTemplate, Message, Tokenizer};
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, Checkpoint, Device, Fingerprint, LogitRows, Module, PageId, PrefillStep, RunConfig, Source,
     Tensor, TokenId, WeightCache,
@@ -103,11 +103,11 @@ impl Embedded {
         let checkpoint = Checkpoint::open(&tiny()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let source = Source { checkpoint: &checkpoint, fingerprint: Fingerprint::of(&checkpoint, b"") };
-        let cache = WeightCache::locate(dir.path(), &checkpoint, MeshShape::SINGLE);
-        cache.convert::<Model>(&hf, &source, MeshShape::SINGLE, false, &mut |_| {}).unwrap();
-        let weights = cache.load::<Model>(&hf, &source, MeshShape::SINGLE).unwrap();
-        let prefill = Model::prefill_model_config(&hf, MeshShape::SINGLE).unwrap();
-        let decode = Model::decode_model_config(&hf, MeshShape::SINGLE).unwrap();
+        let cache = WeightCache::locate(dir.path(), &checkpoint, Layout::SINGLE);
+        cache.convert::<Model>(&hf, &source, Layout::SINGLE, false, &mut |_| {}).unwrap();
+        let weights = cache.load::<Model>(&hf, &source, Layout::SINGLE).unwrap();
+        let prefill = Model::prefill_model_config(&hf, Layout::SINGLE).unwrap();
+        let decode = Model::decode_model_config(&hf, Layout::SINGLE).unwrap();
         let tokenizer = Tokenizer::from_dir(&tiny(), hf.vocab_size).unwrap();
         let template = ChatTemplate::from_dir(&tiny()).unwrap().unwrap();
         Self {
@@ -160,7 +160,7 @@ impl Embedded {
 
     fn state(&self) -> (<Model as Module>::State, Vec<PageId>) {
         let capacity = Capacity { max_context: 512, page_size: 64, pages: 8 };
-        (Model::create_state(&self.hf, MeshShape::SINGLE, &capacity).unwrap(), (0..8).map(PageId).collect())
+        (Model::create_state(&self.hf, Layout::SINGLE, &capacity).unwrap(), (0..8).map(PageId).collect())
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{
     Model,
     hf::{AttentionShape, HfConfig},
 };
+use dsv3_mesh::Layout;
 use dsv3_runtime::{Format, Module, Prefix, WeightPath};
 use std::convert::Infallible;
 
@@ -166,7 +167,7 @@ fn is_routed(count: &MatrixCount) -> bool {
 
 /// The shape of every weight of the base model but the embedding, with its name.
 fn for_each_shape(hf: &HfConfig, mut f: impl FnMut(&str, &[usize])) {
-    let specs = Model::weight_specs(hf, &Prefix::root());
+    let specs = Model::weight_specs(hf, &Prefix::root(), Layout::SINGLE);
     let Ok(_) = Model::try_map(specs, &mut WeightPath::default(), &mut |path, spec| {
         let path = path.to_string();
         let parts: Vec<&str> = path.split('.').filter(|part| part.parse::<usize>().is_err()).collect();

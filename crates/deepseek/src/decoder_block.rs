@@ -7,7 +7,7 @@ use crate::{
     moe::Moe,
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
 };
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
     WeightPath, WeightSpec, ops, weight_tree,
@@ -69,12 +69,12 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
     type Input<'a> = Tensor;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> Self::Weights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, layout: Layout) -> Self::Weights<WeightSpec> {
         DecoderBlockWeights {
-            mla_norm: RmsNorm::weight_specs(hf, &at.enter("input_layernorm")),
-            mla: Mla::weight_specs(hf, &at.enter("self_attn")),
-            mlp_norm: RmsNorm::weight_specs(hf, &at.enter("post_attention_layernorm")),
-            mlp: F::weight_specs(hf, &at.enter("mlp")),
+            mla_norm: RmsNorm::weight_specs(hf, &at.enter("input_layernorm"), layout),
+            mla: Mla::weight_specs(hf, &at.enter("self_attn"), layout),
+            mlp_norm: RmsNorm::weight_specs(hf, &at.enter("post_attention_layernorm"), layout),
+            mlp: F::weight_specs(hf, &at.enter("mlp"), layout),
         }
     }
 
@@ -91,26 +91,26 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
         })
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<Self::PrefillConfig, Error> {
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<Self::PrefillConfig, Error> {
         Ok(DecoderBlockConfig {
-            mla_norm: RmsNorm::prefill_model_config(hf, mesh)?,
-            mla: Mla::prefill_model_config(hf, mesh)?,
-            mlp_norm: RmsNorm::prefill_model_config(hf, mesh)?,
-            mlp: F::prefill_model_config(hf, mesh)?,
+            mla_norm: RmsNorm::prefill_model_config(hf, layout)?,
+            mla: Mla::prefill_model_config(hf, layout)?,
+            mlp_norm: RmsNorm::prefill_model_config(hf, layout)?,
+            mlp: F::prefill_model_config(hf, layout)?,
         })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<Self::DecodeConfig, Error> {
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<Self::DecodeConfig, Error> {
         Ok(DecoderBlockConfig {
-            mla_norm: RmsNorm::decode_model_config(hf, mesh)?,
-            mla: Mla::decode_model_config(hf, mesh)?,
-            mlp_norm: RmsNorm::decode_model_config(hf, mesh)?,
-            mlp: F::decode_model_config(hf, mesh)?,
+            mla_norm: RmsNorm::decode_model_config(hf, layout)?,
+            mla: Mla::decode_model_config(hf, layout)?,
+            mlp_norm: RmsNorm::decode_model_config(hf, layout)?,
+            mlp: F::decode_model_config(hf, layout)?,
         })
     }
 
-    fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<MlaState, Error> {
-        Mla::create_state(hf, mesh, capacity)
+    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<MlaState, Error> {
+        Mla::create_state(hf, layout, capacity)
     }
 
     /// # Shapes

@@ -1,7 +1,7 @@
 //! Token embedding, the hidden dimension split over the columns.
 
 use crate::{hf::HfConfig, kinds, spec};
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, Leaf, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run,
     Tensor, TokenId, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -27,7 +27,7 @@ impl Module for Embedding {
     type Input<'a> = &'a [TokenId];
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> EmbeddingWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> EmbeddingWeights<WeightSpec> {
         EmbeddingWeights {
             weight: spec::matrix(hf, kinds::EMBEDDING, at, [hf.vocab_size, hf.hidden_size], spec::BY_INPUT),
         }
@@ -41,16 +41,16 @@ impl Module for Embedding {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::EmbeddingConfig, Error> {
-        let features = spec::over_columns("hidden_size", hf.hidden_size, mesh)?;
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::EmbeddingConfig, Error> {
+        let features = spec::over_columns("hidden_size", hf.hidden_size, layout)?;
         Ok(ops::EmbeddingConfig { vocab_size: hf.vocab_size, features })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::EmbeddingConfig, Error> {
-        Self::prefill_model_config(hf, mesh)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::EmbeddingConfig, Error> {
+        Self::prefill_model_config(hf, layout)
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 

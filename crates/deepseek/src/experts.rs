@@ -1,11 +1,12 @@
-//! The routed experts, each split over the columns by intermediate features.
+//! The routed experts: each split over the columns by intermediate features, or each whole on one of all devices.
 
 use crate::{
     hf::HfConfig,
     kinds,
     mlp::{MlpWeights, mlp_weight_specs, projections},
+    spec,
 };
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::{ExpertSharding, Layout, Placement};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, LeafFn, Mode, Module, PrefillRun, PrefillStep, Prefix,
     Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops,
@@ -31,10 +32,18 @@ impl Module for Experts {
     type Input<'a> = ExpertsInput<'a>;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> Vec<MlpWeights<WeightSpec>> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, layout: Layout) -> Vec<MlpWeights<WeightSpec>> {
         let moe = hf.moe();
-        (0..moe.routed_experts)
-            .map(|expert| mlp_weight_specs(hf, kinds::EXPERTS, &at.enter(expert), moe.intermediate_size))
+        let of = moe.routed_experts;
+        let placement = |index| match layout.experts {
+            ExpertSharding::Tensor => spec::SPLIT,
+            ExpertSharding::Expert => [Placement::Member { index, of }; 3],
+        };
+        (0..of)
+            .map(|expert| {
+                let at = at.enter(expert);
+                mlp_weight_specs(hf, kinds::EXPERTS, &at, moe.intermediate_size, placement(expert))
+            })
             .collect()
     }
 
@@ -46,15 +55,15 @@ impl Module for Experts {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
-        config(hf, mesh, Mode::Prefill)
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::ExpertsConfig, Error> {
+        config(hf, layout, Mode::Prefill)
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
-        config(hf, mesh, Mode::Decode)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::ExpertsConfig, Error> {
+        config(hf, layout, Mode::Decode)
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 
@@ -79,9 +88,9 @@ impl Module for Experts {
     }
 }
 
-fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
+fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
     let moe = hf.moe();
-    let each = projections(hf, mesh, mode, "moe_intermediate_size", moe.intermediate_size)?;
+    let each = projections(hf, layout, mode, "moe_intermediate_size", moe.intermediate_size)?;
     let (inputs, outputs) = (each.w2.in_features, each.w2.out_features);
     // A part of the sum goes over all experts of a token.
     let w2 = ops::LinearConfig::side_by_side(moe.experts_per_token, mode, inputs, outputs);

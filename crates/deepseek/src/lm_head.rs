@@ -1,7 +1,7 @@
 //! The language-model head, the vocabulary split over the columns.
 
 use crate::{hf::HfConfig, kinds, spec};
-use dsv3_mesh::{AllGatherConfig, Axis, MeshShape};
+use dsv3_mesh::{AllGatherConfig, Axis, Layout};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -39,7 +39,7 @@ impl Module for LmHead {
     type Output = Tensor;
 
     /// The specs of the model at the prefix `at`: whether its head is its embedding is the config's to say.
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> LmHeadWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> LmHeadWeights<WeightSpec> {
         let at = if hf.tie_word_embeddings { at.enter("model.embed_tokens") } else { at.enter("lm_head") };
         LmHeadWeights {
             weight: spec::matrix(hf, kinds::HEAD, &at, [hf.vocab_size, hf.hidden_size], spec::BY_OUTPUT),
@@ -54,15 +54,15 @@ impl Module for LmHead {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<LmHeadConfig, Error> {
-        config(hf, mesh, Mode::Prefill)
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<LmHeadConfig, Error> {
+        config(hf, layout, Mode::Prefill)
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<LmHeadConfig, Error> {
-        config(hf, mesh, Mode::Decode)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<LmHeadConfig, Error> {
+        config(hf, layout, Mode::Decode)
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 
@@ -87,8 +87,8 @@ impl Module for LmHead {
     }
 }
 
-fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<LmHeadConfig, Error> {
-    let vocab = spec::over_columns("vocab_size", hf.vocab_size, mesh)?;
+fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<LmHeadConfig, Error> {
+    let vocab = spec::over_columns("vocab_size", hf.vocab_size, layout)?;
     Ok(LmHeadConfig {
         all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
         linear: ops::LinearConfig::new(mode, hf.hidden_size, vocab),

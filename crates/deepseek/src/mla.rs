@@ -10,7 +10,7 @@ use crate::{
     rope::{Rope, RopeInput},
     spec,
 };
-use dsv3_mesh::{AllGatherConfig, Axis, MeshShape, Placement};
+use dsv3_mesh::{AllGatherConfig, Axis, Layout, Placement};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -111,7 +111,7 @@ impl Module for Mla {
     type Input<'a> = Tensor;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlaWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> MlaWeights<WeightSpec> {
         let shape = &hf.attention;
         let (hidden, latent) = (hf.hidden_size, shape.latent_dim());
         let of_kind = |kind, name, shape| spec::matrix(hf, kind, &at.enter(name), shape, spec::BY_OUTPUT);
@@ -144,16 +144,16 @@ impl Module for Mla {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MlaConfig, Error> {
-        config(hf, mesh, Mode::Prefill)
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<MlaConfig, Error> {
+        config(hf, layout, Mode::Prefill)
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MlaConfig, Error> {
-        config(hf, mesh, Mode::Decode)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<MlaConfig, Error> {
+        config(hf, layout, Mode::Decode)
     }
 
-    fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<MlaState, Error> {
-        MlaState::new(hf, Rope::create_state(hf, mesh, capacity)?, capacity, ops::CacheFormat::default())
+    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<MlaState, Error> {
+        MlaState::new(hf, Rope::create_state(hf, layout, capacity)?, capacity, ops::CacheFormat::default())
     }
 
     /// # Shapes
@@ -213,9 +213,9 @@ impl Module for Mla {
     }
 }
 
-fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlaConfig, Error> {
+fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlaConfig, Error> {
     let shape = &hf.attention;
-    let local = |what, size| spec::over_columns(what, size, mesh);
+    let local = |what, size| spec::over_columns(what, size, layout);
     let linear = |inputs, outputs| ops::LinearConfig::new(mode, inputs, outputs);
     let norm = |features| ops::RmsNormConfig { epsilon: LORA_NORM_EPS, features };
     let heads = local("num_attention_heads", shape.heads)?;
@@ -230,7 +230,7 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlaConfig, Error
         wq_b: linear(shape.q_lora_rank.unwrap_or(hf.hidden_size), heads * shape.qk_head_dim()),
         wkv_a: linear(hf.hidden_size, local("kv_lora_rank + qk_rope_head_dim", shape.latent_dim())?),
         kv_norm: norm(shape.kv_lora_rank),
-        rope: Rope::prefill_model_config(hf, mesh)?,
+        rope: Rope::prefill_model_config(hf, layout)?,
         paged_cache: ops::PagedCacheConfig { features: shape.latent_dim() },
         attention: ops::AttentionConfig {
             heads,

@@ -1,7 +1,7 @@
 //! The gated MLP of the dense layers, split over the columns by intermediate features.
 
 use crate::{hf::HfConfig, kinds, spec};
-use dsv3_mesh::{AllGatherConfig, Axis, MeshShape, ReduceScatterConfig};
+use dsv3_mesh::{AllGatherConfig, Axis, Layout, Placement, ReduceScatterConfig};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, Weight, WeightKind, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -50,8 +50,8 @@ impl Module for Mlp {
     type Input<'a> = Tensor;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlpWeights<WeightSpec> {
-        mlp_weight_specs(hf, kinds::DENSE, at, hf.intermediate_size)
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> MlpWeights<WeightSpec> {
+        mlp_weight_specs(hf, kinds::DENSE, at, hf.intermediate_size, spec::SPLIT)
     }
 
     fn try_map<A, B, E>(
@@ -62,15 +62,15 @@ impl Module for Mlp {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MlpConfig, Error> {
-        config(hf, mesh, Mode::Prefill)
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<MlpConfig, Error> {
+        config(hf, layout, Mode::Prefill)
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MlpConfig, Error> {
-        config(hf, mesh, Mode::Decode)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<MlpConfig, Error> {
+        config(hf, layout, Mode::Decode)
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 
@@ -101,24 +101,25 @@ pub(crate) fn mlp_weight_specs(
     kind: WeightKind,
     at: &Prefix,
     intermediate: usize,
+    [w1, w2, w3]: [Placement; 3],
 ) -> MlpWeights<WeightSpec> {
     let hidden = hf.hidden_size;
     MlpWeights {
-        w1: spec::matrix(hf, kind, &at.enter("gate_proj"), [intermediate, hidden], spec::BY_OUTPUT),
-        w2: spec::matrix(hf, kind, &at.enter("down_proj"), [hidden, intermediate], spec::BY_INPUT),
-        w3: spec::matrix(hf, kind, &at.enter("up_proj"), [intermediate, hidden], spec::BY_OUTPUT),
+        w1: spec::matrix(hf, kind, &at.enter("gate_proj"), [intermediate, hidden], w1),
+        w2: spec::matrix(hf, kind, &at.enter("down_proj"), [hidden, intermediate], w2),
+        w3: spec::matrix(hf, kind, &at.enter("up_proj"), [intermediate, hidden], w3),
     }
 }
 
 /// The projections of a gated MLP with this many intermediate features in all.
 pub(crate) fn projections(
     hf: &HfConfig,
-    mesh: MeshShape,
+    layout: Layout,
     mode: Mode,
     what: &str,
     intermediate: usize,
 ) -> Result<ops::ExpertsConfig, Error> {
-    let local = spec::over_columns(what, intermediate, mesh)?;
+    let local = spec::over_columns(what, intermediate, layout)?;
     let expand = ops::LinearConfig::new(mode, hf.hidden_size, local);
     Ok(ops::ExpertsConfig {
         w1: expand,
@@ -128,9 +129,9 @@ pub(crate) fn projections(
     })
 }
 
-fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlpConfig, Error> {
+fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlpConfig, Error> {
     let ops::ExpertsConfig { w1, w2, w3, mul_activation } =
-        projections(hf, mesh, mode, "intermediate_size", hf.intermediate_size)?;
+        projections(hf, layout, mode, "intermediate_size", hf.intermediate_size)?;
     let cluster_axis = Axis::Columns;
     Ok(MlpConfig {
         all_gather: AllGatherConfig { cluster_axis },

@@ -12,7 +12,7 @@ use crate::{
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
     rope::Rope,
 };
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
     TokenId, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -85,11 +85,11 @@ impl ModelState {
     /// A capacity that no cache can have.
     pub fn new(
         hf: &HfConfig,
-        mesh: MeshShape,
+        layout: Layout,
         capacity: &Capacity,
         format: ops::CacheFormat,
     ) -> Result<Self, Error> {
-        let rope = Rope::create_state(hf, mesh, capacity)?;
+        let rope = Rope::create_state(hf, layout, capacity)?;
         let states = |count| (0..count).map(|_| MlaState::new(hf, rope.clone(), capacity, format)).collect();
         let mtp: Result<Vec<_>, Error> = states(hf.mtp_layers);
         Ok(Self {
@@ -109,19 +109,21 @@ impl Module for Model {
     type Input<'a> = &'a [TokenId];
     type Output = ModelOutput;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> ModelWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, layout: Layout) -> ModelWeights<WeightSpec> {
         let model = at.enter("model");
         let layer = |index| model.enter("layers").enter(index);
         let dense = hf.first_k_dense_replace;
         ModelWeights {
-            embedding: Embedding::weight_specs(hf, &model.enter("embed_tokens")),
-            mlp_decoder_block: (0..dense).map(|i| MlpDecoderBlock::weight_specs(hf, &layer(i))).collect(),
-            moe_decoder_block: (dense..hf.num_hidden_layers)
-                .map(|i| MoeDecoderBlock::weight_specs(hf, &layer(i)))
+            embedding: Embedding::weight_specs(hf, &model.enter("embed_tokens"), layout),
+            mlp_decoder_block: (0..dense)
+                .map(|i| MlpDecoderBlock::weight_specs(hf, &layer(i), layout))
                 .collect(),
-            norm: RmsNorm::weight_specs(hf, &model.enter("norm")),
-            lm_head: LmHead::weight_specs(hf, at),
-            mtp: (hf.mtp_layers > 0).then(|| Mtp::weight_specs(hf, at)),
+            moe_decoder_block: (dense..hf.num_hidden_layers)
+                .map(|i| MoeDecoderBlock::weight_specs(hf, &layer(i), layout))
+                .collect(),
+            norm: RmsNorm::weight_specs(hf, &model.enter("norm"), layout),
+            lm_head: LmHead::weight_specs(hf, at, layout),
+            mtp: (hf.mtp_layers > 0).then(|| Mtp::weight_specs(hf, at, layout)),
         }
     }
 
@@ -133,32 +135,32 @@ impl Module for Model {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ModelConfig, Error> {
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<ModelConfig, Error> {
         let (mlp, moe) = (has_mlp_layers(hf), has_moe_layers(hf));
         Ok(ModelConfig {
-            embedding: Embedding::prefill_model_config(hf, mesh)?,
-            mlp_decoder_block: mlp.then(|| MlpDecoderBlock::prefill_model_config(hf, mesh)).transpose()?,
-            moe_decoder_block: moe.then(|| MoeDecoderBlock::prefill_model_config(hf, mesh)).transpose()?,
-            norm: RmsNorm::prefill_model_config(hf, mesh)?,
-            lm_head: LmHead::prefill_model_config(hf, mesh)?,
-            mtp: (hf.mtp_layers > 0).then(|| Mtp::prefill_model_config(hf, mesh)).transpose()?,
+            embedding: Embedding::prefill_model_config(hf, layout)?,
+            mlp_decoder_block: mlp.then(|| MlpDecoderBlock::prefill_model_config(hf, layout)).transpose()?,
+            moe_decoder_block: moe.then(|| MoeDecoderBlock::prefill_model_config(hf, layout)).transpose()?,
+            norm: RmsNorm::prefill_model_config(hf, layout)?,
+            lm_head: LmHead::prefill_model_config(hf, layout)?,
+            mtp: (hf.mtp_layers > 0).then(|| Mtp::prefill_model_config(hf, layout)).transpose()?,
         })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ModelConfig, Error> {
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<ModelConfig, Error> {
         let (mlp, moe) = (has_mlp_layers(hf), has_moe_layers(hf));
         Ok(ModelConfig {
-            embedding: Embedding::decode_model_config(hf, mesh)?,
-            mlp_decoder_block: mlp.then(|| MlpDecoderBlock::decode_model_config(hf, mesh)).transpose()?,
-            moe_decoder_block: moe.then(|| MoeDecoderBlock::decode_model_config(hf, mesh)).transpose()?,
-            norm: RmsNorm::decode_model_config(hf, mesh)?,
-            lm_head: LmHead::decode_model_config(hf, mesh)?,
-            mtp: (hf.mtp_layers > 0).then(|| Mtp::decode_model_config(hf, mesh)).transpose()?,
+            embedding: Embedding::decode_model_config(hf, layout)?,
+            mlp_decoder_block: mlp.then(|| MlpDecoderBlock::decode_model_config(hf, layout)).transpose()?,
+            moe_decoder_block: moe.then(|| MoeDecoderBlock::decode_model_config(hf, layout)).transpose()?,
+            norm: RmsNorm::decode_model_config(hf, layout)?,
+            lm_head: LmHead::decode_model_config(hf, layout)?,
+            mtp: (hf.mtp_layers > 0).then(|| Mtp::decode_model_config(hf, layout)).transpose()?,
         })
     }
 
-    fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<ModelState, Error> {
-        ModelState::new(hf, mesh, capacity, ops::CacheFormat::default())
+    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<ModelState, Error> {
+        ModelState::new(hf, layout, capacity, ops::CacheFormat::default())
     }
 
     /// # Shapes

@@ -7,7 +7,7 @@ use crate::{
     moe_gate::{MoeGate, MoeGateConfig, MoeGateWeights},
     shared_expert::SharedExpert,
 };
-use dsv3_mesh::{AllGatherConfig, Axis, MeshShape, ReduceScatterConfig};
+use dsv3_mesh::{AllGatherConfig, Axis, Layout, ReduceScatterConfig};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
     WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -56,12 +56,12 @@ impl Module for Moe {
     type Input<'a> = Tensor;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MoeWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, layout: Layout) -> MoeWeights<WeightSpec> {
         MoeWeights {
-            gate: MoeGate::weight_specs(hf, &at.enter("gate")),
-            experts: Experts::weight_specs(hf, &at.enter("experts")),
+            gate: MoeGate::weight_specs(hf, &at.enter("gate"), layout),
+            experts: Experts::weight_specs(hf, &at.enter("experts"), layout),
             shared_experts: has_shared_expert(hf)
-                .then(|| SharedExpert::weight_specs(hf, &at.enter("shared_experts"))),
+                .then(|| SharedExpert::weight_specs(hf, &at.enter("shared_experts"), layout)),
         }
     }
 
@@ -73,30 +73,30 @@ impl Module for Moe {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MoeConfig, Error> {
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<MoeConfig, Error> {
         Ok(MoeConfig {
             all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
-            gate: MoeGate::prefill_model_config(hf, mesh)?,
-            experts: Experts::prefill_model_config(hf, mesh)?,
+            gate: MoeGate::prefill_model_config(hf, layout)?,
+            experts: Experts::prefill_model_config(hf, layout)?,
             shared_experts: has_shared_expert(hf)
-                .then(|| SharedExpert::prefill_model_config(hf, mesh))
+                .then(|| SharedExpert::prefill_model_config(hf, layout))
                 .transpose()?,
             reduce_scatter: ReduceScatterConfig { cluster_axis: Axis::Columns },
         })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MoeConfig, Error> {
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<MoeConfig, Error> {
         Ok(MoeConfig {
-            gate: MoeGate::decode_model_config(hf, mesh)?,
-            experts: Experts::decode_model_config(hf, mesh)?,
+            gate: MoeGate::decode_model_config(hf, layout)?,
+            experts: Experts::decode_model_config(hf, layout)?,
             shared_experts: has_shared_expert(hf)
-                .then(|| SharedExpert::decode_model_config(hf, mesh))
+                .then(|| SharedExpert::decode_model_config(hf, layout))
                 .transpose()?,
-            ..Self::prefill_model_config(hf, mesh)?
+            ..Self::prefill_model_config(hf, layout)?
         })
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 

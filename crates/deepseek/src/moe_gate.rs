@@ -1,7 +1,7 @@
 //! The router: which experts a token goes to, and with which weights. Computed in f32 on every device alike.
 
 use crate::{hf::HfConfig, spec};
-use dsv3_mesh::{MeshShape, Placement};
+use dsv3_mesh::{Layout, Placement};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -40,7 +40,7 @@ impl Module for MoeGate {
     type Input<'a> = &'a Tensor;
     type Output = ops::Routing;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MoeGateWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> MoeGateWeights<WeightSpec> {
         let experts = hf.moe().routed_experts;
         let bias = at.name("e_score_correction_bias");
         MoeGateWeights {
@@ -57,15 +57,15 @@ impl Module for MoeGate {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, _: MeshShape) -> Result<MoeGateConfig, Error> {
+    fn prefill_model_config(hf: &HfConfig, _: Layout) -> Result<MoeGateConfig, Error> {
         Ok(config(hf, Mode::Prefill))
     }
 
-    fn decode_model_config(hf: &HfConfig, _: MeshShape) -> Result<MoeGateConfig, Error> {
+    fn decode_model_config(hf: &HfConfig, _: Layout) -> Result<MoeGateConfig, Error> {
         Ok(config(hf, Mode::Decode))
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::{
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
     spec,
 };
-use dsv3_mesh::{AllGatherConfig, Axis, MeshShape};
+use dsv3_mesh::{AllGatherConfig, Axis, Layout};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, TokenId, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -83,18 +83,18 @@ impl Module for Mtp {
     type Input<'a> = MtpInput<'a>;
     type Output = ModelOutput;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MtpWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, layout: Layout) -> MtpWeights<WeightSpec> {
         let layer = at.enter("model.layers").enter(hf.num_hidden_layers);
-        let norm = |name| RmsNorm::weight_specs(hf, &layer.enter(name));
+        let norm = |name| RmsNorm::weight_specs(hf, &layer.enter(name), layout);
         let eh_proj = [hf.hidden_size, 2 * hf.hidden_size];
         MtpWeights {
-            embedding: Embedding::weight_specs(hf, &at.enter("model.embed_tokens")),
+            embedding: Embedding::weight_specs(hf, &at.enter("model.embed_tokens"), layout),
             enorm: norm("enorm"),
             hnorm: norm("hnorm"),
             eh_proj: spec::matrix(hf, kinds::DENSE, &layer.enter("eh_proj"), eh_proj, spec::BY_OUTPUT),
-            decoder_block: MoeDecoderBlock::weight_specs(hf, &layer),
+            decoder_block: MoeDecoderBlock::weight_specs(hf, &layer, layout),
             norm: norm("shared_head.norm"),
-            lm_head: LmHead::weight_specs(hf, at),
+            lm_head: LmHead::weight_specs(hf, at, layout),
         }
     }
 
@@ -106,31 +106,31 @@ impl Module for Mtp {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MtpConfig, Error> {
-        let norm = RmsNorm::prefill_model_config(hf, mesh)?;
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<MtpConfig, Error> {
+        let norm = RmsNorm::prefill_model_config(hf, layout)?;
         Ok(MtpConfig {
-            embedding: Embedding::prefill_model_config(hf, mesh)?,
+            embedding: Embedding::prefill_model_config(hf, layout)?,
             enorm: norm.clone(),
             hnorm: norm.clone(),
             all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
-            eh_proj: eh_proj(hf, mesh, Mode::Prefill)?,
-            decoder_block: MoeDecoderBlock::prefill_model_config(hf, mesh)?,
+            eh_proj: eh_proj(hf, layout, Mode::Prefill)?,
+            decoder_block: MoeDecoderBlock::prefill_model_config(hf, layout)?,
             norm,
-            lm_head: LmHead::prefill_model_config(hf, mesh)?,
+            lm_head: LmHead::prefill_model_config(hf, layout)?,
         })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<MtpConfig, Error> {
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<MtpConfig, Error> {
         Ok(MtpConfig {
-            eh_proj: eh_proj(hf, mesh, Mode::Decode)?,
-            decoder_block: MoeDecoderBlock::decode_model_config(hf, mesh)?,
-            lm_head: LmHead::decode_model_config(hf, mesh)?,
-            ..Self::prefill_model_config(hf, mesh)?
+            eh_proj: eh_proj(hf, layout, Mode::Decode)?,
+            decoder_block: MoeDecoderBlock::decode_model_config(hf, layout)?,
+            lm_head: LmHead::decode_model_config(hf, layout)?,
+            ..Self::prefill_model_config(hf, layout)?
         })
     }
 
-    fn create_state(hf: &HfConfig, mesh: MeshShape, capacity: &Capacity) -> Result<MlaState, Error> {
-        MoeDecoderBlock::create_state(hf, mesh, capacity)
+    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<MlaState, Error> {
+        MoeDecoderBlock::create_state(hf, layout, capacity)
     }
 
     /// # Shapes
@@ -181,8 +181,8 @@ impl Module for Mtp {
     }
 }
 
-fn eh_proj(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<ops::LinearConfig, Error> {
-    let hidden = spec::over_columns("hidden_size", hf.hidden_size, mesh)?;
+fn eh_proj(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<ops::LinearConfig, Error> {
+    let hidden = spec::over_columns("hidden_size", hf.hidden_size, layout)?;
     Ok(ops::LinearConfig::new(mode, 2 * hf.hidden_size, hidden))
 }
 

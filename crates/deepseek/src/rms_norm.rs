@@ -2,7 +2,7 @@
 //! whole on each device: see [`ops::rms_norm`].)
 
 use crate::{hf::HfConfig, spec};
-use dsv3_mesh::{AllReduceConfig, Axis, MeshShape};
+use dsv3_mesh::{AllReduceConfig, Axis, Layout};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Module, PrefillRun, PrefillStep, Prefix,
     Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -39,7 +39,7 @@ impl Module for RmsNorm {
     type Input<'a> = &'a Tensor;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> RmsNormWeights<WeightSpec> {
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> RmsNormWeights<WeightSpec> {
         RmsNormWeights { weight: spec::vector(at.name("weight"), hf.hidden_size, spec::BY_OUTPUT) }
     }
 
@@ -51,19 +51,19 @@ impl Module for RmsNorm {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<RmsNormConfig, Error> {
-        spec::over_columns("hidden_size", hf.hidden_size, mesh)?;
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<RmsNormConfig, Error> {
+        spec::over_columns("hidden_size", hf.hidden_size, layout)?;
         Ok(RmsNormConfig {
             all_reduce: AllReduceConfig { cluster_axis: Axis::Columns },
             rms_norm: ops::RmsNormConfig { epsilon: hf.rms_norm_eps, features: hf.hidden_size },
         })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<RmsNormConfig, Error> {
-        Self::prefill_model_config(hf, mesh)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<RmsNormConfig, Error> {
+        Self::prefill_model_config(hf, layout)
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 

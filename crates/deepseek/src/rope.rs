@@ -1,7 +1,7 @@
 //! Rotary position embedding with YaRN (Peng et al. 2023, as transformers' `_compute_yarn_parameters`).
 
 use crate::hf::{HfConfig, Yarn};
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
     WeightPath, ops,
@@ -31,21 +31,21 @@ impl Module for Rope {
     type Input<'a> = RopeInput<'a>;
     type Output = ();
 
-    fn weight_specs(_: &HfConfig, _: &Prefix) {}
+    fn weight_specs(_: &HfConfig, _: &Prefix, _: Layout) {}
 
     fn try_map<A, B, E>((): (), _: &mut WeightPath, _: LeafFn<'_, A, B, E>) -> Result<(), E> {
         Ok(())
     }
 
-    fn prefill_model_config(hf: &HfConfig, _: MeshShape) -> Result<ops::RopeConfig, Error> {
+    fn prefill_model_config(hf: &HfConfig, _: Layout) -> Result<ops::RopeConfig, Error> {
         Ok(ops::RopeConfig { features: hf.attention.qk_rope_head_dim })
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::RopeConfig, Error> {
-        Self::prefill_model_config(hf, mesh)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::RopeConfig, Error> {
+        Self::prefill_model_config(hf, layout)
     }
 
-    fn create_state(hf: &HfConfig, _: MeshShape, capacity: &Capacity) -> Result<Self::State, Error> {
+    fn create_state(hf: &HfConfig, _: Layout, capacity: &Capacity) -> Result<Self::State, Error> {
         let table = ops::RopeTable::new(capacity.max_context, &frequencies(hf), hf.rope.attention_factor());
         Ok(Arc::new(table))
     }

@@ -5,8 +5,9 @@ use crate::{
     hf::HfConfig,
     kinds,
     mlp::{MlpWeights, gated_mlp, mlp_weight_specs, projections},
+    spec,
 };
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, LeafFn, Mode, Module, PrefillRun, PrefillStep, Prefix, Run,
     Tensor, WeightPath, WeightSpec, WeightTree, ops,
@@ -24,8 +25,8 @@ impl Module for SharedExpert {
     type Input<'a> = &'a Tensor;
     type Output = Tensor;
 
-    fn weight_specs(hf: &HfConfig, at: &Prefix) -> MlpWeights<WeightSpec> {
-        mlp_weight_specs(hf, kinds::SHARED, at, hf.moe().shared_intermediate_size())
+    fn weight_specs(hf: &HfConfig, at: &Prefix, _: Layout) -> MlpWeights<WeightSpec> {
+        mlp_weight_specs(hf, kinds::SHARED, at, hf.moe().shared_intermediate_size(), spec::SPLIT)
     }
 
     fn try_map<A, B, E>(
@@ -36,15 +37,15 @@ impl Module for SharedExpert {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
-        config(hf, mesh, Mode::Prefill)
+    fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::ExpertsConfig, Error> {
+        config(hf, layout, Mode::Prefill)
     }
 
-    fn decode_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<ops::ExpertsConfig, Error> {
-        config(hf, mesh, Mode::Decode)
+    fn decode_model_config(hf: &HfConfig, layout: Layout) -> Result<ops::ExpertsConfig, Error> {
+        config(hf, layout, Mode::Decode)
     }
 
-    fn create_state(_: &HfConfig, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 
@@ -69,7 +70,7 @@ impl Module for SharedExpert {
     }
 }
 
-fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
+fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
     let intermediate = hf.moe().shared_intermediate_size();
-    projections(hf, mesh, mode, "n_shared_experts * moe_intermediate_size", intermediate)
+    projections(hf, layout, mode, "n_shared_experts * moe_intermediate_size", intermediate)
 }

@@ -1,13 +1,16 @@
 //! Shorthands for weight specs and sharded sizes.
 
 use crate::hf::HfConfig;
-use dsv3_mesh::{Axis, MeshShape, Placement, shard};
+use dsv3_mesh::{Axis, Layout, Placement, shard};
 use dsv3_runtime::{Error, Leaf, Prefix, WeightKind, WeightSpec};
 
 /// Split over the columns by output features: whole rows of `[out, in]`, in place in the checkpoint.
 pub(crate) const BY_OUTPUT: Placement = Placement::Shard { dim: 0, axis: Axis::Columns };
 /// Split over the columns by input features.
 pub(crate) const BY_INPUT: Placement = Placement::Shard { dim: 1, axis: Axis::Columns };
+
+/// A gated MLP's w1, w2 and w3, split by intermediate features.
+pub(crate) const SPLIT: [Placement; 3] = [BY_OUTPUT, BY_INPUT, BY_OUTPUT];
 
 /// The spec of `AT.weight`, a `[rows, cols]` matrix; without a kind it is never quantised.
 pub(crate) fn matrix(
@@ -32,6 +35,6 @@ pub(crate) fn vector(source: String, length: usize, placement: Placement) -> Lea
 }
 
 /// What one device holds of a size that is split over the columns.
-pub(crate) fn over_columns(what: &str, size: usize, mesh: MeshShape) -> Result<usize, Error> {
-    Ok(shard(what, size, mesh.size(Axis::Columns), 0)?.len())
+pub(crate) fn over_columns(what: &str, size: usize, layout: Layout) -> Result<usize, Error> {
+    Ok(shard(what, size, layout.mesh.size(Axis::Columns), 0)?.len())
 }

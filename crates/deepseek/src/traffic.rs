@@ -44,7 +44,7 @@ fn tree_bytes<T: WeightTree<Weight> + Clone>(tree: &T) -> u64 {
 mod tests {
     use super::*;
     use crate::Model;
-    use dsv3_mesh::{MeshShape, Rank};
+    use dsv3_mesh::{Layout, Rank};
     use dsv3_runtime::{Checkpoint, Module, Prefix, WeightLoader, WeightOutput};
     use std::path::Path;
 
@@ -55,7 +55,7 @@ mod tests {
         let checkpoint = Checkpoint::open(&dir).unwrap();
         let cache = tempfile::tempdir().unwrap();
         let mut progress = |_: dsv3_runtime::ConvertProgress<'_>| {};
-        let mut out = WeightOutput::new(cache.path(), MeshShape::SINGLE, Rank(0), &mut progress);
+        let mut out = WeightOutput::new(cache.path(), Layout::SINGLE, Rank(0), &mut progress);
         let saved = Model::convert_weights(&hf, &Prefix::root(), &checkpoint, &mut out).unwrap();
         let mut loader = WeightLoader::new(&checkpoint, cache.path());
         let weights = Model::try_map(saved, &mut WeightPath::default(), &mut |_, saved| loader.load(&saved));

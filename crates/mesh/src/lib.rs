@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod collective;
+mod layout;
 mod shape;
 mod shard;
 
 pub use collective::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig, SingleDevice, Transport};
+pub use layout::{ExpertSharding, Layout, ParseExpertShardingError};
 pub use shape::{Axis, MeshShape, ParseMeshShapeError, Rank};
 pub use shard::{Placement, ShardError, shard};

@@ -17,6 +17,13 @@ pub enum Placement {
         /// The mesh's axis.
         axis: Axis,
     },
+    /// The tensor is number `index` of `of` that lie whole on the devices, the same number on each, in row-major order.
+    Member {
+        /// Its number.
+        index: usize,
+        /// How many there are.
+        of: usize,
+    },
 }
 
 /// A dimension that does not divide over the devices that are to share it.
@@ -48,19 +55,26 @@ impl Placement {
     /// The shape of one rank's part of a tensor of this shape.
     ///
     /// # Errors
-    /// If the split dimension does not divide.
-    pub fn local_shape(self, what: &str, shape: &[usize], mesh: MeshShape) -> Result<Vec<usize>, ShardError> {
+    /// As [`local_range`](Self::local_range).
+    pub fn local_shape(
+        self,
+        what: &str,
+        shape: &[usize],
+        mesh: MeshShape,
+        rank: Rank,
+    ) -> Result<Vec<usize>, ShardError> {
         let mut local = shape.to_vec();
-        if let Self::Shard { dim, axis } = self {
-            local[dim] = shard(what, shape[dim], mesh.size(axis), 0)?.len();
+        if let Some((dim, range)) = self.local_range(what, shape, mesh, rank)? {
+            local[dim] = range.len();
         }
         Ok(local)
     }
 
-    /// The range of the split dimension that `rank` holds; `None` where it holds the whole.
+    /// The range of the split dimension that `rank` holds; `None` where it holds the whole. Of a tensor that lies on
+    /// another device it holds an empty range of the first dimension.
     ///
     /// # Errors
-    /// If the split dimension does not divide.
+    /// If the split dimension, or the number of members, does not divide.
     pub fn local_range(
         self,
         what: &str,
@@ -73,6 +87,10 @@ impl Placement {
             Self::Shard { dim, axis } => {
                 let range = shard(what, shape[dim], mesh.size(axis), mesh.coordinate(rank, axis))?;
                 Ok((range.len() < shape[dim]).then_some((dim, range)))
+            }
+            Self::Member { index, of } => {
+                let held = shard(what, of, mesh.devices(), rank.0)?;
+                Ok((!held.contains(&index)).then_some((0, 0..0)))
             }
         }
     }
@@ -103,9 +121,23 @@ mod tests {
     fn a_placement_splits_its_dimension_only() {
         let mesh: MeshShape = "2x4".parse().unwrap();
         let columns = Placement::Shard { dim: 1, axis: Axis::Columns };
-        assert_eq!(columns.local_shape("w2", &[3, 8], mesh), Ok(vec![3, 2]));
+        assert_eq!(columns.local_shape("w2", &[3, 8], mesh, Rank(6)), Ok(vec![3, 2]));
         assert_eq!(columns.local_range("w2", &[3, 8], mesh, Rank(6)), Ok(Some((1, 4..6))));
         assert_eq!(columns.local_range("w2", &[3, 8], MeshShape::SINGLE, Rank(0)), Ok(None));
         assert_eq!(Placement::Replicated.local_range("w2", &[3, 8], mesh, Rank(6)), Ok(None));
+    }
+
+    #[test]
+    fn members_lie_whole_on_one_device_each() {
+        let mesh: MeshShape = "2x2".parse().unwrap();
+        for index in 0..8 {
+            let member = Placement::Member { index, of: 8 };
+            let held: Vec<_> = (0..4)
+                .filter(|&rank| member.local_shape("experts", &[3, 8], mesh, Rank(rank)) == Ok(vec![3, 8]))
+                .collect();
+            assert_eq!(held, [index / 2]);
+        }
+        let error = Placement::Member { index: 0, of: 6 }.local_range("experts", &[3, 8], mesh, Rank(0));
+        assert_eq!(error.unwrap_err().to_string(), "experts: 6 do not divide over 4 devices");
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     Checkpoint, DecodeStep, Device, Error, LeafFn, PrefillStep, Prefix, SavedWeight, Weight, WeightOutput,
     WeightPath, WeightSpec,
 };
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
@@ -40,7 +40,7 @@ pub trait Module: Sized {
     type Output;
 
     /// What stage 1 is to do, for the tensors under the prefix `at`.
-    fn weight_specs(hf: &Self::Hf, at: &Prefix) -> Self::Weights<WeightSpec>;
+    fn weight_specs(hf: &Self::Hf, at: &Prefix, layout: Layout) -> Self::Weights<WeightSpec>;
 
     /// Replaces every leaf of a weight tree.
     ///
@@ -62,28 +62,30 @@ pub trait Module: Sized {
         checkpoint: &Checkpoint,
         out: &mut WeightOutput<'_>,
     ) -> Result<Self::Weights<SavedWeight>, Error> {
-        Self::try_map(Self::weight_specs(hf, at), &mut WeightPath::default(), &mut |path, spec| {
-            out.save(path, &spec, checkpoint)
-        })
+        Self::try_map(
+            Self::weight_specs(hf, at, out.layout()),
+            &mut WeightPath::default(),
+            &mut |path, spec| out.save(path, &spec, checkpoint),
+        )
     }
 
     /// Stage 2: the operator configs of prefill.
     ///
     /// # Errors
     /// If the model does not divide over the mesh.
-    fn prefill_model_config(hf: &Self::Hf, mesh: MeshShape) -> Result<Self::PrefillConfig, Error>;
+    fn prefill_model_config(hf: &Self::Hf, layout: Layout) -> Result<Self::PrefillConfig, Error>;
 
     /// Stage 2: the operator configs of decode.
     ///
     /// # Errors
     /// If the model does not divide over the mesh.
-    fn decode_model_config(hf: &Self::Hf, mesh: MeshShape) -> Result<Self::DecodeConfig, Error>;
+    fn decode_model_config(hf: &Self::Hf, layout: Layout) -> Result<Self::DecodeConfig, Error>;
 
     /// Stage 3: fresh state.
     ///
     /// # Errors
     /// If the model does not divide over the mesh.
-    fn create_state(hf: &Self::Hf, mesh: MeshShape, capacity: &Capacity) -> Result<Self::State, Error>;
+    fn create_state(hf: &Self::Hf, layout: Layout, capacity: &Capacity) -> Result<Self::State, Error>;
 
     /// Stage 3: one chunk of one sequence.
     ///

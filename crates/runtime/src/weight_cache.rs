@@ -7,7 +7,7 @@ use crate::{
     WeightOutput, WeightPath, WeightSpec,
     convert::{Journal, Origin, WEIGHTS_FILE},
 };
-use dsv3_mesh::{MeshShape, Rank};
+use dsv3_mesh::{Layout, Rank};
 use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -24,7 +24,7 @@ use std::{
 pub use loader::WeightLoader;
 
 /// Version of the cache's form. A cache of another version is refused, not guessed at.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 /// What the weights are laid out for.
 const TARGET: &str = "cpu";
 /// The WeightConfig's file.
@@ -70,8 +70,8 @@ pub struct WeightConfigHeader {
     pub format_version: u32,
     /// What the weights are for.
     pub target: String,
-    /// The mesh that the weights are laid out for.
-    pub mesh: MeshShape,
+    /// The mesh that the weights are for, and how they lie on it.
+    pub layout: Layout,
     /// The formats that were asked for.
     pub formats: Formats,
     /// The checkpoint's directory.
@@ -121,11 +121,11 @@ pub enum Converted {
 
 impl WeightCache {
     /// The place of a checkpoint's cache under `root`: `NAME-HASH/cpu-RxC`, by the checkpoint's name and path.
-    pub fn locate(root: &Path, checkpoint: &Checkpoint, mesh: MeshShape) -> Self {
+    pub fn locate(root: &Path, checkpoint: &Checkpoint, layout: Layout) -> Self {
         let dir = fs::canonicalize(checkpoint.dir()).unwrap_or_else(|_| checkpoint.dir().to_owned());
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..4]);
-        let cache = root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{mesh}"));
+        let cache = root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{layout}"));
         Self { dir: cache, formats: Formats::default(), checkpoint: Some(checkpoint.dir().to_owned()) }
     }
 
@@ -167,7 +167,7 @@ impl WeightCache {
         &self,
         hf: &M::Hf,
         source: &Source<'_>,
-        mesh: MeshShape,
+        layout: Layout,
         force: bool,
         progress: &mut dyn FnMut(ConvertProgress<'_>),
     ) -> Result<Converted, Error>
@@ -178,7 +178,7 @@ impl WeightCache {
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
         let _lock = self.lock()?;
         if !force && self.exists() {
-            return self.check_origin(&self.read_header()?, source, mesh).map(|()| Converted::Present);
+            return self.check_origin(&self.read_header()?, source, layout).map(|()| Converted::Present);
         }
         // What an interrupted run left is gone on with, or begun anew where it is of something else or distrusted.
         let temporary = self.sibling("tmp");
@@ -187,7 +187,7 @@ impl WeightCache {
         }
         fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
         let made = self
-            .write::<M>(&temporary, hf, source, mesh, progress)
+            .write::<M>(&temporary, hf, source, layout, progress)
             .and_then(|report| self.publish(&temporary).map(|()| Converted::Made(report)));
         if made.is_err() && !Journal::has_entries(&temporary) {
             // The error that counts is the first one.
@@ -202,10 +202,10 @@ impl WeightCache {
     }
 
     /// What a conversion is made from and for, to the last detail that its bytes depend on.
-    fn origin(&self, source: &Source<'_>, mesh: MeshShape) -> Origin {
+    fn origin(&self, source: &Source<'_>, layout: Layout) -> Origin {
         let formats = serde_json::to_string(&self.formats).expect("a map of names is JSON");
         let Fingerprint(fingerprint) = &source.fingerprint;
-        Origin(format!("{FORMAT_VERSION} {TARGET}-{mesh} {formats} {fingerprint}"))
+        Origin(format!("{FORMAT_VERSION} {TARGET}-{layout} {formats} {fingerprint}"))
     }
 
     fn write<M: Module>(
@@ -213,19 +213,19 @@ impl WeightCache {
         dir: &Path,
         hf: &M::Hf,
         source: &Source<'_>,
-        mesh: MeshShape,
+        layout: Layout,
         progress: &mut dyn FnMut(ConvertProgress<'_>),
     ) -> Result<ConvertReport, Error>
     where
         M::Weights<SavedWeight>: Serialize,
     {
-        let out = WeightOutput::new(dir, mesh, Rank(0), progress).with_formats(self.formats.clone());
-        let mut out = out.resume(&self.origin(source, mesh))?;
+        let out = WeightOutput::new(dir, layout, Rank(0), progress).with_formats(self.formats.clone());
+        let mut out = out.resume(&self.origin(source, layout))?;
         let weights = M::convert_weights(hf, &Prefix::root(), source.checkpoint, &mut out)?;
         let header = WeightConfigHeader {
             format_version: FORMAT_VERSION,
             target: TARGET.to_owned(),
-            mesh,
+            layout,
             formats: self.formats.clone(),
             checkpoint: source.checkpoint.dir().to_owned(),
             fingerprint: source.fingerprint.clone(),
@@ -308,20 +308,21 @@ impl WeightCache {
         &self,
         hf: &M::Hf,
         source: &Source<'_>,
-        mesh: MeshShape,
+        layout: Layout,
     ) -> Result<M::Weights<Weight>, Error>
     where
         M::Weights<SavedWeight>: DeserializeOwned,
     {
         let _lock = self.lock_shared();
         let WeightConfigFile { header, weights: saved } = self.parse::<M::Weights<SavedWeight>>()?;
-        self.check_origin(&header, source, mesh)?;
-        let mut specs = list_specs::<M>(hf).into_iter();
+        self.check_origin(&header, source, layout)?;
+        let mut specs = list_specs::<M>(hf, layout).into_iter();
         let mut loader = WeightLoader::new(source.checkpoint, &self.dir);
         let weights = M::try_map(saved, &mut WeightPath::default(), &mut |path, saved| {
             let (expected, spec) = specs.next().unzip();
-            let shape =
-                spec.map(|spec| spec.placement.local_shape(&spec.source, &spec.shape, mesh)).transpose()?;
+            let shape = spec
+                .map(|spec| spec.placement.local_shape(&spec.source, &spec.shape, layout.mesh, Rank(0)))
+                .transpose()?;
             if expected != Some(path.to_string()) || shape.as_ref() != Some(&saved.shape) {
                 return Err(self.torn(&format!(
                     "expected {} {:?}, as config.json says, got {path} {:?}",
@@ -382,11 +383,11 @@ impl WeightCache {
         &self,
         header: &WeightConfigHeader,
         source: &Source<'_>,
-        mesh: MeshShape,
+        layout: Layout,
     ) -> Result<(), Error> {
-        if header.target != TARGET || header.mesh != mesh {
-            let (target, made_for) = (&header.target, header.mesh);
-            let message = format!("was made for {target} {made_for}, expected {TARGET} {mesh}");
+        if header.target != TARGET || header.layout != layout {
+            let (target, made_for) = (&header.target, header.layout);
+            let message = format!("was made for {target} {made_for}, expected {TARGET} {layout}");
             return Err(self.refuse(&message));
         }
         if header.formats.kinds != self.formats.kinds {
@@ -434,13 +435,16 @@ pub struct Source<'a> {
 }
 
 /// The specs of a model's weights, in the order of its tree.
-fn list_specs<M: Module>(hf: &M::Hf) -> Vec<(String, WeightSpec)> {
+fn list_specs<M: Module>(hf: &M::Hf, layout: Layout) -> Vec<(String, WeightSpec)> {
     let mut specs = Vec::new();
-    let Ok(_) =
-        M::try_map(M::weight_specs(hf, &Prefix::root()), &mut WeightPath::default(), &mut |path, spec| {
+    let Ok(_) = M::try_map(
+        M::weight_specs(hf, &Prefix::root(), layout),
+        &mut WeightPath::default(),
+        &mut |path, spec| {
             specs.push((path.to_string(), spec));
             Ok::<_, Infallible>(())
-        });
+        },
+    );
     specs
 }
 

@@ -27,8 +27,8 @@ struct Both {
 pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
     let hf = read_config(args.model.as_deref())?;
     let config = |mode| match mode {
-        ModeArg::Prefill => Model::prefill_model_config(&hf, args.mesh),
-        ModeArg::Decode => Model::decode_model_config(&hf, args.mesh),
+        ModeArg::Prefill => Model::prefill_model_config(&hf, args.layout.layout()),
+        ModeArg::Decode => Model::decode_model_config(&hf, args.layout.layout()),
     };
     match (args.mode, &args.output) {
         (Some(mode), None) => print(&config(mode)?),

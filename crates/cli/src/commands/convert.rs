@@ -6,23 +6,24 @@ use crate::{
     output,
 };
 use anyhow::{Context, Result, bail};
-use dsv3_mesh::MeshShape;
+use dsv3_mesh::Layout;
 use dsv3_runtime::{ConvertReport, Converted, Fallback, WEIGHT_CONFIG_FILE};
 use indicatif::DecimalBytes;
 use std::fs;
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
-    if args.mesh != MeshShape::SINGLE {
-        bail!("--mesh {}: weights are prepared for one device so far, a mesh of 1x1", args.mesh);
+    let layout = args.layout.layout();
+    if layout != Layout::SINGLE {
+        bail!("--mesh {}: weights are prepared for one device so far, a mesh of 1x1", args.layout.mesh);
     }
     let mut asked = args.model.clone();
     if args.from_gguf.is_some() {
         asked.model.clone_from(&args.from_gguf);
     }
     let model = OpenModel::open(&ModelPlace::resolve(&asked)?)?;
-    let converted = model.convert(args.mesh, args.force)?;
-    let path = model.cache(args.mesh).dir().join(WEIGHT_CONFIG_FILE);
+    let converted = model.convert(layout, args.force)?;
+    let path = model.cache(layout).dir().join(WEIGHT_CONFIG_FILE);
     let mut text = match converted {
         Converted::Present => {
             "the cache is present and matches the checkpoint; nothing was done (--force makes it anew)\n"

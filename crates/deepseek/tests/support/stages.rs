@@ -2,7 +2,7 @@
 //! loaded, bound to a device.
 
 use dsv3_deepseek::HfConfig;
-use dsv3_mesh::{MeshShape, Rank};
+use dsv3_mesh::{Layout, Rank};
 use dsv3_runtime::{
     Capacity, Checkpoint, DecodeStep, Device, LogitRows, Module, PageId, PrefillStep, Prefix, RunConfig,
     SavedWeight, WeightLoader, WeightOutput, WeightPath,
@@ -30,14 +30,14 @@ where
         let cache = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::open(checkpoint).unwrap();
         let mut progress = |_: dsv3_runtime::ConvertProgress<'_>| {};
-        let mut out = WeightOutput::new(cache.path(), MeshShape::SINGLE, Rank(0), &mut progress);
+        let mut out = WeightOutput::new(cache.path(), Layout::SINGLE, Rank(0), &mut progress);
         let saved = M::convert_weights(hf, at, &checkpoint, &mut out).unwrap();
         out.finish().unwrap();
         let mut loader = WeightLoader::new(&checkpoint, cache.path());
         let weights =
             M::try_map(through_json(&saved), &mut WeightPath::default(), &mut |_, saved| loader.load(&saved));
-        let prefill = through_json(&M::prefill_model_config(hf, MeshShape::SINGLE).unwrap());
-        let decode = through_json(&M::decode_model_config(hf, MeshShape::SINGLE).unwrap());
+        let prefill = through_json(&M::prefill_model_config(hf, Layout::SINGLE).unwrap());
+        let decode = through_json(&M::decode_model_config(hf, Layout::SINGLE).unwrap());
         let run = RunConfig::new(prefill, decode, weights.unwrap(), Device::single(2).unwrap());
         let max_context = hf.max_position_embeddings;
         let pages = max_context.div_ceil(PAGE_SIZE);
@@ -52,7 +52,7 @@ where
 
     /// Fresh state.
     pub fn state(&self) -> M::State {
-        M::create_state(&self.hf, MeshShape::SINGLE, &self.capacity).unwrap()
+        M::create_state(&self.hf, Layout::SINGLE, &self.capacity).unwrap()
     }
 
     /// The step of a chunk that starts at `start`.

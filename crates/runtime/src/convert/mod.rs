@@ -13,7 +13,7 @@ pub use report::{ConvertProgress, ConvertReport, Fallback, Tally};
 
 use crate::{Checkpoint, Device, Error, Formats, Location, SavedWeight, WeightPath, WeightSpec};
 use dsv3_kernels::{Format, QUANTIZE_LIMIT};
-use dsv3_mesh::{MeshShape, Rank};
+use dsv3_mesh::{Layout, Rank};
 use rows::Rows;
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ const CHUNK_VALUES: usize = 1 << 24;
 
 /// Where stage 1 writes, and whom it tells how far it is.
 pub struct WeightOutput<'a> {
-    mesh: MeshShape,
+    layout: Layout,
     rank: Rank,
     dir: PathBuf,
     formats: Formats,
@@ -55,12 +55,12 @@ impl<'a> WeightOutput<'a> {
     /// An output into the directory `dir` for one rank of a mesh.
     pub fn new(
         dir: &Path,
-        mesh: MeshShape,
+        layout: Layout,
         rank: Rank,
         progress: &'a mut dyn FnMut(ConvertProgress<'_>),
     ) -> Self {
         Self {
-            mesh,
+            layout,
             rank,
             dir: dir.to_owned(),
             formats: Formats::default(),
@@ -92,9 +92,9 @@ impl<'a> WeightOutput<'a> {
         Ok(self)
     }
 
-    /// The mesh that is converted for.
-    pub fn mesh(&self) -> MeshShape {
-        self.mesh
+    /// What is converted for.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Bytes written so far.
@@ -124,10 +124,9 @@ impl<'a> WeightOutput<'a> {
         checkpoint: &Checkpoint,
     ) -> Result<SavedWeight, Error> {
         let rows = Rows::find(spec, checkpoint)?;
-        if spec.placement.local_range(&spec.source, &spec.shape, self.mesh, self.rank)?.is_some() {
-            return Err(
-                spec.error(format!("{path} is to be split over a {} mesh; only 1x1 is converted", self.mesh))
-            );
+        if spec.placement.local_range(&spec.source, &spec.shape, self.layout.mesh, self.rank)?.is_some() {
+            return Err(spec
+                .error(format!("{path} is to be split over a {} mesh; only 1x1 is converted", self.layout)));
         }
         let format = self.choose(spec, &rows);
         let key = (spec.source.clone(), format);

@@ -26,7 +26,7 @@ impl Module for Toy {
     type Input<'a> = ();
     type Output = ();
 
-    fn weight_specs(scale_block: &Self::Hf, at: &Prefix) -> ToyWeights<WeightSpec> {
+    fn weight_specs(scale_block: &Self::Hf, at: &Prefix, _: Layout) -> ToyWeights<WeightSpec> {
         let spec = |name, shape: &[usize]| {
             let placement = Placement::Replicated;
             Leaf(WeightSpec {
@@ -48,15 +48,15 @@ impl Module for Toy {
         weights.try_map(path, f)
     }
 
-    fn prefill_model_config(_: &Self::Hf, _: MeshShape) -> Result<(), Error> {
+    fn prefill_model_config(_: &Self::Hf, _: Layout) -> Result<(), Error> {
         Ok(())
     }
 
-    fn decode_model_config(_: &Self::Hf, _: MeshShape) -> Result<(), Error> {
+    fn decode_model_config(_: &Self::Hf, _: Layout) -> Result<(), Error> {
         Ok(())
     }
 
-    fn create_state(_: &Self::Hf, _: MeshShape, _: &Capacity) -> Result<(), Error> {
+    fn create_state(_: &Self::Hf, _: Layout, _: &Capacity) -> Result<(), Error> {
         Ok(())
     }
 
@@ -114,14 +114,14 @@ impl Fixture {
     }
 
     fn cache(&self) -> WeightCache {
-        WeightCache::locate(&self.dir.path().join("cache"), &self.checkpoint(), MeshShape::SINGLE)
+        WeightCache::locate(&self.dir.path().join("cache"), &self.checkpoint(), Layout::SINGLE)
     }
 
     fn convert(&self, force: bool) -> Result<Converted, Error> {
         let checkpoint = self.checkpoint();
         let fingerprint = Fingerprint::of(&checkpoint, b"{}");
         let source = Source { checkpoint: &checkpoint, fingerprint };
-        self.cache().convert::<Toy>(&self.block, &source, MeshShape::SINGLE, force, &mut |_| {})
+        self.cache().convert::<Toy>(&self.block, &source, Layout::SINGLE, force, &mut |_| {})
     }
 
     fn report(&self) -> ConvertReport {
@@ -137,7 +137,7 @@ impl Fixture {
         let weights = self.cache().load::<Toy>(
             &self.block,
             &Source { checkpoint: &checkpoint, fingerprint },
-            MeshShape::SINGLE,
+            Layout::SINGLE,
         )?;
         let matrix = weights.matrix.matrix();
         let mut values = vec![0.0; 6];
@@ -263,8 +263,11 @@ fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
             "is damaged (weight_config.json: unknown field `vectors`",
         ),
         (
-            |f| f.edit_config("\"format_version\": 2", "\"format_version\": 9"),
-            "has format version 9, this program reads 2",
+            |f| {
+                let field = |version| format!("\"format_version\": {version}");
+                f.edit_config(&field(FORMAT_VERSION), &field(9));
+            },
+            "has format version 9, this program reads",
         ),
         (
             |f| fs::write(f.cache().dir().join(WEIGHT_CONFIG_FILE), "{\"header\":").unwrap(),
@@ -331,7 +334,7 @@ mod resumed {
         let checkpoint = fixture.checkpoint();
         let source = Source { fingerprint: Fingerprint::of(&checkpoint, b"{}"), checkpoint: &checkpoint };
         let cache = fixture.cache().with_formats(formats(format));
-        match cache.convert::<Toy>(&None, &source, MeshShape::SINGLE, false, &mut |_| {})? {
+        match cache.convert::<Toy>(&None, &source, Layout::SINGLE, false, &mut |_| {})? {
             Converted::Made(report) => Ok(report),
             Converted::Present => panic!("a new cache is made"),
         }

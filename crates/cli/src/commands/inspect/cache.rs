@@ -101,7 +101,7 @@ impl fmt::Display for CacheContents {
         let header = &self.header;
         line(f, "format version", header.format_version)?;
         line(f, "target", &header.target)?;
-        line(f, "mesh", header.mesh)?;
+        line(f, "mesh", header.layout)?;
         if !header.formats.name.is_empty() {
             line(f, "formats", &header.formats.name)?;
         }
@@ -113,7 +113,7 @@ impl fmt::Display for CacheContents {
                     "" => String::new(),
                     name => format!(" --format {name}"),
                 };
-                let mesh = header.mesh;
+                let mesh = header.layout.mesh;
                 format!(
                     "changed since: make the cache anew with `dsv3 convert --force --model {checkpoint} --mesh \
                      {mesh}{formats}`"

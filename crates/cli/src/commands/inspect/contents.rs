@@ -3,6 +3,7 @@
 use super::line;
 use crate::{model::lacks_mtp, output::count};
 use dsv3_deepseek::{HfConfig, Model};
+use dsv3_mesh::Layout;
 use dsv3_runtime::{Checkpoint, Dtype, Error, Module, Prefix, TensorInfo, WeightPath, WeightSpec};
 use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
@@ -71,7 +72,7 @@ impl Contents {
             ..Self::default()
         };
         let mut needed = HashSet::new();
-        let specs = Model::weight_specs(&hf, &Prefix::root());
+        let specs = Model::weight_specs(&hf, &Prefix::root(), Layout::SINGLE);
         let visit = &mut |path: &WeightPath, spec: WeightSpec| {
             contents.visit(checkpoint, Kind::of(&path.to_string()), &spec, &mut needed);
             Ok::<_, Infallible>(())
