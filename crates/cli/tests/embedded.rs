@@ -131,7 +131,7 @@ impl Embedded {
         let mut start = 0;
         while tokens.last() != self.hf.eos_token_ids.last() {
             assert!(tokens.len() < prompt.len() + 200, "the answer ends");
-            let step = PrefillStep { start, pages: &pages, logits: LogitRows::Last };
+            let step = PrefillStep::new(start, &pages, LogitRows::Last);
             let logits =
                 Model::forward_prefill(&tokens[start..], &step, self.run.prefill(&mut state)).unwrap().logits;
             start = tokens.len();
@@ -143,7 +143,7 @@ impl Embedded {
     /// Logits and hidden states of all tokens.
     fn run(&self, tokens: &[TokenId]) -> (Tensor, Tensor) {
         let (mut state, pages) = self.state();
-        let step = PrefillStep { start: 0, pages: &pages, logits: LogitRows::All };
+        let step = PrefillStep::new(0, &pages, LogitRows::All);
         let output = Model::forward_prefill(tokens, &step, self.run.prefill(&mut state)).unwrap();
         (output.logits, output.hidden)
     }
@@ -151,7 +151,7 @@ impl Embedded {
     /// The MTP layer's logits, given the token after each position.
     fn mtp(&self, next: &[TokenId], hidden: &Tensor) -> Tensor {
         let (mut state, pages) = self.state();
-        let step = PrefillStep { start: 0, pages: &pages, logits: LogitRows::All };
+        let step = PrefillStep::new(0, &pages, LogitRows::All);
         let rows = next.len();
         let hidden = Tensor::from_vec(rows, hidden.cols(), hidden.values()[..rows * hidden.cols()].to_vec());
         let run = Model::mtp_prefill(self.run.prefill(&mut state)).unwrap();

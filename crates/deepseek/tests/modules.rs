@@ -224,7 +224,7 @@ fn experts() {
             let got = stages.prefill(ExpertsInput { x: &x, routing: &routing }, 0, &mut ());
             part.close("prefill", &got, &expected);
             let pages: [&[PageId]; TOKENS] = [&[]; TOKENS];
-            let step = DecodeStep { positions: &[0; TOKENS], pages: &pages };
+            let step = DecodeStep::new(&[0; TOKENS], &pages);
             let input = ExpertsInput { x: &x, routing: &routing };
             let got = Experts::forward_decode(input, &step, stages.run.decode(&mut ())).unwrap();
             part.close("decode", &got, &expected);
@@ -323,7 +323,7 @@ fn users_decode_together_as_each_alone() {
         let next: Vec<_> =
             lengths.iter().enumerate().map(|(user, length)| text(hf, 40)[user + length]).collect();
         let pages: Vec<_> = tables.iter().map(Vec::as_slice).collect();
-        let step = DecodeStep { positions: &lengths, pages: &pages };
+        let step = DecodeStep::new(&lengths, &pages);
         let together = Model::forward_decode(&next, &step, stages.run.decode(&mut state)).unwrap().logits;
         let alone = lengths.iter().enumerate().map(|(user, length)| {
             let mut state = stages.state();

@@ -130,7 +130,7 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
             let (range, rows) =
                 sequence.prefill_chunk(self.prefill_chunk).expect("a prompt has at least one token to run");
             sequence.reserve(range.end)?;
-            let step = PrefillStep { start: range.start, pages: sequence.pages(), logits: rows };
+            let step = PrefillStep::new(range.start, sequence.pages(), rows);
             let logits = self.model.forward_prefill(&sequence.tokens()[range.clone()], &step)?;
             sequence.set_cached(range.end);
             if rows == LogitRows::Last {
@@ -145,7 +145,8 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
     fn decode(&mut self, sequence: &mut Sequence) -> Result<Tensor, Error> {
         let position = sequence.cached();
         sequence.reserve(position + 1)?;
-        let step = DecodeStep { positions: &[position], pages: &[sequence.pages()] };
+        let (positions, pages) = ([position], [sequence.pages()]);
+        let step = DecodeStep::new(&positions, &pages);
         let logits = self.model.forward_decode(&[sequence.last_token()], &step)?;
         sequence.set_cached(position + 1);
         self.check_shape(&logits);

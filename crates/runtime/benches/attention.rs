@@ -65,7 +65,8 @@ fn decode(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements((depth * CONFIG.heads * pair) as u64));
         for format in ops::CacheFormat::ALL {
             let cache = cache(format, &pages);
-            let step = DecodeStep { positions: &[depth - 1], pages: &[&pages] };
+            let (positions, tables) = ([depth - 1], [&pages[..]]);
+            let step = DecodeStep::new(&positions, &tables);
             group.bench_function(BenchmarkId::from_parameter(format), |bencher| {
                 bencher.iter(|| ops::paged_attention_decode(&queries, &cache, &step, &CONFIG, &device));
             });

@@ -34,7 +34,7 @@ pub use error::Error;
 pub use formats::{Formats, WeightKind};
 pub use mapped_weights::{MappedChunk, MappedWeights};
 pub use module::{Capacity, DecodeRun, Module, PrefillRun, Run, RunConfig};
-pub use step::{DecodeStep, LogitRows, Mode, PageId, PrefillStep, TokenId};
+pub use step::{DecodeStep, LogitRows, Mode, PageId, PrefillStep, RowUsers, TokenId};
 pub use tensor::Tensor;
 pub use tree::{Leaf, LeafFn, WeightPath, WeightTree};
 pub use weight::{Extent, Location, SavedScales, SavedWeight, Weight, WeightSpec};

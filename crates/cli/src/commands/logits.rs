@@ -48,7 +48,7 @@ fn write_logits(file: &mut NewFile, tokens: &[TokenId], session: &mut Session) -
     let mut progress = Progress::new("prefill", Unit::Tokens);
     let mut start = 0;
     for chunk in tokens.chunks(PREFILL_CHUNK) {
-        let step = PrefillStep { start, pages: &pages, logits: LogitRows::All };
+        let step = PrefillStep::new(start, &pages, LogitRows::All);
         let logits = session.forward_prefill(chunk, &step)?; // [chunk, vocab]
         for value in logits.values() {
             file.write_all(&value.to_le_bytes())?;

@@ -57,7 +57,7 @@ where
 
     /// The step of a chunk that starts at `start`.
     pub fn prefill_step(&self, start: usize) -> PrefillStep<'_> {
-        PrefillStep { start, pages: &self.pages, logits: LogitRows::All }
+        PrefillStep::new(start, &self.pages, LogitRows::All)
     }
 
     /// A pass over one chunk.
@@ -67,7 +67,8 @@ where
 
     /// A pass over one token of one user.
     pub fn decode(&self, x: M::Input<'_>, position: usize, state: &mut M::State) -> M::Output {
-        let step = DecodeStep { positions: &[position], pages: &[&self.pages] };
+        let (positions, pages) = ([position], [&self.pages[..]]);
+        let step = DecodeStep::new(&positions, &pages);
         M::forward_decode(x, &step, self.run.decode(state)).unwrap()
     }
 }

@@ -54,7 +54,7 @@ impl<'a, M: LanguageModel> Feed<'a, M> {
                 _ if inside.start == end - 1 => (LogitRows::Last, end - 1),
                 _ => (LogitRows::All, start),
             };
-            let step = PrefillStep { start, pages: &self.pages, logits: rows };
+            let step = PrefillStep::new(start, &self.pages, rows);
             let logits = self.model.forward_prefill(chunk, &step)?; // [end - first, vocab]
             assert_eq!((logits.rows(), logits.cols()), (end - first, self.limits.vocab_size));
             for position in inside {
@@ -78,7 +78,8 @@ impl<'a, M: LanguageModel> Feed<'a, M> {
         if position >= context {
             return Err(Error::PromptTooLong { prompt: position + 1, context });
         }
-        let step = DecodeStep { positions: &[position], pages: &[&self.pages] };
+        let (positions, pages) = ([position], [&self.pages[..]]);
+        let step = DecodeStep::new(&positions, &pages);
         let logits = self.model.forward_decode(&[token], &step)?;
         assert_eq!((logits.rows(), logits.cols()), (1, vocab_size));
         self.position += 1;

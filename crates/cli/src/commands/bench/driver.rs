@@ -50,7 +50,7 @@ impl<'a> Driver<'a> {
         for chunk in tokens.chunks(PREFILL_CHUNK) {
             let is_last = done + chunk.len() == tokens.len();
             let logits = if is_last { LogitRows::Last } else { LogitRows::None };
-            self.session.forward_prefill(chunk, &PrefillStep { start: start + done, pages, logits })?;
+            self.session.forward_prefill(chunk, &PrefillStep::new(start + done, pages, logits))?;
             done += chunk.len();
         }
         Ok(begin.elapsed())
@@ -66,7 +66,7 @@ impl<'a> Driver<'a> {
         let begin = Instant::now();
         for (step, tokens) in tokens.chunks(batch).enumerate() {
             let positions = vec![start + step; batch];
-            self.session.forward_decode(tokens, &DecodeStep { positions: &positions, pages: &pages })?;
+            self.session.forward_decode(tokens, &DecodeStep::new(&positions, &pages))?;
         }
         Ok(begin.elapsed())
     }

@@ -121,7 +121,7 @@ fn users_at_all_depths_are_decoded_as_defined() {
         let (config, filled) = (config(heads), Filled::new(format, page_size));
         let queries = random(positions.len(), heads * SHAPE.features(), 2);
         let pages = [&filled.pages[..]; 8];
-        let step = DecodeStep { positions: &positions, pages: &pages };
+        let step = DecodeStep::new(&positions, &pages);
         let got = on_all_devices(|device| {
             paged_attention_decode(&queries, &filled.cache, &step, &config, device).unwrap()
         });
@@ -149,7 +149,8 @@ fn a_chunk_is_absorbed_as_its_tokens_are_decoded() {
         paged_attention_absorbed(&queries, start, &filled.cache, &filled.pages, &config, &device).unwrap();
     for token in 0..tokens {
         let query = Tensor::from_vec(1, queries.cols(), queries.row(token).to_vec());
-        let step = DecodeStep { positions: &[start + token], pages: &[&filled.pages] };
+        let (positions, pages) = ([start + token], [&filled.pages[..]]);
+        let step = DecodeStep::new(&positions, &pages);
         let one = paged_attention_decode(&query, &filled.cache, &step, &config, &device).unwrap();
         assert_eq!(one.row(0), chunk.row(token));
     }
