@@ -1,6 +1,7 @@
 //! What is typed: one struct a command. Nothing here touches a file.
 
 mod bench;
+mod device;
 pub(crate) mod eval;
 mod layout;
 mod precision;
@@ -8,7 +9,8 @@ mod precision;
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
-pub(crate) use layout::LayoutArgs;
+pub(crate) use device::{DeviceArgs, LoadArgs};
+pub(crate) use layout::{LayoutArgs, MeshArgs};
 pub(crate) use precision::PrecisionArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -121,7 +123,7 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) running: RunningArgs,
     #[command(flatten)]
-    pub(crate) load: LoadArgs,
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) configs: OperatorConfigArgs,
     #[command(flatten)]
@@ -156,26 +158,11 @@ pub(crate) struct SamplingArgs {
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Running")]
 pub(crate) struct RunningArgs {
-    /// Threads to compute with [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
     /// Tokens that the prompt and its continuation may have together [default: as many as are needed, 4096 or more]
     #[arg(long, value_name = "N")]
     pub(crate) context: Option<usize>,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
-}
-
-/// How the weights come into memory.
-#[derive(Clone, Copy, Debug, Default, Args)]
-#[command(next_help_heading = "Running")]
-pub(crate) struct LoadArgs {
-    /// Read all weights into memory before anything is computed, instead of beside it
-    #[arg(long)]
-    pub(crate) preload: bool,
-    /// Lock all weights in memory, so that they never have to be read again; what is locked is also preloaded
-    #[arg(long)]
-    pub(crate) mlock: bool,
 }
 
 /// Operator configs from stage 2, where they are not made on the spot.
@@ -262,11 +249,8 @@ pub(crate) struct LogitsArgs {
     pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Threads to compute with [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
     #[command(flatten)]
-    pub(crate) load: LoadArgs,
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
 }

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
 }
 
 /// The error and its causes. A cause that its error already ends with is not said twice.
-fn one_line(error: &anyhow::Error) -> String {
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if line.is_empty() {

@@ -9,6 +9,7 @@ use dsv3_deepseek::{HfConfig, Model, ModelConfig};
 use dsv3_engine::read_json;
 use dsv3_mesh::Layout;
 use dsv3_runtime::{Module, ops::Arithmetic};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
@@ -17,7 +18,8 @@ const ARITHMETIC: &str = "arithmetic";
 /// The fields that a file may set otherwise: how work is divided, which changes no result, and the arithmetic.
 const TUNABLE: [&str; 2] = ["rows_per_task", ARITHMETIC];
 
-/// The operator configs of both modes, for one device.
+/// The operator configs of both modes, the same for every device of a mesh.
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct OperatorConfigs {
     /// Of prefill.
     pub(crate) prefill: ModelConfig,
@@ -29,20 +31,20 @@ impl OperatorConfigs {
     /// Those of a model.
     ///
     /// # Errors
-    /// A model that cannot run on one device.
-    pub(crate) fn generate(hf: &HfConfig) -> Result<Self> {
+    /// A model that does not divide over the mesh.
+    pub(crate) fn generate(hf: &HfConfig, layout: Layout) -> Result<Self> {
         Ok(Self {
-            prefill: Model::prefill_model_config(hf, Layout::SINGLE)?,
-            decode: Model::decode_model_config(hf, Layout::SINGLE)?,
+            prefill: Model::prefill_model_config(hf, layout)?,
+            decode: Model::decode_model_config(hf, layout)?,
         })
     }
 
     /// Stage 2 for a model, with every matrix product in one arithmetic.
     ///
     /// # Errors
-    /// If the model does not divide over a mesh of one, which it does.
-    pub(crate) fn with_arithmetic(hf: &HfConfig, arithmetic: Arithmetic) -> Result<Self> {
-        let configs = Self::generate(hf)?;
+    /// A model that does not divide over the mesh.
+    pub(crate) fn with_arithmetic(hf: &HfConfig, layout: Layout, arithmetic: Arithmetic) -> Result<Self> {
+        let configs = Self::generate(hf, layout)?;
         Ok(Self {
             prefill: with_arithmetic(&configs.prefill, arithmetic)?,
             decode: with_arithmetic(&configs.decode, arithmetic)?,
@@ -56,6 +58,7 @@ impl OperatorConfigs {
     /// A file that cannot be read, or holds the config of another model; the message names file and field.
     pub(crate) fn open(
         model: &OpenModel,
+        layout: Layout,
         args: &OperatorConfigArgs,
         precision: PrecisionArgs,
     ) -> Result<Self> {
@@ -64,7 +67,7 @@ impl OperatorConfigs {
         if model.lacks_mtp {
             hf.mtp_layers = 1;
         }
-        let Self { mut prefill, mut decode } = Self::generate(&hf)?;
+        let Self { mut prefill, mut decode } = Self::generate(&hf, layout)?;
         for (file, config) in [(&args.prefill_config, &mut prefill), (&args.decode_config, &mut decode)] {
             if let Some(path) = file {
                 *config = read(path, config)?;
@@ -155,9 +158,9 @@ mod tests {
     #[test]
     fn the_arithmetic_is_set_in_every_product_and_nowhere_else() {
         let hf = HfConfig::from_json(Path::new("config.json"), crate::embedded::CONFIG_JSON).unwrap();
-        let before = OperatorConfigs::generate(&hf).unwrap();
+        let before = OperatorConfigs::generate(&hf, Layout::SINGLE).unwrap();
         let float = serde_json::to_string(&before.prefill).unwrap();
-        let after = OperatorConfigs::with_arithmetic(&hf, Arithmetic::Integer).unwrap();
+        let after = OperatorConfigs::with_arithmetic(&hf, Layout::SINGLE, Arithmetic::Integer).unwrap();
         let integer = serde_json::to_string(&after.prefill).unwrap();
         assert!(float.contains("\"arithmetic\":\"float\"") && !float.contains("\"integer\""));
         assert_eq!(integer, float.replace("\"float\"", "\"integer\""));

@@ -90,7 +90,12 @@ impl Module for Experts {
 
 fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<ops::ExpertsConfig, Error> {
     let moe = hf.moe();
-    let each = projections(hf, layout, mode, "moe_intermediate_size", moe.intermediate_size)?;
+    // An expert that is not split has the shape that it has on one device.
+    let split = match layout.experts {
+        ExpertSharding::Tensor => layout,
+        ExpertSharding::Expert => Layout::SINGLE,
+    };
+    let each = projections(hf, split, mode, "moe_intermediate_size", moe.intermediate_size)?;
     let (inputs, outputs) = (each.w2.in_features, each.w2.out_features);
     // A part of the sum goes over all experts of a token.
     let w2 = ops::LinearConfig::side_by_side(moe.experts_per_token, mode, inputs, outputs);

@@ -22,6 +22,7 @@ mod mtp;
 pub mod reference;
 mod rms_norm;
 mod rope;
+mod rows;
 mod shared_expert;
 mod spec;
 mod traffic;

@@ -10,7 +10,7 @@ use crate::{
     rope::{Rope, RopeInput},
     spec,
 };
-use dsv3_mesh::{AllGatherConfig, Axis, Layout, Placement};
+use dsv3_mesh::{AllGatherConfig, Layout, Placement};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -74,6 +74,9 @@ pub struct MlaConfig {
     pub rope: ops::RopeConfig,
     /// Writes the cache.
     pub paged_cache: ops::PagedCacheConfig,
+    /// Brings a sequence's latents to all rows, in prefill on a mesh of several rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<ops::SequenceConfig>,
     /// Attends to the cache.
     pub attention: ops::AttentionConfig,
     /// The output projection.
@@ -166,27 +169,31 @@ impl Module for Mla {
         let mut rotate = |x: RopeInput<'_>| {
             Rope::forward_prefill(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
-        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
-        let mut latents = latents(x, cfg, w, device); // [tokens, kv_lora_rank + rope]
-        rotate(RopeInput { x: &mut latents, first: cfg.attention.kv_lora_rank, heads: 1 })?;
-        ops::paged_fill_cache(cache, &latents, step.start, step.pages, &cfg.paged_cache)?;
-        let mut queries = queries(x, cfg, w, device); // [tokens, heads * (nope + rope)]
-        rotate(RopeInput { x: &mut queries, first: 0, heads: cfg.attention.heads })?;
         let shape = &cfg.attention;
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
+        let mut latents = latents(x, cfg, w, device)?; // [tokens, kv_lora_rank + rope]
+        rotate(RopeInput { x: &mut latents, first: shape.kv_lora_rank, heads: 1 })?;
+        let copy = cache_latents(latents, cache, step, cfg, device)?;
+        let (cache, pages) = match &copy {
+            Some(ops::ContextCopy { cache, pages }) => (cache, &pages[..]),
+            None => (&*cache, step.pages),
+        };
+        let mut queries = queries(x, cfg, w, device)?; // [tokens, heads * (nope + rope)]
+        rotate(RopeInput { x: &mut queries, first: 0, heads: shape.heads })?;
         let heads = match ops::prefill_form(x.rows(), step.start, shape) {
             ops::PrefillForm::Absorbed => {
                 let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, device);
                 let attended =
-                    ops::paged_attention_absorbed(&absorbed, step.start, cache, step.pages, shape, device)?;
+                    ops::paged_attention_absorbed(&absorbed, step.start, cache, pages, shape, device)?;
                 ops::expand_values(&attended, &w.wkv_b, shape, device)
             }
             ops::PrefillForm::Expanded => {
                 let queries = ops::Queries { values: &queries, start: step.start };
                 let expansion = ops::Expansion { wkv_b: &w.wkv_b };
-                ops::paged_attention_prefill(queries, expansion, cache, step.pages, shape, device)?
+                ops::paged_attention_prefill(queries, expansion, cache, pages, shape, device)?
             }
         }; // [tokens, heads * v]
-        Ok(output(heads, cfg, w, device))
+        output(heads, cfg, w, device)
     }
 
     /// # Shapes
@@ -200,16 +207,16 @@ impl Module for Mla {
             Rope::forward_decode(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
         let shape = &cfg.attention;
-        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
-        let mut latents = latents(x, cfg, w, device); // [users, kv_lora_rank + rope]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [users, hidden]
+        let mut latents = latents(x, cfg, w, device)?; // [users, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: shape.kv_lora_rank, heads: 1 })?;
         ops::paged_update_cache(cache, &latents, step.positions, step.pages, &cfg.paged_cache)?;
-        let mut queries = queries(x, cfg, w, device); // [users, heads * (nope + rope)]
+        let mut queries = queries(x, cfg, w, device)?; // [users, heads * (nope + rope)]
         rotate(RopeInput { x: &mut queries, first: 0, heads: shape.heads })?;
         let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, device); // [users, heads * (kv_lora_rank + rope)]
         let attended = ops::paged_attention_decode(&absorbed, cache, step, shape, device)?; // [users, heads * kv_lora_rank]
         let heads = ops::expand_values(&attended, &w.wkv_b, shape, device); // [users, heads * v]
-        Ok(output(heads, cfg, w, device))
+        output(heads, cfg, w, device)
     }
 }
 
@@ -224,7 +231,7 @@ fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlaConfig, Error>
         None => None,
     };
     Ok(MlaConfig {
-        all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+        all_gather: spec::gather_features(),
         wq_a,
         q_norm: shape.q_lora_rank.map(norm),
         wq_b: linear(shape.q_lora_rank.unwrap_or(hf.hidden_size), heads * shape.qk_head_dim()),
@@ -232,6 +239,10 @@ fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlaConfig, Error>
         kv_norm: norm(shape.kv_lora_rank),
         rope: Rope::prefill_model_config(hf, layout)?,
         paged_cache: ops::PagedCacheConfig { features: shape.latent_dim() },
+        sequence: match mode {
+            Mode::Prefill => sequence(layout),
+            Mode::Decode => None,
+        },
         attention: ops::AttentionConfig {
             heads,
             kv_lora_rank: shape.kv_lora_rank,
@@ -244,40 +255,60 @@ fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlaConfig, Error>
     })
 }
 
+/// A chunk's tokens lie on all rows, the sequence's cache on one.
+fn sequence(layout: Layout) -> Option<ops::SequenceConfig> {
+    spec::gather_tokens(layout).map(|all_gather| ops::SequenceConfig { all_gather })
+}
+
 /// The heads' queries, not rotated yet.
 ///
 /// # Shapes
 /// `[tokens, hidden]` to `[tokens, heads * (nope + rope)]`.
-fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
-    match (&cfg.wq_a, &cfg.q_norm, &w.wq_a, &w.q_norm) {
+fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
+    Ok(match (&cfg.wq_a, &cfg.q_norm, &w.wq_a, &w.q_norm) {
         (Some(wq_a), Some(q_norm), Some(w_a), Some(w_norm)) => {
             let mut compressed = ops::linear(x, w_a, wq_a, device); // [tokens, q_lora_rank / columns]
             ops::add_bias(&mut compressed, w.wq_a_bias.as_deref(), device);
-            let mut compressed = device.all_gather(compressed, &cfg.all_gather);
+            let mut compressed = device.all_gather(compressed, &cfg.all_gather)?;
             ops::rms_norm(&mut compressed, w_norm, q_norm, device);
             ops::linear(&compressed, &w.wq_b, &cfg.wq_b, device)
         }
         _ => ops::linear(x, &w.wq_b, &cfg.wq_b, device),
-    }
+    })
 }
 
 /// What is cached, not rotated yet: the normed latent, then the shared key part.
 ///
 /// # Shapes
 /// `[tokens, hidden]` to `[tokens, kv_lora_rank + rope]`.
-fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
+fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
     let mut latents = ops::linear(x, &w.wkv_a, &cfg.wkv_a, device); // [tokens, (kv_lora_rank + rope) / columns]
     ops::add_bias(&mut latents, w.wkv_a_bias.as_deref(), device);
-    let mut latents = device.all_gather(latents, &cfg.all_gather);
+    let mut latents = device.all_gather(latents, &cfg.all_gather)?;
     ops::rms_norm(&mut latents, &w.kv_norm, &cfg.kv_norm, device);
-    latents
+    Ok(latents)
+}
+
+/// Caches a chunk's latents where the sequence's other ones are; gives other rows of the mesh a copy of the context.
+fn cache_latents(
+    latents: Tensor,
+    cache: &mut ops::LatentCache,
+    step: &PrefillStep<'_>,
+    cfg: &MlaConfig,
+    device: &Device,
+) -> Result<Option<ops::ContextCopy>, Error> {
+    let Some(sequence) = &cfg.sequence else {
+        ops::paged_fill_cache(cache, &latents, step.start, step.pages, &cfg.paged_cache)?;
+        return Ok(None);
+    };
+    ops::paged_fill_cache_over_rows(cache, latents, step, &cfg.paged_cache, sequence, device)
 }
 
 /// # Shapes
 /// `[tokens, heads * v]` to `[tokens, hidden / columns]`.
-fn output(heads: Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
-    let heads = device.all_gather(heads, &cfg.all_gather); // [tokens, all heads * v]
+fn output(heads: Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
+    let heads = device.all_gather(heads, &cfg.all_gather)?; // [tokens, all heads * v]
     let mut out = ops::linear(&heads, &w.wo, &cfg.wo, device);
     ops::add_bias(&mut out, w.wo_bias.as_deref(), device);
-    out
+    Ok(out)
 }

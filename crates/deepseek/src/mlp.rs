@@ -1,7 +1,7 @@
 //! The gated MLP of the dense layers, split over the columns by intermediate features.
 
 use crate::{hf::HfConfig, kinds, spec};
-use dsv3_mesh::{AllGatherConfig, Axis, Layout, Placement, ReduceScatterConfig};
+use dsv3_mesh::{AllGatherConfig, Layout, Placement, ReduceScatterConfig};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, Weight, WeightKind, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -81,7 +81,7 @@ impl Module for Mlp {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 
     /// # Shapes
@@ -91,7 +91,7 @@ impl Module for Mlp {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 }
 
@@ -132,22 +132,21 @@ pub(crate) fn projections(
 fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlpConfig, Error> {
     let ops::ExpertsConfig { w1, w2, w3, mul_activation } =
         projections(hf, layout, mode, "intermediate_size", hf.intermediate_size)?;
-    let cluster_axis = Axis::Columns;
     Ok(MlpConfig {
-        all_gather: AllGatherConfig { cluster_axis },
+        all_gather: spec::gather_features(),
         w1,
         w3,
         mul_activation,
         w2,
-        reduce_scatter: ReduceScatterConfig { cluster_axis },
+        reduce_scatter: spec::scatter_features(),
     })
 }
 
-fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
-    let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
+    let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let &MlpConfig { w1, w2, w3, mul_activation, .. } = cfg;
     let partial = gated_mlp(&x, &ops::ExpertsConfig { w1, w2, w3, mul_activation }, w, device);
-    device.reduce_scatter(partial, &cfg.reduce_scatter)
+    Ok(device.reduce_scatter(partial, &cfg.reduce_scatter)?)
 }
 
 /// `w2(silu(w1 x) * w3 x)` with this device's intermediate features.

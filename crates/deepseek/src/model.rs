@@ -11,8 +11,9 @@ use crate::{
     mtp::{Mtp, MtpConfig, MtpWeights},
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
     rope::Rope,
+    rows, spec,
 };
-use dsv3_mesh::Layout;
+use dsv3_mesh::{AllGatherConfig, Layout};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
     TokenId, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -25,9 +26,9 @@ pub enum Model {}
 /// What a model gives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelOutput {
-    /// `[rows, vocab]`, for the rows that the step asks for.
+    /// `[rows, vocab]`, for the rows that the step asks for; the same on every rank.
     pub logits: Tensor,
-    /// The hidden state of every token before the final norm, `[tokens, hidden / columns]`.
+    /// The hidden state before the final norm of every token that this row runs, `[tokens, hidden / columns]`.
     pub hidden: Tensor,
 }
 
@@ -66,6 +67,9 @@ pub struct ModelConfig {
     pub norm: RmsNormConfig,
     /// The head.
     pub lm_head: LmHeadConfig,
+    /// Brings the logits of all rows together, on a mesh of several rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all_gather: Option<AllGatherConfig>,
     /// The MTP layer, in checkpoints that have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtp: Option<MtpConfig>,
@@ -143,6 +147,7 @@ impl Module for Model {
             moe_decoder_block: moe.then(|| MoeDecoderBlock::prefill_model_config(hf, layout)).transpose()?,
             norm: RmsNorm::prefill_model_config(hf, layout)?,
             lm_head: LmHead::prefill_model_config(hf, layout)?,
+            all_gather: spec::gather_tokens(layout),
             mtp: (hf.mtp_layers > 0).then(|| Mtp::prefill_model_config(hf, layout)).transpose()?,
         })
     }
@@ -155,6 +160,7 @@ impl Module for Model {
             moe_decoder_block: moe.then(|| MoeDecoderBlock::decode_model_config(hf, layout)).transpose()?,
             norm: RmsNorm::decode_model_config(hf, layout)?,
             lm_head: LmHead::decode_model_config(hf, layout)?,
+            all_gather: spec::gather_tokens(layout),
             mtp: (hf.mtp_layers > 0).then(|| Mtp::decode_model_config(hf, layout)).transpose()?,
         })
     }
@@ -171,6 +177,8 @@ impl Module for Model {
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<ModelOutput, Error> {
         step.check(tokens)?;
+        let (own, step) = &rows::prefill(step, tokens.len(), device);
+        let tokens = &tokens[own.clone()];
         let unit = &mut ();
         let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
         let mut hidden = Embedding::forward_prefill(tokens, step, embedding)?; // [tokens, hidden / columns]
@@ -187,33 +195,19 @@ impl Module for Model {
         let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
         let normed = RmsNorm::forward_prefill(&step.logits.select(&hidden), step, norm)?;
         let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
-        Ok(ModelOutput { logits: LmHead::forward_prefill(normed, step, head)?, hidden })
+        let logits = LmHead::forward_prefill(normed, step, head)?;
+        Ok(ModelOutput { logits: rows::gather(logits, cfg.all_gather.as_ref(), device)?, hidden })
     }
 
     /// # Shapes
-    /// `[users]`; logits `[users, vocab]`, hidden `[users, hidden / columns]`.
+    /// `[users]`; logits `[users, vocab]`, hidden `[users of this row, hidden / columns]`.
     fn forward_decode(
         tokens: &[TokenId],
         step: &DecodeStep<'_>,
-        Run { cfg, w, state, device }: DecodeRun<'_, Self>,
+        run: DecodeRun<'_, Self>,
     ) -> Result<ModelOutput, Error> {
-        let unit = &mut ();
-        let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
-        let mut hidden = Embedding::forward_decode(tokens, step, embedding)?; // [users, hidden / columns]
-        for (cfg, w, state) in
-            layers(&cfg.mlp_decoder_block, &w.mlp_decoder_block, &mut state.mlp_decoder_block)
-        {
-            hidden = MlpDecoderBlock::forward_decode(hidden, step, Run { cfg, w, state, device })?;
-        }
-        for (cfg, w, state) in
-            layers(&cfg.moe_decoder_block, &w.moe_decoder_block, &mut state.moe_decoder_block)
-        {
-            hidden = MoeDecoderBlock::forward_decode(hidden, step, Run { cfg, w, state, device })?;
-        }
-        let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
-        let normed = RmsNorm::forward_decode(&hidden, step, norm)?;
-        let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
-        Ok(ModelOutput { logits: LmHead::forward_decode(normed, step, head)?, hidden })
+        let (cfg, device) = (run.cfg.all_gather.as_ref(), run.device);
+        rows::decode(tokens, step, cfg, device, |tokens, step| decode_row(tokens, step, run))
     }
 }
 
@@ -229,6 +223,29 @@ impl Model {
         let Run { cfg, w, state, device } = run;
         Some(Run { cfg: cfg.mtp.as_ref()?, w: w.mtp.as_ref()?, state: state.mtp.as_mut()?, device })
     }
+}
+
+/// One token of each of a row's users.
+fn decode_row(
+    tokens: &[TokenId],
+    step: &DecodeStep<'_>,
+    Run { cfg, w, state, device }: DecodeRun<'_, Model>,
+) -> Result<ModelOutput, Error> {
+    let unit = &mut ();
+    let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
+    let mut hidden = Embedding::forward_decode(tokens, step, embedding)?; // [users, hidden / columns]
+    for (cfg, w, state) in layers(&cfg.mlp_decoder_block, &w.mlp_decoder_block, &mut state.mlp_decoder_block)
+    {
+        hidden = MlpDecoderBlock::forward_decode(hidden, step, Run { cfg, w, state, device })?;
+    }
+    for (cfg, w, state) in layers(&cfg.moe_decoder_block, &w.moe_decoder_block, &mut state.moe_decoder_block)
+    {
+        hidden = MoeDecoderBlock::forward_decode(hidden, step, Run { cfg, w, state, device })?;
+    }
+    let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
+    let normed = RmsNorm::forward_decode(&hidden, step, norm)?;
+    let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
+    Ok(ModelOutput { logits: LmHead::forward_decode(normed, step, head)?, hidden })
 }
 
 fn has_mlp_layers(hf: &HfConfig) -> bool {

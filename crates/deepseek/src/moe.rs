@@ -3,14 +3,15 @@
 use crate::{
     experts::{self, Experts, ExpertsInput},
     hf::HfConfig,
-    mlp::MlpWeights,
+    mlp::{MlpWeights, gated_mlp},
     moe_gate::{MoeGate, MoeGateConfig, MoeGateWeights},
     shared_expert::SharedExpert,
+    spec,
 };
-use dsv3_mesh::{AllGatherConfig, Axis, Layout, ReduceScatterConfig};
+use dsv3_mesh::{AllGatherConfig, AllToAllConfig, Axis, ExpertSharding, Layout, ReduceScatterConfig, shard};
 use dsv3_runtime::{
-    Capacity, DecodeRun, DecodeStep, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run, Tensor,
-    WeightPath, WeightSpec, WeightTree, ops, weight_tree,
+    Capacity, DecodeRun, DecodeStep, Device, Error, LeafFn, Module, PrefillRun, PrefillStep, Prefix, Run,
+    Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,9 @@ pub struct MoeConfig {
     /// The shared expert, in models that have one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_experts: Option<ops::ExpertsConfig>,
+    /// Sends tokens to whole experts on other devices, where these are not split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dispatch: Option<ops::DispatchConfig>,
     /// Adds up all experts' parts, and splits the hidden features again.
     pub reduce_scatter: ReduceScatterConfig,
 }
@@ -75,13 +79,14 @@ impl Module for Moe {
 
     fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<MoeConfig, Error> {
         Ok(MoeConfig {
-            all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+            all_gather: spec::gather_features(),
             gate: MoeGate::prefill_model_config(hf, layout)?,
             experts: Experts::prefill_model_config(hf, layout)?,
             shared_experts: has_shared_expert(hf)
                 .then(|| SharedExpert::prefill_model_config(hf, layout))
                 .transpose()?,
-            reduce_scatter: ReduceScatterConfig { cluster_axis: Axis::Columns },
+            dispatch: dispatch(hf, layout)?,
+            reduce_scatter: spec::scatter_features(),
         })
     }
 
@@ -107,13 +112,11 @@ impl Module for Moe {
         step: &PrefillStep<'_>,
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
-        let routing = &MoeGate::forward_prefill(x, step, gate)?;
-        let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
-        let input = ExpertsInput { x, routing };
-        let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [tokens, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
+        let routing = MoeGate::forward_prefill(x, step, gate)?;
+        let sum = mixture(x, routing, cfg, w, device)?; // [tokens, hidden]
+        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter)?)
     }
 
     /// # Shapes
@@ -123,16 +126,60 @@ impl Module for Moe {
         step: &DecodeStep<'_>,
         Run { cfg, w, state, device }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [users, hidden]
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
-        let routing = &MoeGate::forward_decode(x, step, gate)?;
-        let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
-        let input = ExpertsInput { x, routing };
-        let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [users, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
+        let routing = MoeGate::forward_decode(x, step, gate)?;
+        let sum = mixture(x, routing, cfg, w, device)?; // [users, hidden]
+        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter)?)
     }
 }
 
 fn has_shared_expert(hf: &HfConfig) -> bool {
     hf.moe().shared_experts > 0
+}
+
+/// How tokens come to experts that lie whole on one device each.
+fn dispatch(hf: &HfConfig, layout: Layout) -> Result<Option<ops::DispatchConfig>, Error> {
+    let experts = hf.moe().routed_experts;
+    match layout.experts {
+        ExpertSharding::Tensor => Ok(None),
+        ExpertSharding::Expert => {
+            shard("n_routed_experts", experts, layout.mesh.devices(), 0)?;
+            Ok(Some(ops::DispatchConfig { experts, all_to_all: AllToAllConfig::new(Axis::Rows) }))
+        }
+    }
+}
+
+/// This device's part of all experts' sum, to be added up over the columns.
+///
+/// # Shapes
+/// `[tokens, hidden]` to the same.
+fn mixture(
+    x: &Tensor,
+    routing: ops::Routing,
+    cfg: &MoeConfig,
+    w: &MoeWeights<Weight>,
+    device: &Device,
+) -> Result<Tensor, Error> {
+    let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
+    let experts =
+        |input: &ExpertsInput<'_>, shared| experts::forward(input, shared, &cfg.experts, &w.experts, device);
+    match &cfg.dispatch {
+        None => Ok(experts(&ExpertsInput { x, routing: &routing }, shared)),
+        Some(dispatch) if device.mesh().shape().size(Axis::Rows) == 1 => {
+            let routing = &routing.held_by(dispatch.held(device));
+            Ok(experts(&ExpertsInput { x, routing }, shared))
+        }
+        Some(dispatch) => {
+            let visitors = ops::dispatch(x, &routing, dispatch, device)?;
+            let input = ExpertsInput { x: &visitors.x, routing: &visitors.routing };
+            let sums = experts(&input, None); // [tokens that came, hidden]
+            let mut out = match shared {
+                Some((cfg, w)) => gated_mlp(x, cfg, w, device),
+                None => Tensor::zeros(x.rows(), x.cols()),
+            };
+            ops::combine(&sums, &visitors, &mut out, dispatch, device)?;
+            Ok(out)
+        }
+    }
 }

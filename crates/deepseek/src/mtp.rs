@@ -12,9 +12,9 @@ use crate::{
     model::ModelOutput,
     moe::{MoeConfig, MoeWeights},
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
-    spec,
+    rows, spec,
 };
-use dsv3_mesh::{AllGatherConfig, Axis, Layout};
+use dsv3_mesh::{AllGatherConfig, Layout};
 use dsv3_runtime::{
     Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
     Prefix, Run, Tensor, TokenId, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
@@ -28,7 +28,8 @@ pub enum Mtp {}
 pub struct MtpInput<'a> {
     /// The token after each position, `[tokens]`.
     pub tokens: &'a [TokenId],
-    /// The base model's hidden state at each position, before its final norm, `[tokens, hidden / columns]`.
+    /// The base model's hidden state at each position, before its final norm, of this row's,
+    /// `[tokens, hidden / columns]`.
     pub hidden: &'a Tensor,
 }
 
@@ -72,6 +73,9 @@ pub struct MtpConfig {
     pub norm: RmsNormConfig,
     /// The head.
     pub lm_head: LmHeadConfig,
+    /// Brings the logits of all rows together, on a mesh of several rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits_all_gather: Option<AllGatherConfig>,
 }
 
 impl Module for Mtp {
@@ -112,11 +116,12 @@ impl Module for Mtp {
             embedding: Embedding::prefill_model_config(hf, layout)?,
             enorm: norm.clone(),
             hnorm: norm.clone(),
-            all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+            all_gather: spec::gather_features(),
             eh_proj: eh_proj(hf, layout, Mode::Prefill)?,
             decoder_block: MoeDecoderBlock::prefill_model_config(hf, layout)?,
             norm,
             lm_head: LmHead::prefill_model_config(hf, layout)?,
+            logits_all_gather: spec::gather_tokens(layout),
         })
     }
 
@@ -134,13 +139,15 @@ impl Module for Mtp {
     }
 
     /// # Shapes
-    /// `[tokens]` and `[tokens, hidden / columns]`; logits as the step asks.
+    /// `[tokens]` and `[tokens of this row, hidden / columns]`; logits as the step asks.
     fn forward_prefill(
         MtpInput { tokens, hidden }: MtpInput<'_>,
         step: &PrefillStep<'_>,
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<ModelOutput, Error> {
         step.check(tokens)?;
+        let (own, step) = &rows::prefill(step, tokens.len(), device);
+        let tokens = &tokens[own.clone()];
         let unit = &mut ();
         let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
         let embedded = Embedding::forward_prefill(tokens, step, embedding)?;
@@ -148,37 +155,49 @@ impl Module for Mtp {
         let embedded = RmsNorm::forward_prefill(&embedded, step, enorm)?;
         let hnorm = Run { cfg: &cfg.hnorm, w: &w.hnorm, state: &mut *unit, device };
         let hidden = RmsNorm::forward_prefill(hidden, step, hnorm)?;
-        let x = join(embedded, hidden, cfg, w, device); // [tokens, hidden / columns]
+        let x = join(embedded, hidden, cfg, w, device)?; // [tokens, hidden / columns]
         let block = Run { cfg: &cfg.decoder_block, w: &w.decoder_block, state, device };
         let hidden = MoeDecoderBlock::forward_prefill(x, step, block)?;
         let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
         let normed = RmsNorm::forward_prefill(&step.logits.select(&hidden), step, norm)?;
         let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
-        Ok(ModelOutput { logits: LmHead::forward_prefill(normed, step, head)?, hidden })
+        let logits = LmHead::forward_prefill(normed, step, head)?;
+        Ok(ModelOutput { logits: rows::gather(logits, cfg.logits_all_gather.as_ref(), device)?, hidden })
     }
 
     /// # Shapes
-    /// `[users]` and `[users, hidden / columns]`; logits `[users, vocab]`.
+    /// `[users]` and `[users of this row, hidden / columns]`; logits `[users, vocab]`.
     fn forward_decode(
         MtpInput { tokens, hidden }: MtpInput<'_>,
         step: &DecodeStep<'_>,
-        Run { cfg, w, state, device }: DecodeRun<'_, Self>,
+        run: DecodeRun<'_, Self>,
     ) -> Result<ModelOutput, Error> {
-        let unit = &mut ();
-        let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
-        let embedded = Embedding::forward_decode(tokens, step, embedding)?;
-        let enorm = Run { cfg: &cfg.enorm, w: &w.enorm, state: &mut *unit, device };
-        let embedded = RmsNorm::forward_decode(&embedded, step, enorm)?;
-        let hnorm = Run { cfg: &cfg.hnorm, w: &w.hnorm, state: &mut *unit, device };
-        let hidden = RmsNorm::forward_decode(hidden, step, hnorm)?;
-        let x = join(embedded, hidden, cfg, w, device); // [users, hidden / columns]
-        let block = Run { cfg: &cfg.decoder_block, w: &w.decoder_block, state, device };
-        let hidden = MoeDecoderBlock::forward_decode(x, step, block)?;
-        let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
-        let normed = RmsNorm::forward_decode(&hidden, step, norm)?;
-        let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
-        Ok(ModelOutput { logits: LmHead::forward_decode(normed, step, head)?, hidden })
+        let (cfg, device) = (run.cfg.logits_all_gather.as_ref(), run.device);
+        rows::decode(tokens, step, cfg, device, |tokens, step| decode_row(tokens, hidden, step, run))
     }
+}
+
+/// One token of each of a row's users.
+fn decode_row(
+    tokens: &[TokenId],
+    hidden: &Tensor,
+    step: &DecodeStep<'_>,
+    Run { cfg, w, state, device }: DecodeRun<'_, Mtp>,
+) -> Result<ModelOutput, Error> {
+    let unit = &mut ();
+    let embedding = Run { cfg: &cfg.embedding, w: &w.embedding, state: &mut *unit, device };
+    let embedded = Embedding::forward_decode(tokens, step, embedding)?;
+    let enorm = Run { cfg: &cfg.enorm, w: &w.enorm, state: &mut *unit, device };
+    let embedded = RmsNorm::forward_decode(&embedded, step, enorm)?;
+    let hnorm = Run { cfg: &cfg.hnorm, w: &w.hnorm, state: &mut *unit, device };
+    let hidden = RmsNorm::forward_decode(hidden, step, hnorm)?;
+    let x = join(embedded, hidden, cfg, w, device)?; // [users, hidden / columns]
+    let block = Run { cfg: &cfg.decoder_block, w: &w.decoder_block, state, device };
+    let hidden = MoeDecoderBlock::forward_decode(x, step, block)?;
+    let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
+    let normed = RmsNorm::forward_decode(&hidden, step, norm)?;
+    let head = Run { cfg: &cfg.lm_head, w: &w.lm_head, state: unit, device };
+    Ok(ModelOutput { logits: LmHead::forward_decode(normed, step, head)?, hidden })
 }
 
 fn eh_proj(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<ops::LinearConfig, Error> {
@@ -193,9 +212,9 @@ fn join(
     cfg: &MtpConfig,
     w: &MtpWeights<Weight>,
     device: &Device,
-) -> Tensor {
-    let embedded = device.all_gather(embedded, &cfg.all_gather); // [tokens, hidden]
-    let hidden = device.all_gather(hidden, &cfg.all_gather);
+) -> Result<Tensor, Error> {
+    let embedded = device.all_gather(embedded, &cfg.all_gather)?; // [tokens, hidden]
+    let hidden = device.all_gather(hidden, &cfg.all_gather)?;
     let joined = embedded.concat_columns(&hidden); // [tokens, 2 * hidden]
-    ops::linear(&joined, &w.eh_proj, &cfg.eh_proj, device)
+    Ok(ops::linear(&joined, &w.eh_proj, &cfg.eh_proj, device))
 }

@@ -1,7 +1,7 @@
 //! Shorthands for weight specs and sharded sizes.
 
 use crate::hf::HfConfig;
-use dsv3_mesh::{Axis, Layout, Placement, shard};
+use dsv3_mesh::{AllGatherConfig, Axis, Layout, Placement, ReduceScatterConfig, shard};
 use dsv3_runtime::{Error, Leaf, Prefix, WeightKind, WeightSpec};
 
 /// Split over the columns by output features: whole rows of `[out, in]`, in place in the checkpoint.
@@ -37,4 +37,19 @@ pub(crate) fn vector(source: String, length: usize, placement: Placement) -> Lea
 /// What one device holds of a size that is split over the columns.
 pub(crate) fn over_columns(what: &str, size: usize, layout: Layout) -> Result<usize, Error> {
     Ok(shard(what, size, layout.mesh.size(Axis::Columns), 0)?.len())
+}
+
+/// Brings the features of the columns together.
+pub(crate) fn gather_features() -> AllGatherConfig {
+    AllGatherConfig::features(Axis::Columns)
+}
+
+/// Brings the tokens of the rows together; none on a mesh of one row.
+pub(crate) fn gather_tokens(layout: Layout) -> Option<AllGatherConfig> {
+    (layout.mesh.size(Axis::Rows) > 1).then(|| AllGatherConfig::tokens(Axis::Rows))
+}
+
+/// Adds up over the columns, and splits the features again.
+pub(crate) fn scatter_features() -> ReduceScatterConfig {
+    ReduceScatterConfig::features(Axis::Columns)
 }

@@ -68,7 +68,7 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
             return Err(Error::Parameter { parameter: "prefill_chunk", value: "0".to_owned(), expected });
         }
         let limits = model.limits();
-        let pool = PagePool::new(limits.page_count, limits.page_size);
+        let pool = PagePool::new(&limits);
         Ok(Self { model, tokenizer, limits, pool, prefill_chunk })
     }
 
@@ -130,7 +130,7 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
             let (range, rows) =
                 sequence.prefill_chunk(self.prefill_chunk).expect("a prompt has at least one token to run");
             sequence.reserve(range.end)?;
-            let step = PrefillStep::new(range.start, sequence.pages(), rows);
+            let step = PrefillStep::new(range.start, sequence.pages(), rows).on_row(sequence.row());
             let logits = self.model.forward_prefill(&sequence.tokens()[range.clone()], &step)?;
             sequence.set_cached(range.end);
             if rows == LogitRows::Last {
@@ -145,8 +145,8 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
     fn decode(&mut self, sequence: &mut Sequence) -> Result<Tensor, Error> {
         let position = sequence.cached();
         sequence.reserve(position + 1)?;
-        let (positions, pages) = ([position], [sequence.pages()]);
-        let step = DecodeStep::new(&positions, &pages);
+        let (positions, pages, rows) = ([position], [sequence.pages()], [sequence.row()]);
+        let step = DecodeStep::new(&positions, &pages).on_rows(&rows);
         let logits = self.model.forward_decode(&[sequence.last_token()], &step)?;
         sequence.set_cached(position + 1);
         self.check_shape(&logits);

@@ -9,7 +9,7 @@ use crate::testing::{BOS, EOS, FakeModel, THINK, VOCAB_SIZE, one_hot, tokenizer}
 use crate::{Bos, GenerationConfig, SampledToken, SamplingParams};
 
 const LIMITS: ModelLimits =
-    ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 16 };
+    ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 16, rows: 1 };
 
 fn request(max_new_tokens: usize) -> Request {
     Request {

@@ -13,8 +13,10 @@ pub struct ModelLimits {
     pub max_context: usize,
     /// Positions of one page.
     pub page_size: usize,
-    /// Pages of the cache, shared by all sequences.
+    /// Pages of the cache of each row, shared by all sequences.
     pub page_count: usize,
+    /// Rows of the mesh. A sequence is cached by one of them.
+    pub rows: usize,
 }
 
 impl ModelLimits {

@@ -7,40 +7,41 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use dsv3_runtime::PageId;
 
-use crate::Error;
+use crate::{Error, ModelLimits};
 
-/// The cache's pages. Clones share the same pages.
+/// The cache's pages. Clones share the same pages. Each row of a mesh has pages of its own, numbered from 0.
 #[derive(Clone, Debug)]
 pub struct PagePool {
-    // A stack: the page that was freed last is the likeliest to be in a processor's cache.
-    free: Arc<Mutex<Vec<PageId>>>,
+    // By row, a stack: the page that was freed last is the likeliest to be in a processor's cache.
+    free: Arc<Mutex<Vec<Vec<PageId>>>>,
     page_size: usize,
     page_count: usize,
 }
 
 impl PagePool {
-    /// A pool of `page_count` free pages of `page_size` positions each.
+    /// The pages that a model has, all free.
     ///
     /// # Panics
-    /// If `page_size` is 0 or `page_count` exceeds the range of [`PageId`].
-    pub fn new(page_count: usize, page_size: usize) -> Self {
-        assert!(page_size > 0, "a page holds at least one position");
+    /// If a page has no positions, there are no rows, or the pages of a row exceed the range of [`PageId`].
+    pub fn new(limits: &ModelLimits) -> Self {
+        let &ModelLimits { page_count, page_size, rows, .. } = limits;
+        assert!(page_size > 0 && rows > 0, "a page holds a position or more, a mesh has a row or more");
         let count = u32::try_from(page_count).expect("page ids are 32 bits wide");
-        let free = (0..count).rev().map(PageId).collect();
+        let free = vec![(0..count).rev().map(PageId).collect(); rows];
         Self { free: Arc::new(Mutex::new(free)), page_size, page_count }
     }
 
     /// An empty table that takes its pages from this pool.
     pub fn table(&self) -> PageTable {
-        PageTable { pool: self.clone(), pages: Vec::new() }
+        PageTable { pool: self.clone(), row: 0, pages: Vec::new() }
     }
 
-    /// Pages that no table holds.
+    /// Pages that no table holds, of all rows.
     pub fn free_pages(&self) -> usize {
-        self.lock().len()
+        self.lock().iter().map(Vec::len).sum()
     }
 
-    /// Pages of the pool, held ones included.
+    /// Pages of each row, held ones included.
     pub fn page_count(&self) -> usize {
         self.page_count
     }
@@ -50,7 +51,7 @@ impl PagePool {
         self.page_size
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<PageId>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<PageId>>> {
         // No code that can panic runs under the lock, so a poisoned list is still a whole one.
         self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -60,11 +61,13 @@ impl PagePool {
 #[derive(Debug)]
 pub struct PageTable {
     pool: PagePool,
+    row: usize,
     pages: Vec<PageId>,
 }
 
 impl PageTable {
-    /// Takes pages until `positions` are covered; all of them or none.
+    /// Takes pages until `positions` are covered; all of them or none. All lie on one row: the one with the most free
+    /// pages when the first was taken.
     ///
     /// # Errors
     /// [`Error::OutOfPages`], and the table is as it was.
@@ -75,6 +78,12 @@ impl PageTable {
             return Ok(());
         }
         let mut free = self.pool.lock();
+        if self.pages.is_empty() {
+            // Of rows with as many, the first.
+            let most = (0..free.len()).rev().max_by_key(|&row| free[row].len());
+            self.row = most.expect("a mesh has rows");
+        }
+        let free = &mut free[self.row];
         let Some(rest) = free.len().checked_sub(needed) else {
             return Err(Error::OutOfPages { needed, free: free.len(), total: self.pool.page_count });
         };
@@ -84,12 +93,17 @@ impl PageTable {
 
     /// Gives all pages back; the table can grow again.
     pub fn release(&mut self) {
-        self.pool.lock().extend(self.pages.drain(..).rev());
+        self.pool.lock()[self.row].extend(self.pages.drain(..).rev());
     }
 
     /// The pages, in order of position.
     pub fn pages(&self) -> &[PageId] {
         &self.pages
+    }
+
+    /// The row of the mesh that the pages lie on.
+    pub fn row(&self) -> usize {
+        self.row
     }
 
     /// Positions that the pages cover.
@@ -112,9 +126,34 @@ mod tests {
 
     use super::*;
 
+    fn limits(page_count: usize, page_size: usize, rows: usize) -> ModelLimits {
+        ModelLimits { vocab_size: 1, max_context: page_count * page_size, page_size, page_count, rows }
+    }
+
+    fn pool(page_count: usize, page_size: usize) -> PagePool {
+        PagePool::new(&limits(page_count, page_size, 1))
+    }
+
+    #[test]
+    fn a_sequence_stays_on_the_row_that_had_the_most_room() {
+        let pool = PagePool::new(&limits(4, 8, 2));
+        let mut tables: Vec<_> = (0..3).map(|_| pool.table()).collect();
+        for (table, pages) in tables.iter_mut().zip([2, 1, 1]) {
+            table.grow_to(8 * pages).unwrap();
+        }
+        assert_eq!(tables.iter().map(PageTable::row).collect::<Vec<_>>(), [0, 1, 1]);
+        assert_eq!(tables[1].pages(), [PageId(0)]);
+        assert_eq!(tables[2].pages(), [PageId(1)]);
+        // Row 1 has two pages left, row 0 as many: neither has three.
+        let error = tables[0].grow_to(8 * 5).unwrap_err().to_string();
+        assert!(error.contains('3') && error.contains('2'), "{error}");
+        tables[0].release();
+        assert_eq!(pool.free_pages(), 6);
+    }
+
     #[test]
     fn a_table_grows_by_whole_pages_in_order() {
-        let pool = PagePool::new(4, 8);
+        let pool = pool(4, 8);
         let mut table = pool.table();
         table.grow_to(0).unwrap();
         assert!(table.pages().is_empty());
@@ -128,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_runs_out_says_so_and_takes_nothing() {
-        let pool = PagePool::new(3, 4);
+        let pool = pool(3, 4);
         let mut first = pool.table();
         first.grow_to(8).unwrap();
         let mut second = pool.table();
@@ -158,7 +197,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_page_is_held_twice_and_all_come_back(operations in prop::collection::vec(operation(), 0..80)) {
-            let pool = PagePool::new(12, 7);
+            let pool = pool(12, 7);
             let mut tables: Vec<_> = (0..5).map(|_| pool.table()).collect();
             for operation in operations {
                 match operation {

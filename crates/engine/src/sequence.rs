@@ -249,6 +249,11 @@ impl Sequence {
         self.pages.pages()
     }
 
+    /// The row of the mesh that caches it.
+    pub fn row(&self) -> usize {
+        self.pages.row()
+    }
+
     /// The text so far.
     pub fn text(&self) -> &str {
         &self.text

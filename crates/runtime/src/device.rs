@@ -2,7 +2,7 @@
 
 use crate::{Error, Tensor};
 use dsv3_kernels::{Chunks, Kernels, MatrixMut, Part, Parts, Team};
-use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig};
+use dsv3_mesh::{AllGatherConfig, AllReduceConfig, AllToAllConfig, Dim, Mesh, ReduceScatterConfig};
 use std::{num::NonZeroUsize, thread};
 
 /// Values that one piece of an element-wise operator takes: some microseconds of work.
@@ -35,7 +35,15 @@ impl Device {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn single(threads: usize) -> Result<Self, Error> {
-        Self::new(Mesh::single(), Kernels::best(), threads)
+        Self::of_rank(Mesh::single(), threads)
+    }
+
+    /// The device of one rank of a mesh, with the best kernels this machine has.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of_rank(mesh: Mesh, threads: usize) -> Result<Self, Error> {
+        Self::new(mesh, Kernels::best(), threads)
     }
 
     /// The kernels of this device's instruction set.
@@ -105,24 +113,51 @@ impl Device {
         self.for_each_chunk(&mut tasks, 1, |_, task| f(task[0].take().expect("a task is run once")));
     }
 
-    /// Concatenates column-wise over the config's axis: `[rows, cols]` to `[rows, cols * devices]`.
-    pub fn all_gather(&self, x: Tensor, config: &AllGatherConfig) -> Tensor {
+    /// Puts the parts of the config's devices together: `[rows, cols]` to `[rows, cols * devices]` where features are
+    /// gathered, to `[rows of all, cols]` where tokens are.
+    ///
+    /// # Errors
+    /// If another rank does not come.
+    pub fn all_gather(&self, x: Tensor, config: &AllGatherConfig) -> Result<Tensor, Error> {
         let (rows, cols) = (x.rows(), x.cols());
-        let gathered = cols * self.mesh.shape().size(config.cluster_axis);
-        Tensor::from_vec(rows, gathered, self.mesh.all_gather(x.into_vec(), cols, config))
+        let values = self.mesh.all_gather(x.into_vec(), cols, config)?;
+        Ok(match config.dim {
+            Dim::Features => {
+                Tensor::from_vec(rows, cols * self.mesh.members(config.cluster_axis).count(), values)
+            }
+            Dim::Tokens => Tensor::from_vec(values.len() / cols, cols, values),
+        })
     }
 
-    /// Adds over the config's axis and keeps this device's columns: `[rows, cols]` to `[rows, cols / devices]`.
-    pub fn reduce_scatter(&self, x: Tensor, config: &ReduceScatterConfig) -> Tensor {
+    /// Adds over the config's devices and keeps this device's features: `[rows, cols]` to `[rows, cols / devices]`.
+    ///
+    /// # Errors
+    /// If another rank does not come.
+    pub fn reduce_scatter(&self, x: Tensor, config: &ReduceScatterConfig) -> Result<Tensor, Error> {
+        assert_eq!(config.dim, Dim::Features, "what is added up is scattered by features");
         let (rows, cols) = (x.rows(), x.cols());
-        let scattered = cols / self.mesh.shape().size(config.cluster_axis);
-        Tensor::from_vec(rows, scattered, self.mesh.reduce_scatter(x.into_vec(), cols, config))
+        let values = self.mesh.reduce_scatter(x.into_vec(), cols, config)?;
+        Ok(Tensor::from_vec(rows, cols / self.mesh.members(config.cluster_axis).count(), values))
     }
 
-    /// Adds over the config's axis: `[rows, cols]` to `[rows, cols]`.
-    pub fn all_reduce(&self, x: Tensor, config: &AllReduceConfig) -> Tensor {
+    /// Adds over the config's devices: `[rows, cols]` to `[rows, cols]`.
+    ///
+    /// # Errors
+    /// If another rank does not come.
+    pub fn all_reduce(&self, x: Tensor, config: &AllReduceConfig) -> Result<Tensor, Error> {
         let (rows, cols) = (x.rows(), x.cols());
-        Tensor::from_vec(rows, cols, self.mesh.all_reduce(x.into_vec(), cols, config))
+        Ok(Tensor::from_vec(rows, cols, self.mesh.all_reduce(x.into_vec(), cols, config)?))
+    }
+
+    /// Gives each of the config's devices its matrix, and gets one from each: `[any number of rows, cols]`.
+    ///
+    /// # Errors
+    /// If another rank does not come.
+    pub fn all_to_all(&self, pieces: Vec<Tensor>, config: &AllToAllConfig) -> Result<Vec<Tensor>, Error> {
+        let cols = pieces[0].cols();
+        let pieces = pieces.into_iter().map(Tensor::into_vec).collect();
+        let pieces = self.mesh.all_to_all(pieces, cols, config)?;
+        Ok(pieces.into_iter().map(|piece| Tensor::from_vec(piece.len() / cols, cols, piece)).collect())
     }
 }
 

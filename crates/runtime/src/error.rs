@@ -40,6 +40,9 @@ pub enum Error {
     /// A shape that does not divide over the mesh.
     #[error(transparent)]
     Shard(#[from] dsv3_mesh::ShardError),
+    /// Another rank of the mesh that failed, is gone, or did not come.
+    #[error(transparent)]
+    Mesh(#[from] dsv3_mesh::TransportError),
     /// A request outside of what the model or its state can hold.
     #[error("{0}")]
     Request(String),

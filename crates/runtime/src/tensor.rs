@@ -26,6 +26,21 @@ impl Tensor {
         Self { rows, cols, values: Buffer::from_vec(values) }
     }
 
+    /// Copies these rows, of `cols` values each.
+    ///
+    /// # Panics
+    /// If one has another number of values.
+    pub fn from_rows<'a>(cols: usize, rows: impl Iterator<Item = &'a [f32]>) -> Self {
+        let mut values = Buffer::with_capacity(rows.size_hint().0 * cols);
+        let mut count = 0;
+        for row in rows {
+            assert_eq!(row.len(), cols, "a row of a [.., {cols}] tensor");
+            values.extend_from_slice(row);
+            count += 1;
+        }
+        Self { rows: count, cols, values }
+    }
+
     /// The number of rows (tokens).
     pub fn rows(&self) -> usize {
         self.rows

@@ -1,6 +1,6 @@
 //! `dsv3 bench` and what stands behind it.
 
-use super::{LoadArgs, ModelArgs, PrecisionArgs};
+use super::{LoadArgs, MeshArgs, ModelArgs, PrecisionArgs};
 use clap::{Args, Subcommand};
 use dsv3_runtime::Format;
 use std::path::PathBuf;
@@ -102,6 +102,8 @@ pub(crate) struct BenchRunArgs {
     pub(crate) precision: PrecisionArgs,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
 }

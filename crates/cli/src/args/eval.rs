@@ -1,6 +1,6 @@
 //! `dsv3 eval`: what is typed.
 
-use super::{ModelArgs, PrecisionArgs};
+use super::{DeviceArgs, ModelArgs, PrecisionArgs};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -88,9 +88,8 @@ pub(crate) enum BosArg {
 pub(crate) struct EvalRunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Threads to compute with [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
     /// Write the figures as JSON to stdout instead of text

@@ -4,6 +4,7 @@
 // Every test binary compiles this file for itself and uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod mesh;
 pub mod random;
 pub mod shapes;
 pub mod stages;

@@ -93,7 +93,7 @@ mod tests {
     use crate::testing::{FakeModel, VOCAB_SIZE, one_hot};
 
     const LIMITS: ModelLimits =
-        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 12, page_size: 4, page_count: 3 };
+        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 12, page_size: 4, page_count: 3, rows: 1 };
 
     /// Names the last token, so that a row tells which token it came after.
     fn echo(tokens: &[TokenId]) -> Vec<f32> {

@@ -63,7 +63,7 @@ mod tests {
     };
 
     const LIMITS: ModelLimits =
-        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 8, page_size: 4, page_count: 2 };
+        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 8, page_size: 4, page_count: 2, rows: 1 };
 
     #[test]
     fn a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity() {

@@ -237,7 +237,7 @@ mod tests {
     use crate::testing::{EOS, FakeModel, VOCAB_SIZE};
 
     const LIMITS: ModelLimits =
-        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 16, page_size: 4, page_count: 4 };
+        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 16, page_size: 4, page_count: 4, rows: 1 };
 
     /// Counts on: after n comes n + 1, then n + 2 and so on are the next likely; after 40 the text ends.
     fn counting(tokens: &[TokenId]) -> Vec<f32> {

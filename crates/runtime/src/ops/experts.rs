@@ -74,8 +74,7 @@ struct Dispatch {
 
 impl Dispatch {
     fn new(routing: &Routing) -> Self {
-        let choices =
-            || (0..routing.tokens()).flat_map(|token| routing.token(token).iter().map(move |c| (token, c)));
+        let choices = || (0..routing.tokens()).flat_map(|token| routing.held(token).map(move |c| (token, c)));
         let count = choices().map(|(_, &(expert, _))| expert + 1).max().unwrap_or(0);
         let mut next = Buffer::filled(count, 0);
         for (_, &(expert, _)) in choices() {

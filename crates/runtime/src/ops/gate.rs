@@ -2,6 +2,7 @@
 
 use crate::{Device, Tensor, Weight, buffer::Buffer, device::rows_per_task};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Config of [`grouped_top_k`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,9 +28,32 @@ pub struct Routing {
     experts_per_token: usize,
     /// `[tokens, experts per token]`: expert and weight, in ascending order of expert.
     choices: Buffer<(usize, f32)>,
+    /// The experts that this device holds.
+    held: Range<usize>,
 }
 
 impl Routing {
+    /// From each token's choices, `[tokens, experts per token]`, where every expert is at hand.
+    pub(crate) fn new(experts_per_token: usize, choices: Buffer<(usize, f32)>) -> Self {
+        Self { experts_per_token, choices, held: 0..usize::MAX }
+    }
+
+    /// The same, where only some of the experts are at hand.
+    #[must_use]
+    pub fn held_by(self, held: Range<usize>) -> Self {
+        Self { held, ..self }
+    }
+
+    /// How many experts each token chose.
+    pub fn experts_per_token(&self) -> usize {
+        self.experts_per_token
+    }
+
+    /// Those of a token's experts that are at hand.
+    pub(crate) fn held(&self, token: usize) -> impl Iterator<Item = &(usize, f32)> {
+        self.token(token).iter().filter(|(expert, _)| self.held.contains(expert))
+    }
+
     /// The experts and weights of one token, in ascending order of expert.
     pub fn token(&self, token: usize) -> &[(usize, f32)] {
         &self.choices[token * self.experts_per_token..][..self.experts_per_token]
@@ -67,7 +91,7 @@ pub fn grouped_top_k(mut logits: Tensor, bias: &Weight, config: &GateConfig, dev
             weigh(scores, top_k(&biased, each), config, choices);
         }
     });
-    Routing { experts_per_token: each, choices }
+    Routing::new(each, choices)
 }
 
 /// Writes the chosen experts, in ascending order, with their weights.

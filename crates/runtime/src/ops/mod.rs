@@ -5,6 +5,7 @@ mod absorb;
 mod arithmetic;
 mod attention;
 mod cache;
+mod dispatch;
 mod embedding;
 mod experts;
 mod gate;
@@ -21,8 +22,10 @@ pub use attention::{
     paged_attention_prefill, prefill_form,
 };
 pub use cache::{
-    CacheFormat, LatentCache, LatentShape, PagedCacheConfig, paged_fill_cache, paged_update_cache,
+    CacheFormat, ContextCopy, LatentCache, LatentShape, PagedCacheConfig, SequenceConfig, paged_fill_cache,
+    paged_fill_cache_over_rows, paged_update_cache,
 };
+pub use dispatch::{DispatchConfig, Dispatched, combine, dispatch};
 pub use embedding::{EmbeddingConfig, embedding};
 pub use experts::{ExpertMatrices, ExpertsConfig, SharedExpert, experts};
 pub use gate::{GateConfig, Routing, grouped_top_k};

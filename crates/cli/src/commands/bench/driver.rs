@@ -24,8 +24,8 @@ impl<'a> Driver<'a> {
     /// A session without room for one.
     pub(super) fn new(session: &'a mut Session, seed: u64) -> Result<Self> {
         let limits = session.limits();
-        let pool = PagePool::new(limits.page_count, limits.page_size);
-        let count = limits.page_count / limits.max_context.div_ceil(limits.page_size);
+        let pool = PagePool::new(&limits);
+        let count = limits.rows * limits.page_count / limits.max_context.div_ceil(limits.page_size);
         let mut sequences: Vec<PageTable> = (0..count).map(|_| pool.table()).collect();
         for table in &mut sequences {
             table.grow_to(limits.max_context)?;
@@ -44,13 +44,16 @@ impl<'a> Driver<'a> {
     /// A failing model.
     pub(super) fn prefill(&mut self, sequence: usize, start: usize, tokens: usize) -> Result<Duration> {
         let tokens = self.tokens(tokens);
-        let pages = self.sequences[sequence].pages();
+        let table = &self.sequences[sequence];
         let mut done = 0;
         let begin = Instant::now();
         for chunk in tokens.chunks(PREFILL_CHUNK) {
             let is_last = done + chunk.len() == tokens.len();
             let logits = if is_last { LogitRows::Last } else { LogitRows::None };
-            self.session.forward_prefill(chunk, &PrefillStep::new(start + done, pages, logits))?;
+            self.session.forward_prefill(
+                chunk,
+                &PrefillStep::new(start + done, table.pages(), logits).on_row(table.row()),
+            )?;
             done += chunk.len();
         }
         Ok(begin.elapsed())
@@ -63,10 +66,11 @@ impl<'a> Driver<'a> {
     pub(super) fn decode(&mut self, batch: usize, start: usize, steps: usize) -> Result<Duration> {
         let tokens = self.tokens(batch * steps);
         let pages: Vec<&[PageId]> = self.sequences[..batch].iter().map(PageTable::pages).collect();
+        let rows: Vec<usize> = self.sequences[..batch].iter().map(PageTable::row).collect();
         let begin = Instant::now();
         for (step, tokens) in tokens.chunks(batch).enumerate() {
             let positions = vec![start + step; batch];
-            self.session.forward_decode(tokens, &DecodeStep::new(&positions, &pages))?;
+            self.session.forward_decode(tokens, &DecodeStep::new(&positions, &pages).on_rows(&rows))?;
         }
         Ok(begin.elapsed())
     }

@@ -8,7 +8,7 @@ use super::{
     spread::Spread,
 };
 use crate::{
-    args::{BenchRunArgs, Cli},
+    args::{BenchRunArgs, Cli, DeviceArgs},
     load::own_memory,
     model::{ModelPlace, OpenModel},
     operator_configs::OperatorConfigs,
@@ -45,9 +45,12 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
     };
     let precision = args.precision.or_fast();
     for &threads in &plan.threads {
-        let configs = OperatorConfigs::with_arithmetic(&model.hf, precision.arithmetic)?;
+        let configs = OperatorConfigs::with_arithmetic(&model.hf, args.mesh.layout.layout(), precision.arithmetic)?;
         let room = Room { cache: precision.cache, ..plan.room() };
-        let mut session = Session::open(&model, configs, room, threads, args.load)?;
+        let mut session = {
+            let device = DeviceArgs { threads, load: args.load, mesh: args.mesh };
+            Session::open(&model, configs, room, device)?
+        };
         let ceilings = Ceilings::measure(session.on());
         note(format_args!("{ceilings}"));
         report.formats = formats(session.weights());

@@ -26,12 +26,12 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let texts = Texts::read(&args)?;
     let place = ModelPlace::resolve(&args.model)?;
     let model = OpenModel::open(&place)?;
-    let configs = OperatorConfigs::open(&model, &args.configs, args.running.precision)?;
+    let configs = OperatorConfigs::open(&model, args.device.mesh.layout.layout(), &args.configs, args.running.precision)?;
     let reader = Reader::open(&model, &args)?;
     let prompts = reader.prompts(texts)?;
     let defaults = GenerationConfig::from_dir(model.dir())?;
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
-    let load = args.load;
+    let device = args.device;
     let settings = Settings::resolve(args, &defaults, &model.hf, &reader.tokenizer, longest)?;
     let limits = limits(&model.hf, settings.context);
     for prompt in &prompts {
@@ -42,7 +42,7 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let report_file = settings.report.as_deref().map(NewFile::create).transpose()?;
 
     let room = Room { cache: settings.cache, ..Room::one(settings.context) };
-    let mut session = Session::open(&model, configs, room, settings.threads, load)?;
+    let mut session = Session::open(&model, configs, room, device)?;
     note(format_args!("{settings}; {}", session.device()));
     let decode_bytes = session.decode_bytes();
     let start = Instant::now();

@@ -21,8 +21,6 @@ pub(super) struct Settings {
     pub(super) request: Request,
     /// Tokens that one sequence may have.
     pub(super) context: usize,
-    /// Threads; `None` is one for each core.
-    pub(super) threads: Option<u16>,
     /// How the latents are cached.
     pub(super) cache: CacheFormat,
     /// Whether stdout gets JSON.
@@ -59,7 +57,6 @@ impl Settings {
         Ok(Self {
             request,
             context,
-            threads: args.running.threads,
             cache: args.running.precision.or_fast().cache,
             json: args.output.json,
             report: args.output.output_path.or(args.prompts_file.as_deref().map(default_output_path)),

@@ -1,6 +1,7 @@
 //! The paged cache of latents.
 
 mod format;
+mod over_rows;
 
 use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages, scratch::panel_stride};
 use dsv3_kernels::{Kernels, MatrixView};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 pub use format::{CacheFormat, LatentShape};
+pub use over_rows::{ContextCopy, SequenceConfig, paged_fill_cache_over_rows};
 
 /// Config of the operators that write the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,7 @@ impl PagedCacheConfig {
 pub struct LatentCache {
     page_size: usize,
     shape: LatentShape,
+    format: CacheFormat,
     planes: Vec<Plane>,
     bytes: Vec<u8>,
 }
@@ -48,7 +51,7 @@ impl LatentCache {
             Some(bytes) => {
                 let mut bytes = vec![0; bytes];
                 advise_huge_pages(&mut bytes);
-                Ok(Self { page_size, shape, planes, bytes })
+                Ok(Self { page_size, shape, format, planes, bytes })
             }
             None => {
                 Err(Error::Request(format!("a cache of {pages} pages of {page_size} tokens cannot be made")))

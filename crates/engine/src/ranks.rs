@@ -1,0 +1,180 @@
+//! One model on many ranks: rank 0 decides each step, all ranks run it, and the logits are rank 0's to use.
+//!
+//! [`Leader`] is what rank 0's code runs: it sends every step to the [followers](follow), and then takes part itself.
+//! What the ranks exchange inside a step is the model's own business.
+
+use dsv3_mesh::{Group, Mesh, Rank};
+use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
+use serde::{Deserialize, Serialize};
+
+use crate::{LanguageModel, ModelLimits};
+
+/// The rank that decides.
+pub const LEADER: Rank = Rank(0);
+
+/// What rank 0 tells all others.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum Message {
+    Prefill {
+        tokens: Vec<TokenId>,
+        start: usize,
+        pages: Vec<PageId>,
+        logits: Rows,
+        row: usize,
+    },
+    Decode {
+        tokens: Vec<TokenId>,
+        positions: Vec<usize>,
+        pages: Vec<Vec<PageId>>,
+        rows: Vec<usize>,
+    },
+    /// Nothing to do, but still there.
+    Idle,
+    /// Nothing more to do.
+    End,
+}
+
+/// [`LogitRows`], as it travels.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Rows {
+    None,
+    Last,
+    All,
+}
+
+impl From<LogitRows> for Rows {
+    fn from(rows: LogitRows) -> Self {
+        match rows {
+            LogitRows::None => Self::None,
+            LogitRows::Last => Self::Last,
+            LogitRows::All => Self::All,
+        }
+    }
+}
+
+impl From<Rows> for LogitRows {
+    fn from(rows: Rows) -> Self {
+        match rows {
+            Rows::None => Self::None,
+            Rows::Last => Self::Last,
+            Rows::All => Self::All,
+        }
+    }
+}
+
+/// Rank 0's share of a model, as the whole model. On a mesh of one it is just that.
+///
+/// Dropping it lets the followers end.
+pub struct Leader<M> {
+    model: M,
+    mesh: Mesh,
+}
+
+impl<M> Leader<M> {
+    /// Leads the mesh with this rank's share of the model.
+    ///
+    /// # Panics
+    /// On another rank than 0.
+    pub fn new(model: M, mesh: Mesh) -> Self {
+        assert_eq!(mesh.rank(), LEADER, "the rank that leads");
+        Self { model, mesh }
+    }
+
+    /// This rank's share.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// This rank's view of the mesh.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// Tells the followers that this rank is still there: without a word they wait for as long as for any exchange, and
+    /// then take it for dead. A leader without work for them does so every second.
+    ///
+    /// # Errors
+    /// If one of them is not there any more.
+    pub fn idle(&self) -> Result<(), dsv3_runtime::Error> {
+        self.tell(&Message::Idle)
+    }
+
+    fn tell(&self, message: &Message) -> Result<(), dsv3_runtime::Error> {
+        if self.mesh.shape().devices() > 1 {
+            let bytes = postcard::to_stdvec(message).expect("a message is made of numbers and lists");
+            self.mesh.broadcast(Some(bytes), LEADER, Group::All)?;
+        }
+        Ok(())
+    }
+}
+
+impl<M: LanguageModel> LanguageModel for Leader<M> {
+    fn limits(&self) -> ModelLimits {
+        self.model.limits()
+    }
+
+    fn forward_prefill(
+        &mut self,
+        tokens: &[TokenId],
+        step: &PrefillStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        if self.mesh.shape().devices() > 1 {
+            self.tell(&Message::Prefill {
+                tokens: tokens.to_vec(),
+                start: step.start,
+                pages: step.pages.to_vec(),
+                logits: step.logits.into(),
+                row: step.row,
+            })?;
+        }
+        self.model.forward_prefill(tokens, step)
+    }
+
+    fn forward_decode(
+        &mut self,
+        tokens: &[TokenId],
+        step: &DecodeStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        if self.mesh.shape().devices() > 1 {
+            self.tell(&Message::Decode {
+                tokens: tokens.to_vec(),
+                positions: step.positions.to_vec(),
+                pages: step.pages.iter().map(|pages| pages.to_vec()).collect(),
+                rows: step.rows.to_vec(),
+            })?;
+        }
+        self.model.forward_decode(tokens, step)
+    }
+}
+
+impl<M> Drop for Leader<M> {
+    fn drop(&mut self) {
+        // Where they cannot be told, they have ended already.
+        let _ = self.tell(&Message::End);
+    }
+}
+
+/// Runs every step that the leader sends, until it ends.
+///
+/// # Errors
+/// If the leader is gone, or a step fails.
+pub fn follow(model: &mut impl LanguageModel, mesh: &Mesh) -> Result<(), dsv3_runtime::Error> {
+    loop {
+        let bytes = mesh.broadcast(None, LEADER, Group::All)?;
+        let message = postcard::from_bytes(&bytes)
+            .map_err(|error| dsv3_runtime::Error::Request(format!("a step that is none came: {error}")))?;
+        match message {
+            Message::Prefill { tokens, start, pages, logits, row } => {
+                let step = PrefillStep::new(start, &pages, logits.into()).on_row(row);
+                model.forward_prefill(&tokens, &step)?;
+            }
+            Message::Decode { tokens, positions, pages, rows } => {
+                let pages: Vec<_> = pages.iter().map(|pages| &pages[..]).collect();
+                let step = DecodeStep::new(&positions, &pages).on_rows(&rows);
+                model.forward_decode(&tokens, &step)?;
+            }
+            Message::Idle => {}
+            Message::End => return Ok(()),
+        }
+    }
+}
