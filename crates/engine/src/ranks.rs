@@ -178,3 +178,96 @@ pub fn follow(model: &mut impl LanguageModel, mesh: &Mesh) -> Result<(), dsv3_ru
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{ops::ControlFlow, thread, time::Duration};
+
+    use dsv3_runtime::Error;
+
+    use super::*;
+    use crate::{
+        GenerationConfig, Generator, Request,
+        testing::{FakeModel, VOCAB_SIZE, one_hot, tokenizer},
+    };
+
+    const LIMITS: ModelLimits =
+        ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 16, rows: 2 };
+
+    /// Counts up from the last token.
+    fn model() -> FakeModel<impl FnMut(&[TokenId]) -> Vec<f32>> {
+        FakeModel::new(LIMITS, |tokens| one_hot(TokenId(tokens[tokens.len() - 1].0 + 1)))
+    }
+
+    #[test]
+    fn followers_run_every_step_of_the_leader() {
+        let mut meshes = Mesh::threads("2x2".parse().unwrap());
+        let leader = meshes.remove(0);
+        thread::scope(|scope| {
+            let followers: Vec<_> = meshes
+                .into_iter()
+                .map(|mesh| {
+                    scope.spawn(move || {
+                        let mut model = model();
+                        follow(&mut model, &mesh).unwrap();
+                        (model.prefills, model.decodes)
+                    })
+                })
+                .collect();
+            let mut leader = Leader::new(model(), leader);
+            leader.idle().unwrap();
+            let request = Request::new(&GenerationConfig::default(), tokenizer(), 0, 5).unwrap();
+            let mut generator = Generator::new(&mut leader, tokenizer(), 3).unwrap();
+            let prompt: Vec<_> = (70..75).map(TokenId).collect();
+            let generation = generator.generate(&prompt, &request, |_| ControlFlow::Continue(())).unwrap();
+            assert_eq!(generation.tokens, (75..80).map(TokenId).collect::<Vec<_>>());
+            drop(generator);
+            let own = (leader.model.prefills.clone(), leader.model.decodes);
+            assert_eq!(own.1, 4);
+            drop(leader);
+            for follower in followers {
+                assert_eq!(follower.join().unwrap(), own);
+            }
+        });
+    }
+
+    #[test]
+    fn a_follower_that_fails_ends_the_leader() {
+        let mut meshes = Mesh::threads("1x2".parse().unwrap());
+        let (follower, leader) = (meshes.remove(1), meshes.remove(0));
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let failing = &mut Failing;
+                let error = follow(failing, &follower).unwrap_err();
+                follower.abort(&error.to_string());
+            });
+            let mut leader = Leader::new(model(), leader);
+            let step = PrefillStep::new(0, &[PageId(0)], LogitRows::Last);
+            leader.forward_prefill(&[TokenId(1)], &step).unwrap();
+            // The follower may not have come to its step yet.
+            let error = loop {
+                match leader.idle() {
+                    Ok(()) => thread::sleep(Duration::from_millis(1)),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.to_string(), "rank 1 failed: out of order");
+        });
+    }
+
+    struct Failing;
+
+    impl LanguageModel for Failing {
+        fn limits(&self) -> ModelLimits {
+            LIMITS
+        }
+
+        fn forward_prefill(&mut self, _: &[TokenId], _: &PrefillStep<'_>) -> Result<Tensor, Error> {
+            Err(Error::Request("out of order".to_owned()))
+        }
+
+        fn forward_decode(&mut self, _: &[TokenId], _: &DecodeStep<'_>) -> Result<Tensor, Error> {
+            Err(Error::Request("out of order".to_owned()))
+        }
+    }
+}

@@ -298,9 +298,7 @@ impl WeightCache {
         let WeightConfigHeader { target, layout, rank, .. } = header;
         if target != TARGET || *layout != self.layout {
             let expected = self.layout;
-            return Err(
-                self.refuse(&format!("was made for {target} {layout}, expected {TARGET} {expected}"))
-            );
+            return Err(self.refuse(&format!("was made for {target} {layout}, expected {TARGET} {expected}")));
         }
         if *rank != self.rank {
             let expected = self.rank.0;
@@ -355,7 +353,8 @@ pub struct Source<'a> {
 
 /// The options that ask for a layout; nothing for one device.
 fn mesh_options(Layout { mesh, experts }: Layout) -> String {
-    let expert = if experts == ExpertSharding::default() { String::new() } else { format!(" --experts {experts}") };
+    let expert =
+        if experts == ExpertSharding::default() { String::new() } else { format!(" --experts {experts}") };
     if mesh == MeshShape::SINGLE { expert } else { format!(" --mesh {mesh}{expert}") }
 }
 

@@ -91,7 +91,12 @@ impl Session {
     ///
     /// # Errors
     /// Weights that cannot be used, or state that does not fit into memory, on any of the devices.
-    pub(crate) fn open(model: &OpenModel, configs: OperatorConfigs, room: Room, args: DeviceArgs) -> Result<Self> {
+    pub(crate) fn open(
+        model: &OpenModel,
+        configs: OperatorConfigs,
+        room: Room,
+        args: DeviceArgs,
+    ) -> Result<Self> {
         let room = Room { rows: args.mesh.layout.mesh.size(Axis::Rows), ..room };
         let cache = room.cache;
         let (leader, followers) = ranks::lead(model, Orders { configs, room }, args)?;
@@ -123,7 +128,8 @@ impl Session {
     pub(crate) fn device(&self) -> String {
         let device = self.on();
         let threads = device.threads();
-        let text = format!("{threads} thread{} ({})", if threads == 1 { "" } else { "s" }, device.kernels().isa());
+        let text =
+            format!("{threads} thread{} ({})", if threads == 1 { "" } else { "s" }, device.kernels().isa());
         match device.mesh().shape() {
             MeshShape::SINGLE => text,
             mesh => format!("{mesh} devices of {text}"),
@@ -176,8 +182,7 @@ mod tests {
         Room::one(2048).check_memory(&hf).unwrap();
         let error = Room::one(1 << 60).check_memory(&hf).unwrap_err().to_string();
         assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
-        let error =
-            Room { sequences: 1 << 50, ..Room::one(2048) }.check_memory(&hf).unwrap_err().to_string();
+        let error = Room { sequences: 1 << 50, ..Room::one(2048) }.check_memory(&hf).unwrap_err().to_string();
         assert!(error.contains("1125899906842624 times a context of 2048"), "{error}");
     }
 }

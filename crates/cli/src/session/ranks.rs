@@ -23,7 +23,11 @@ pub(super) struct Orders {
 ///
 /// # Errors
 /// Ranks that start from something else; a rank that cannot load its share.
-pub(super) fn lead(model: &OpenModel, orders: Orders, args: DeviceArgs) -> Result<(Leader<Share>, Followers)> {
+pub(super) fn lead(
+    model: &OpenModel,
+    orders: Orders,
+    args: DeviceArgs,
+) -> Result<(Leader<Share>, Followers)> {
     let mut ranks = join(args)?.into_iter();
     let mesh = ranks.next().context("a mesh has a first rank")?;
     let followers = ranks.map(|mesh| {
@@ -112,8 +116,11 @@ fn compare(mesh: &Mesh, facts: &Facts, args: DeviceArgs) -> Result<()> {
     let patient = mesh.clone().with_timeout(args.mesh.start_timeout());
     let bytes = serde_json::to_vec(facts).context("facts to compare")?;
     let all = patient.all_gather_bytes(bytes, Group::All)?;
-    let all: Vec<Facts> =
-        all.iter().map(|facts| serde_json::from_slice(facts)).collect::<Result<_, _>>().context("facts of ranks")?;
+    let all: Vec<Facts> = all
+        .iter()
+        .map(|facts| serde_json::from_slice(facts))
+        .collect::<Result<_, _>>()
+        .context("facts of ranks")?;
     let first = &all[0];
     for (rank, facts) in all.iter().enumerate() {
         let differs = first.iter().zip(facts).find(|(expected, got)| expected != got);

@@ -11,9 +11,7 @@ use anyhow::Result;
 use dsv3_deepseek::{Model, ModelState, ModelWeights};
 use dsv3_engine::{LanguageModel, ModelLimits};
 use dsv3_mesh::Layout;
-use dsv3_runtime::{
-    DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight,
-};
+use dsv3_runtime::{DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight};
 
 /// What one rank runs.
 pub(crate) struct Share {

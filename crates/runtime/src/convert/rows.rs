@@ -269,8 +269,7 @@ fn transpose(values: &[f32], rows: usize, out: &mut [f32]) {
 impl Stored {
     fn new(spec: &WeightSpec, checkpoint: &Checkpoint, tensor: RawTensor) -> Result<Self, Error> {
         let dtype = tensor.info.dtype;
-        let format =
-            dtype.format().ok_or_else(|| spec.error(format!("cannot be read as {dtype} here")))?;
+        let format = dtype.format().ok_or_else(|| spec.error(format!("cannot be read as {dtype} here")))?;
         let scales = match format {
             Format::Fp8 => {
                 let block = spec.scale_block.ok_or_else(|| {

@@ -33,7 +33,9 @@ impl<'a> WeightLoader<'a> {
     pub fn load(&mut self, saved: &SavedWeight) -> Result<Weight, Error> {
         saved.validate()?;
         let in_checkpoint = saved.data.location == Location::Checkpoint;
-        if let Some(scales) = saved.scales.as_ref().filter(|scales| scales.data.location != saved.data.location) {
+        if let Some(scales) =
+            saved.scales.as_ref().filter(|scales| scales.data.location != saved.data.location)
+        {
             let (scales, data) = (scales.data.file.display(), saved.data.file.display());
             return Err(error(saved, format!("its scales lie in {scales}, its elements in {data}")));
         }
@@ -77,7 +79,8 @@ impl<'a> WeightLoader<'a> {
         let row_bytes = saved.format.bytes(cols(&saved.shape)) as u64;
         let skipped = offset.checked_sub(info.offset).filter(|skipped| {
             let end = skipped.checked_add(*length);
-            skipped.checked_rem(row_bytes).unwrap_or(*skipped) == 0 && end.is_some_and(|end| end <= info.length)
+            skipped.checked_rem(row_bytes).unwrap_or(*skipped) == 0
+                && end.is_some_and(|end| end <= info.length)
         });
         let is_there = file == Path::new(self.checkpoint.shard(&info).name());
         match skipped.filter(|_| is_there) {
@@ -124,7 +127,8 @@ impl<'a> WeightLoader<'a> {
         let end = extent.offset.checked_add(extent.length).filter(|&end| end <= file.len() as u64);
         let end = end.ok_or_else(|| {
             let Extent { offset, length, file: name, .. } = extent;
-            let message = format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), name.display());
+            let message =
+                format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), name.display());
             error(saved, message)
         })?;
         Ok(file.slice(extent.offset as usize..end as usize))

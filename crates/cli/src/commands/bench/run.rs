@@ -45,7 +45,8 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
     };
     let precision = args.precision.or_fast();
     for &threads in &plan.threads {
-        let configs = OperatorConfigs::with_arithmetic(&model.hf, args.mesh.layout.layout(), precision.arithmetic)?;
+        let configs =
+            OperatorConfigs::with_arithmetic(&model.hf, args.mesh.layout.layout(), precision.arithmetic)?;
         let room = Room { cache: precision.cache, ..plan.room() };
         let mut session = {
             let device = DeviceArgs { threads, load: args.load, mesh: args.mesh };

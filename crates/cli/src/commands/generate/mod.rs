@@ -26,7 +26,12 @@ pub(crate) fn run(args: GenerateArgs) -> Result<()> {
     let texts = Texts::read(&args)?;
     let place = ModelPlace::resolve(&args.model)?;
     let model = OpenModel::open(&place)?;
-    let configs = OperatorConfigs::open(&model, args.device.mesh.layout.layout(), &args.configs, args.running.precision)?;
+    let configs = OperatorConfigs::open(
+        &model,
+        args.device.mesh.layout.layout(),
+        &args.configs,
+        args.running.precision,
+    )?;
     let reader = Reader::open(&model, &args)?;
     let prompts = reader.prompts(texts)?;
     let defaults = GenerationConfig::from_dir(model.dir())?;
