@@ -28,7 +28,10 @@ pub(super) fn lead(
     orders: Orders,
     args: DeviceArgs,
 ) -> Result<(Leader<Share>, Followers)> {
-    let mut ranks = join(args)?.into_iter();
+    let ranks = join(args)?;
+    let own: Vec<_> = ranks.iter().map(Mesh::rank).collect();
+    model.prepare(args.mesh.layout.layout(), &own)?;
+    let mut ranks = ranks.into_iter();
     let mesh = ranks.next().context("a mesh has a first rank")?;
     let followers = ranks.map(|mesh| {
         let model = model.clone();
@@ -99,10 +102,11 @@ fn threads(args: DeviceArgs) -> usize {
 }
 
 fn facts(model: &OpenModel, args: DeviceArgs) -> Facts {
-    let mut facts = vec![("dsv3".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
-    facts.push(("--mesh".to_owned(), args.mesh.layout.layout().to_string()));
-    facts.extend(model.facts());
-    facts
+    let own = [
+        ("the version of dsv3", env!("CARGO_PKG_VERSION").to_owned()),
+        ("--mesh", args.mesh.layout.layout().to_string()),
+    ];
+    own.into_iter().chain(model.facts()).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Compares with the leader's facts.

@@ -37,7 +37,7 @@ impl Share {
     ) -> Result<Self> {
         let hf = &model.hf;
         room.check_memory(hf)?;
-        let weights: ModelWeights<Weight> = model.weights(layout, device.mesh().rank())?;
+        let weights: ModelWeights<Weight> = model.load(layout, device.mesh().rank())?;
         let limits = room.limits(hf);
         let state = ModelState::new(hf, layout, &room.capacity(), room.cache)?;
         let read_ahead = load::load(&weights, load, &device)?;

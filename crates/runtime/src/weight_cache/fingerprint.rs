@@ -1,9 +1,9 @@
 //! What a checkpoint is at a moment.
 
-use crate::Checkpoint;
+use crate::{Checkpoint, ShardFile};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::time::UNIX_EPOCH;
+use std::{fmt, time::UNIX_EPOCH};
 
 /// What a cache was made from: a hash over config.json, the index, and the name, size and time of
 /// every shard.
@@ -11,9 +11,28 @@ use std::time::UNIX_EPOCH;
 #[serde(transparent)]
 pub struct Fingerprint(pub(super) String);
 
+impl fmt::Display for Fingerprint {
+    /// As many digits as tell two apart.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.12}", self.0)
+    }
+}
+
 impl Fingerprint {
     /// The fingerprint of a checkpoint as it lies there now. Reads no weights.
     pub fn of(checkpoint: &Checkpoint, config_json: &[u8]) -> Self {
+        Self::with(checkpoint, config_json, |shard| {
+            let modified = shard.modified().duration_since(UNIX_EPOCH).unwrap_or_default();
+            modified.as_nanos()
+        })
+    }
+
+    /// The fingerprint of all copies of a checkpoint, wherever and since whenever they lie there.
+    pub fn of_copies(checkpoint: &Checkpoint, config_json: &[u8]) -> Self {
+        Self::with(checkpoint, config_json, |_| 0)
+    }
+
+    fn with(checkpoint: &Checkpoint, config_json: &[u8], time: impl Fn(&ShardFile) -> u128) -> Self {
         let mut hash = Sha256::new();
         let mut part = |bytes: &[u8]| {
             // The length keeps neighbours apart.
@@ -22,10 +41,9 @@ impl Fingerprint {
         };
         part(config_json);
         for shard in checkpoint.shards() {
-            let modified = shard.modified().duration_since(UNIX_EPOCH).unwrap_or_default();
             part(shard.name().as_bytes());
             part(&shard.size().to_le_bytes());
-            part(&modified.as_nanos().to_le_bytes());
+            part(&time(shard).to_le_bytes());
         }
         // What the index says, as far as the files bear it out: opening has checked that.
         for tensor in checkpoint.tensors() {
