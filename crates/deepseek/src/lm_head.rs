@@ -90,13 +90,13 @@ impl Module for LmHead {
 fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<LmHeadConfig, Error> {
     let vocab = spec::over_columns("vocab_size", hf.vocab_size, mesh)?;
     Ok(LmHeadConfig {
-        all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+        all_gather: AllGatherConfig::features(Axis::Columns),
         linear: ops::LinearConfig::new(mode, hf.hidden_size, vocab),
     })
 }
 
 fn forward(x: Tensor, cfg: &LmHeadConfig, w: &LmHeadWeights<Weight>, device: &Device) -> Tensor {
-    let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+    let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let logits = ops::linear(&x, &w.weight, &cfg.linear, device); // [tokens, vocab / columns]
     device.all_gather(logits, &cfg.all_gather)
 }

@@ -166,7 +166,7 @@ impl Module for Mla {
         let mut rotate = |x: RopeInput<'_>| {
             Rope::forward_prefill(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
-        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
         let mut latents = latents(x, cfg, w, device); // [tokens, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: cfg.attention.kv_lora_rank, heads: 1 })?;
         ops::paged_fill_cache(cache, &latents, step.start, step.pages, &cfg.paged_cache)?;
@@ -200,7 +200,7 @@ impl Module for Mla {
             Rope::forward_decode(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
         let shape = &cfg.attention;
-        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [users, hidden]
         let mut latents = latents(x, cfg, w, device); // [users, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: shape.kv_lora_rank, heads: 1 })?;
         ops::paged_update_cache(cache, &latents, step.positions, step.pages, &cfg.paged_cache)?;
@@ -224,7 +224,7 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlaConfig, Error
         None => None,
     };
     Ok(MlaConfig {
-        all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+        all_gather: AllGatherConfig::features(Axis::Columns),
         wq_a,
         q_norm: shape.q_lora_rank.map(norm),
         wq_b: linear(shape.q_lora_rank.unwrap_or(hf.hidden_size), heads * shape.qk_head_dim()),
@@ -253,7 +253,7 @@ fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device)
         (Some(wq_a), Some(q_norm), Some(w_a), Some(w_norm)) => {
             let mut compressed = ops::linear(x, w_a, wq_a, device); // [tokens, q_lora_rank / columns]
             ops::add_bias(&mut compressed, w.wq_a_bias.as_deref(), device);
-            let mut compressed = device.all_gather(compressed, &cfg.all_gather);
+            let mut compressed = device.all_gather(compressed, &cfg.all_gather)?;
             ops::rms_norm(&mut compressed, w_norm, q_norm, device);
             ops::linear(&compressed, &w.wq_b, &cfg.wq_b, device)
         }
@@ -268,7 +268,7 @@ fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device)
 fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
     let mut latents = ops::linear(x, &w.wkv_a, &cfg.wkv_a, device); // [tokens, (kv_lora_rank + rope) / columns]
     ops::add_bias(&mut latents, w.wkv_a_bias.as_deref(), device);
-    let mut latents = device.all_gather(latents, &cfg.all_gather);
+    let mut latents = device.all_gather(latents, &cfg.all_gather)?;
     ops::rms_norm(&mut latents, &w.kv_norm, &cfg.kv_norm, device);
     latents
 }
@@ -276,7 +276,7 @@ fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device)
 /// # Shapes
 /// `[tokens, heads * v]` to `[tokens, hidden / columns]`.
 fn output(heads: Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
-    let heads = device.all_gather(heads, &cfg.all_gather); // [tokens, all heads * v]
+    let heads = device.all_gather(heads, &cfg.all_gather)?; // [tokens, all heads * v]
     let mut out = ops::linear(&heads, &w.wo, &cfg.wo, device);
     ops::add_bias(&mut out, w.wo_bias.as_deref(), device);
     out

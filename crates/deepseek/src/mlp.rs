@@ -133,17 +133,17 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlpConfig, Error
         projections(hf, mesh, mode, "intermediate_size", hf.intermediate_size)?;
     let cluster_axis = Axis::Columns;
     Ok(MlpConfig {
-        all_gather: AllGatherConfig { cluster_axis },
+        all_gather: AllGatherConfig::features(cluster_axis),
         w1,
         w3,
         mul_activation,
         w2,
-        reduce_scatter: ReduceScatterConfig { cluster_axis },
+        reduce_scatter: ReduceScatterConfig::features(cluster_axis),
     })
 }
 
 fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
-    let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+    let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let &MlpConfig { w1, w2, w3, mul_activation, .. } = cfg;
     let partial = gated_mlp(&x, &ops::ExpertsConfig { w1, w2, w3, mul_activation }, w, device);
     device.reduce_scatter(partial, &cfg.reduce_scatter)

@@ -112,7 +112,7 @@ impl Module for Mtp {
             embedding: Embedding::prefill_model_config(hf, mesh)?,
             enorm: norm.clone(),
             hnorm: norm.clone(),
-            all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+            all_gather: AllGatherConfig::features(Axis::Columns),
             eh_proj: eh_proj(hf, mesh, Mode::Prefill)?,
             decoder_block: MoeDecoderBlock::prefill_model_config(hf, mesh)?,
             norm,
@@ -194,8 +194,8 @@ fn join(
     w: &MtpWeights<Weight>,
     device: &Device,
 ) -> Tensor {
-    let embedded = device.all_gather(embedded, &cfg.all_gather); // [tokens, hidden]
-    let hidden = device.all_gather(hidden, &cfg.all_gather);
+    let embedded = device.all_gather(embedded, &cfg.all_gather)?; // [tokens, hidden]
+    let hidden = device.all_gather(hidden, &cfg.all_gather)?;
     let joined = embedded.concat_columns(&hidden); // [tokens, 2 * hidden]
     ops::linear(&joined, &w.eh_proj, &cfg.eh_proj, device)
 }

@@ -54,7 +54,7 @@ impl Module for RmsNorm {
     fn prefill_model_config(hf: &HfConfig, mesh: MeshShape) -> Result<RmsNormConfig, Error> {
         spec::over_columns("hidden_size", hf.hidden_size, mesh)?;
         Ok(RmsNormConfig {
-            all_reduce: AllReduceConfig { cluster_axis: Axis::Columns },
+            all_reduce: AllReduceConfig::new(Axis::Columns),
             rms_norm: ops::RmsNormConfig { epsilon: hf.rms_norm_eps, features: hf.hidden_size },
         })
     }
@@ -90,6 +90,6 @@ impl Module for RmsNorm {
 
 fn forward(x: &Tensor, cfg: &RmsNormConfig, w: &RmsNormWeights<Weight>, device: &Device) -> Tensor {
     let squares = ops::rms_norm_pre_all_gather(x, device); // [tokens, 1]
-    let squares = device.all_reduce(squares, &cfg.all_reduce);
+    let squares = device.all_reduce(squares, &cfg.all_reduce)?;
     ops::rms_norm_post_all_gather(x, &squares, &w.weight, &cfg.rms_norm, device)
 }
