@@ -10,8 +10,11 @@
 
 mod config;
 mod error;
+mod launch;
 mod layout;
 mod mesh;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod payload;
 mod shape;
 mod shard;
@@ -22,8 +25,11 @@ mod view;
 
 pub use config::{AllGatherConfig, AllReduceConfig, AllToAllConfig, Dim, ReduceScatterConfig, Topology};
 pub use error::{Cause, Peer, TransportError};
+pub use launch::launched_processes;
 pub use layout::{ExpertSharding, Layout, ParseExpertShardingError};
 pub use mesh::{DEFAULT_TIMEOUT, Mesh};
+#[cfg(feature = "mpi")]
+pub use mpi::MpiError;
 pub use payload::Payload;
 pub use shape::{Axis, Group, MeshShape, ParseMeshShapeError, Rank};
 pub use shard::{Placement, ShardError, shard};

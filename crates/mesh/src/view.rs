@@ -63,7 +63,8 @@ impl View {
     /// # Panics
     /// If the buffer ends before the last row.
     pub fn strided(buffer: Buffer, start: usize, rows: usize, [width, stride]: [usize; 2]) -> Self {
-        let end = if rows == 0 { start } else { start + (rows - 1) * stride + width };
+        // No rows lie anywhere.
+        let (start, end) = if rows == 0 { (0, 0) } else { (start, start + (rows - 1) * stride + width) };
         assert!(width <= stride && end <= buffer.bytes().len(), "{rows} rows of {width} bytes end at {end}");
         Self { buffer, start, rows, width, stride }
     }
@@ -139,7 +140,8 @@ mod tests {
     fn what_nobody_else_holds_is_not_copied() {
         let values = vec![1.0_f32, 2.0];
         let address = values.as_ptr();
-        assert_eq!(View::whole(Buffer::from(values)).into_values().as_ptr(), address);
+        let values = View::whole(Buffer::from(values)).into_values();
+        assert_eq!(values.as_ptr(), address);
         let shared = Buffer::from(vec![1_u8, 2]);
         let bytes = View::whole(shared.clone()).into_bytes();
         assert_eq!(bytes.as_ptr(), shared.bytes().as_ptr());
