@@ -73,6 +73,22 @@ pub(crate) enum Command {
     Bench(BenchArgs),
 }
 
+impl Command {
+    /// Which model the command runs, and on what; none for a command that runs none.
+    pub(crate) fn on_a_mesh(&self) -> Option<(&ModelArgs, DeviceArgs)> {
+        match self {
+            Self::Generate(args) => Some((&args.model, args.device)),
+            Self::Logits(args) => Some((&args.model, args.device)),
+            Self::Eval(args) => {
+                let args = args.command.running();
+                Some((&args.model, args.device))
+            }
+            Self::Bench(BenchArgs { command: BenchCommand::Run(args) }) => Some((&args.model, args.device())),
+            Self::Bench(_) | Self::Convert(_) | Self::Config(_) | Self::Inspect(_) => None,
+        }
+    }
+}
+
 /// Which model, and where its cache lies.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {

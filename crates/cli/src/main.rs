@@ -16,20 +16,19 @@ mod output;
 mod progress;
 mod session;
 
+use anyhow::{Result, bail};
 use args::{Cli, Command};
 use clap::Parser;
+use dsv3_engine::LEADER;
+use dsv3_mesh::launched_rank;
+use model::{ModelPlace, OpenModel};
+use session::is_launched;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Generate(args) => commands::generate::run(*args),
-        Command::Convert(args) => commands::convert::run(&args),
-        Command::Config(args) => commands::config::run(&args),
-        Command::Logits(args) => commands::logits::run(&args),
-        Command::Eval(args) => commands::eval::run(&args),
-        Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Bench(args) => commands::bench::run(args.command),
-    };
+    let command = Cli::parse().command;
+    let result =
+        if is_launched() && launched_rank() != Some(LEADER) { follow(&command) } else { run(command) };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast::<clap::Error>() {
         Ok(usage) => usage.exit(),
@@ -39,6 +38,30 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> Result<()> {
+    if is_launched() && command.on_a_mesh().is_none() {
+        bail!("this command is for one process: start it without a launcher");
+    }
+    match command {
+        Command::Generate(args) => commands::generate::run(*args),
+        Command::Convert(args) => commands::convert::run(&args),
+        Command::Config(args) => commands::config::run(&args),
+        Command::Logits(args) => commands::logits::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Bench(args) => commands::bench::run(args.command),
+    }
+}
+
+/// What the processes after the first do where a launcher started several: they follow it as ranks of its mesh.
+fn follow(command: &Command) -> Result<()> {
+    let Some((model, device)) = command.on_a_mesh() else {
+        // The first one says so.
+        return Ok(());
+    };
+    session::follow_launched(&OpenModel::open(&ModelPlace::resolve(model)?)?, device)
 }
 
 /// The error and its causes. A cause that its error already ends with is not said twice.

@@ -102,9 +102,19 @@ impl<M> Leader<M> {
     fn tell(&self, message: &Message) -> Result<(), dsv3_runtime::Error> {
         if self.mesh.shape().devices() > 1 {
             let bytes = postcard::to_stdvec(message).expect("a message is made of numbers and lists");
-            self.mesh.broadcast(Some(bytes), LEADER, Group::All)?;
+            let told = self.mesh.broadcast(Some(bytes), LEADER, Group::All);
+            self.checked(told.map_err(Into::into))?;
         }
         Ok(())
+    }
+
+    /// Ends the job where another rank is the cause of an error: those that are left must not wait for each other, and
+    /// one of them is to say why.
+    fn checked<T>(&self, result: Result<T, dsv3_runtime::Error>) -> Result<T, dsv3_runtime::Error> {
+        if let Err(error @ dsv3_runtime::Error::Transport(_)) = &result {
+            self.mesh.abort(&error.to_string());
+        }
+        result
     }
 }
 
@@ -127,7 +137,8 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
                 row: step.row,
             })?;
         }
-        self.model.forward_prefill(tokens, step)
+        let result = self.model.forward_prefill(tokens, step);
+        self.checked(result)
     }
 
     fn forward_decode(
@@ -143,7 +154,8 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
                 rows: step.rows.to_vec(),
             })?;
         }
-        self.model.forward_decode(tokens, step)
+        let result = self.model.forward_decode(tokens, step);
+        self.checked(result)
     }
 }
 

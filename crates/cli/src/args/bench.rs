@@ -1,6 +1,6 @@
 //! `dsv3 bench` and what stands behind it.
 
-use super::{LoadArgs, MeshArgs, ModelArgs, PrecisionArgs};
+use super::{DeviceArgs, LoadArgs, MeshArgs, ModelArgs, PrecisionArgs};
 use clap::{Args, Subcommand};
 use dsv3_runtime::Format;
 use std::path::PathBuf;
@@ -106,6 +106,13 @@ pub(crate) struct BenchRunArgs {
     pub(crate) mesh: MeshArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
+}
+
+impl BenchRunArgs {
+    /// The devices of the first measurement.
+    pub(crate) fn device(&self) -> DeviceArgs {
+        DeviceArgs { threads: self.threads.first().copied(), load: self.load, mesh: self.mesh }
+    }
 }
 
 /// `dsv3 bench plot`.

@@ -44,6 +44,17 @@ pub(crate) enum EvalCommand {
     TeacherForcing(TeacherForcingArgs),
 }
 
+impl EvalCommand {
+    /// How the model runs.
+    pub(crate) fn running(&self) -> &EvalRunArgs {
+        match self {
+            Self::Perplexity(args) => &args.run,
+            Self::Divergence(args) => &args.run,
+            Self::TeacherForcing(args) => &args.run,
+        }
+    }
+}
+
 /// A text to measure on.
 #[derive(Clone, Debug, Args)]
 #[group(id = "input", multiple = false)]

@@ -14,6 +14,7 @@ use dsv3_runtime::{
 };
 use indicatif::DecimalBytes;
 use ranks::{Followers, Orders};
+pub(crate) use ranks::{follow_launched, is_launched};
 use serde::{Deserialize, Serialize};
 use share::Share;
 

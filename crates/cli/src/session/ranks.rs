@@ -4,10 +4,13 @@ use super::{Room, share::Share};
 use crate::{args::DeviceArgs, model::OpenModel, operator_configs::OperatorConfigs};
 use anyhow::{Context, Result, bail};
 use dsv3_engine::{LEADER, Leader, follow};
-use dsv3_mesh::{Group, Mesh, Rank};
+use dsv3_mesh::{Group, Mesh, MeshShape, Rank, launched_neighbours, launched_processes};
 use dsv3_runtime::Device;
 use serde::{Deserialize, Serialize};
-use std::thread::{self, JoinHandle};
+use std::{
+    num::NonZeroUsize,
+    thread::{self, JoinHandle},
+};
 
 /// What all ranks must have in common before they start, each with a name for the user.
 type Facts = Vec<(String, String)>;
@@ -29,8 +32,11 @@ pub(super) fn lead(
     args: DeviceArgs,
 ) -> Result<(Leader<Share>, Followers)> {
     let ranks = join(args)?;
-    let own: Vec<_> = ranks.iter().map(Mesh::rank).collect();
-    model.prepare(args.mesh.layout.layout(), &own)?;
+    if ranks.len() > 1 {
+        // Together, which reads the checkpoint once.
+        let own: Vec<_> = ranks.iter().map(Mesh::rank).collect();
+        model.prepare(args.mesh.layout.layout(), &own)?;
+    }
     let mut ranks = ranks.into_iter();
     let mesh = ranks.next().context("a mesh has a first rank")?;
     let followers = ranks.map(|mesh| {
@@ -40,16 +46,27 @@ pub(super) fn lead(
         thread::Builder::new().name(name).spawn(follower).context("a thread for a rank")
     });
     let followers = Followers(followers.collect::<Result<_>>()?);
-    // Where it fails it lets go of the mesh, and the followers end.
-    Ok((begin(model, mesh, orders, args)?, followers))
+    let share = begin(model, &mesh, orders, args).inspect_err(|error| mesh.abort(&crate::one_line(error)))?;
+    Ok((Leader::new(share, mesh), followers))
 }
 
-fn begin(model: &OpenModel, mesh: Mesh, orders: Orders, args: DeviceArgs) -> Result<Leader<Share>> {
-    compare(&mesh, &facts(model, args), args)?;
+fn begin(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
+    let all = gather_facts(mesh, &facts(model, args), args)?;
+    compare(mesh, &all)?;
     let bytes = serde_json::to_vec(&orders).context("the orders for all ranks")?;
     mesh.broadcast(Some(bytes), LEADER, Group::All)?;
-    let share = open(model, &mesh, orders, args)?;
-    Ok(Leader::new(share, mesh))
+    open(model, mesh, orders, args)
+}
+
+/// Follows as the one rank of this process.
+///
+/// # Errors
+/// Only before there is a mesh; what fails later ends the job.
+pub(crate) fn follow_launched(model: &OpenModel, args: DeviceArgs) -> Result<()> {
+    for mesh in join(args)? {
+        run_follower(model, &mesh, args);
+    }
+    Ok(())
 }
 
 /// The threads of the other ranks. Ends when these do.
@@ -72,22 +89,44 @@ fn run_follower(model: &OpenModel, mesh: &Mesh, args: DeviceArgs) {
 }
 
 fn try_follow(model: &OpenModel, mesh: &Mesh, args: DeviceArgs) -> Result<()> {
-    compare(mesh, &facts(model, args), args)?;
-    let orders = mesh.broadcast(None, LEADER, Group::All)?;
+    gather_facts(mesh, &facts(model, args), args)?;
+    let patient = mesh.clone().with_timeout(args.mesh.start_timeout());
+    let orders = patient.broadcast(None, LEADER, Group::All)?;
     let orders = serde_json::from_slice(&orders).context("the leader's orders")?;
     let mut share = open(model, mesh, orders, args)?;
     Ok(follow(&mut share, mesh)?)
 }
 
-/// The ranks that run in this process.
+/// The ranks that run in this process: the one that a launcher made it, or all of them.
 fn join(args: DeviceArgs) -> Result<Vec<Mesh>> {
     let shape = args.mesh.layout.mesh;
-    Ok(Mesh::threads(shape).into_iter().map(|mesh| mesh.with_timeout(args.mesh.timeout())).collect())
+    let ranks = if is_launched() { vec![launched(shape)?] } else { Mesh::threads(shape) };
+    Ok(ranks.into_iter().map(|mesh| mesh.with_timeout(args.mesh.timeout())).collect())
+}
+
+/// Whether this process is one of several that were started together.
+pub(crate) fn is_launched() -> bool {
+    launched_processes().is_some_and(|processes| processes > 1)
+}
+
+#[cfg(feature = "mpi")]
+fn launched(shape: MeshShape) -> Result<Mesh> {
+    Ok(Mesh::mpi(shape)?)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn launched(_: MeshShape) -> Result<Mesh> {
+    bail!(
+        "this process is one of {} that were started together, but this dsv3 was built without MPI: build it with \
+         `cargo build --release --features mpi`",
+        launched_processes().unwrap_or(1)
+    )
 }
 
 /// Loads a rank's share, and waits until all others have theirs.
 fn open(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
     let layout = args.mesh.layout.layout();
+    model.prepare(layout, &[mesh.rank()])?;
     let device = Device::of_rank(mesh.clone(), threads(args))?;
     let share = Share::open(model, layout, orders.configs, orders.room, device, args.load)?;
     mesh.clone().with_timeout(args.mesh.start_timeout()).barrier(Group::All)?;
@@ -96,8 +135,11 @@ fn open(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Res
 
 /// Threads of a device: as many as are asked for, or the cores by the devices that share them.
 fn threads(args: DeviceArgs) -> usize {
-    let cores = || thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let devices = args.mesh.layout.mesh.devices();
+    let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let devices = match launched_neighbours() {
+        Some(processes) => processes,
+        None => args.mesh.layout.mesh.devices(),
+    };
     args.threads.map_or_else(|| (cores() / devices).max(1), usize::from)
 }
 
@@ -109,28 +151,25 @@ fn facts(model: &OpenModel, args: DeviceArgs) -> Facts {
     own.into_iter().chain(model.facts()).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Compares with the leader's facts.
-///
-/// # Errors
-/// The first difference, by the ranks' names; on every rank the same.
-fn compare(mesh: &Mesh, facts: &Facts, args: DeviceArgs) -> Result<()> {
-    if mesh.shape().devices() == 1 {
-        return Ok(());
-    }
+/// Tells all ranks what this one starts from. Gives what each one starts from.
+fn gather_facts(mesh: &Mesh, facts: &Facts, args: DeviceArgs) -> Result<Vec<Facts>> {
     let patient = mesh.clone().with_timeout(args.mesh.start_timeout());
     let bytes = serde_json::to_vec(facts).context("facts to compare")?;
     let all = patient.all_gather_bytes(bytes, Group::All)?;
-    let all: Vec<Facts> = all
-        .iter()
-        .map(|facts| serde_json::from_slice(facts))
-        .collect::<Result<_, _>>()
-        .context("facts of ranks")?;
-    let first = &all[0];
+    let all: Result<Vec<Facts>, _> = all.iter().map(|facts| serde_json::from_slice(facts)).collect();
+    all.context("what the ranks start from")
+}
+
+/// Compares all ranks with the leader.
+///
+/// # Errors
+/// The first difference, with the name of the rank.
+fn compare(mesh: &Mesh, all: &[Facts]) -> Result<()> {
     for (rank, facts) in all.iter().enumerate() {
-        let differs = first.iter().zip(facts).find(|(expected, got)| expected != got);
-        if let Some(((name, expected), (_, got))) = differs {
+        if let Some(((name, expected), (_, got))) = all[0].iter().zip(facts).find(|(own, other)| own != other)
+        {
             let (peer, leader) = (mesh.peer(Rank(rank)), mesh.peer(LEADER));
-            bail!("{peer} starts from something else: {name} is {got}, on {leader} it is {expected}");
+            bail!("{peer} starts from something else: {name} is {got}, but {expected} on {leader}");
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ use crate::{
     operator_configs::OperatorConfigs,
     output::note,
     progress::{Progress, Unit},
-    session::{PREFILL_CHUNK, Room, Session},
+    session::{PREFILL_CHUNK, Room, Session, is_launched},
 };
 use anyhow::{Result, bail};
 use clap::{CommandFactory, error::ErrorKind};
@@ -49,7 +49,7 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
             OperatorConfigs::with_arithmetic(&model.hf, args.mesh.layout.layout(), precision.arithmetic)?;
         let room = Room { cache: precision.cache, ..plan.room() };
         let mut session = {
-            let device = DeviceArgs { threads, load: args.load, mesh: args.mesh };
+            let device = DeviceArgs { threads, ..args.device() };
             Session::open(&model, configs, room, device)?
         };
         let ceilings = Ceilings::measure(session.on());
@@ -85,6 +85,10 @@ impl Plan {
     fn resolve(args: &BenchRunArgs) -> Result<Self> {
         if args.prompt == 0 && args.generate == 0 {
             let message = "--prompt 0 and --generate 0 leave nothing to measure";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, message).into());
+        }
+        if args.threads.len() > 1 && is_launched() {
+            let message = "several processes measure one number of --threads";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, message).into());
         }
         let sorted = |list: &[u32]| {
