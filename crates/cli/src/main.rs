@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use args::{Cli, Command};
 use clap::Parser;
 use dsv3_engine::LEADER;
-use dsv3_mesh::launched_rank;
+use dsv3_mesh::{launched_processes, launched_rank};
 use model::{ModelPlace, OpenModel};
 use session::is_launched;
 use std::process::ExitCode;
@@ -41,8 +41,16 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    if is_launched() && command.on_a_mesh().is_none() {
-        bail!("this command is for one process: start it without a launcher");
+    if let Some(processes) = launched_processes().filter(|_| is_launched()) {
+        if command.on_a_mesh().is_none() {
+            bail!("this command is for one process: start it without a launcher");
+        }
+        if !cfg!(feature = "mpi") {
+            bail!(
+                "this process is one of {processes} that were started together, but this dsv3 was built without \
+                 MPI: build it with `cargo build --release --features mpi`"
+            );
+        }
     }
     match command {
         Command::Generate(args) => commands::generate::run(*args),

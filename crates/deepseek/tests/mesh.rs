@@ -9,12 +9,13 @@ use dsv3_deepseek::{
 };
 use dsv3_mesh::{Axis, ExpertSharding, Layout, MeshShape};
 use dsv3_runtime::{DecodeStep, LogitRows, Module, PrefillStep, Prefix, SavedWeight, Tensor, TokenId};
+use proptest::prelude::*;
 use serde::{Serialize, de::DeserializeOwned};
 use support::{
     assert_close, block_sums, concat_rows, f32_tolerance,
     mesh::{Place, Ranks},
     mla_sums, mlp_sums, moe_sums,
-    shapes::{Subject, noise, subjects, text},
+    shapes::{Subject, config, noise, subjects, text},
     stages::Stages,
 };
 
@@ -304,23 +305,73 @@ fn users_of(stages: &Stages<Model>, place: Place, tokens: &[Vec<TokenId>], next:
     concat_rows(logits.into_iter())
 }
 
+/// Users of a model on a mesh, against the same on one device.
+fn check_users(subject: &Subject, layouts: &[Layout]) -> usize {
+    const RELATIVE: f64 = 1e-5;
+    let hf = &subject.hf;
+    let tokens = [13, 2, 8].map(|length| text(hf, length)).to_vec();
+    let next = text(hf, 3);
+    let run = |layout| {
+        let part = Part { subject, layout, at: String::new(), sums: Vec::new() };
+        let ranks = part.ranks::<Model>()?;
+        Some(ranks.each(|stages, place| users_of(stages, place, &tokens, &next)))
+    };
+    let expected = run(Layout::SINGLE).expect("one device takes every model").remove(0);
+    let outputs = layouts.iter().filter_map(|&layout| Some((layout, run(layout)?)));
+    outputs
+        .map(|(layout, outputs)| {
+            for output in outputs {
+                assert_close(&format!("{} on {layout}", subject.name), &output, &expected, RELATIVE);
+            }
+        })
+        .count()
+}
+
 #[test]
 fn the_whole_model_gives_the_logits_of_one_device() {
-    const RELATIVE: f64 = 1e-5;
     for subject in &subjects() {
-        let hf = &subject.hf;
-        let tokens = [13, 2, 8].map(|length| text(hf, length)).to_vec();
-        let next = text(hf, 3);
-        let mut expected = None;
-        for layout in layouts() {
-            let part = Part { subject, layout, at: String::new(), sums: Vec::new() };
-            let Some(ranks) = part.ranks::<Model>() else { continue };
-            let outputs = ranks.each(|stages, place| users_of(stages, place, &tokens, &next));
-            let expected = expected.get_or_insert_with(|| outputs[0].clone());
-            for output in outputs {
-                let name = format!("{} on {layout}", subject.name);
-                assert_close(&name, &output, expected, RELATIVE);
-            }
-        }
+        let layouts = layouts();
+        let count = check_users(subject, &layouts);
+        // The embedded model divides over all of them.
+        assert!(count == layouts.len() || subject.name != "tiny", "{count} layouts");
+    }
+}
+
+fn any_config() -> impl Strategy<Value = serde_json::Value> {
+    let sizes = (1_usize..5, 1_usize..13, 1_usize..9, 1_usize..9, 1_usize..13);
+    let choices = (any::<bool>(), any::<bool>(), 1_usize..4, 0_usize..3, 0_usize..3);
+    (sizes, choices).prop_map(|((heads, rank, hidden, intermediate, vocab), choices)| {
+        let (has_query_rank, has_bias, groups, shared, dense) = choices;
+        serde_json::json!({
+            "hidden_size": 4 * hidden, "num_attention_heads": heads, "kv_lora_rank": 2 * rank,
+            "q_lora_rank": has_query_rank.then_some(2 * rank), "attention_bias": has_bias,
+            "intermediate_size": 4 * intermediate, "moe_intermediate_size": 2 * intermediate,
+            "vocab_size": 4 * vocab, "n_routed_experts": 4 * groups, "n_group": groups,
+            "topk_group": groups.div_ceil(2), "n_shared_experts": shared, "first_k_dense_replace": dense,
+            "num_nextn_predict_layers": 0,
+        })
+    })
+}
+
+fn any_layout() -> impl Strategy<Value = Layout> {
+    (1_usize..4, 1_usize..5, any::<bool>()).prop_map(|(rows, columns, by_expert)| {
+        let mesh: MeshShape = format!("{rows}x{columns}").parse().unwrap();
+        let experts = if by_expert { ExpertSharding::Expert } else { ExpertSharding::Tensor };
+        Layout { mesh, experts }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever the model and the mesh: it runs right, or is refused by name.
+    #[test]
+    fn any_model_on_any_mesh_runs_right_or_is_refused(
+        changes in any_config(),
+        layout in any_layout(),
+        seed in any::<u64>(),
+    ) {
+        let subject = Subject::random(changes.to_string(), config(&changes), seed);
+        check_users(&subject, &[layout]);
     }
 }

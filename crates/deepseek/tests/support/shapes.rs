@@ -57,14 +57,20 @@ pub fn subjects() -> Vec<Subject> {
         checkpoint: case.checkpoint_path(),
         _dir: None,
     });
-    let random = shapes().into_iter().enumerate().map(|(index, hf)| {
-        let weights = random_weights(&hf, index as u64);
+    let random = shapes().into_iter().enumerate();
+    let random = random.map(|(index, hf)| Subject::random(format!("random {index}"), hf, index as u64));
+    cases.chain(random).collect()
+}
+
+impl Subject {
+    /// A model of random weights.
+    pub fn random(name: String, hf: HfConfig, seed: u64) -> Self {
+        let weights = random_weights(&hf, seed);
         let dir = tempfile::tempdir().unwrap();
         write_checkpoint(dir.path(), &weights);
         let checkpoint = dir.path().to_owned();
-        Subject { name: format!("random {index}"), hf, weights, checkpoint, _dir: Some(dir) }
-    });
-    cases.chain(random).collect()
+        Self { name, hf, weights, checkpoint, _dir: Some(dir) }
+    }
 }
 
 fn write_checkpoint(dir: &Path, weights: &F32Weights) {
