@@ -41,12 +41,12 @@ pub(crate) fn load(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Devi
         return Ok(ReadAhead::start(mapped.chunks()));
     }
     if args.mlock {
-        check_lock_limit(mapped.file_bytes(), lock_limit())?;
+        check_lock_limit(mapped.bytes(), lock_limit())?;
     }
     let option = if args.mlock { "--mlock" } else { "--preload" };
     preload(&mapped.chunks(), option, device)?;
     if args.mlock {
-        mapped.lock().map_err(|error| refusal(mapped.file_bytes(), &error))?;
+        mapped.lock().map_err(|error| refusal(mapped.bytes(), &error))?;
     }
     Ok(ReadAhead::default())
 }

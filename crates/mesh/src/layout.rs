@@ -1,6 +1,6 @@
 //! How a model is laid over a mesh.
 
-use crate::MeshShape;
+use crate::{Axis, MeshShape, Rank};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -55,6 +55,24 @@ pub struct Layout {
 impl Layout {
     /// Everything on one device.
     pub const SINGLE: Self = Self { mesh: MeshShape::SINGLE, experts: ExpertSharding::Tensor };
+
+    /// The first rank that holds the same weights as `rank`: rows hold copies of each other, unless each expert lies on
+    /// one device of all.
+    ///
+    /// # Panics
+    /// If the mesh has no such rank.
+    pub fn weight_rank(self, rank: Rank) -> Rank {
+        assert!(rank.0 < self.mesh.devices(), "rank {} of {self}", rank.0);
+        match self.experts {
+            ExpertSharding::Tensor => Rank(self.mesh.coordinate(rank, Axis::Columns)),
+            ExpertSharding::Expert => rank,
+        }
+    }
+
+    /// The ranks whose weights differ, in order: between them they hold all that any rank does.
+    pub fn weight_ranks(self) -> impl Iterator<Item = Rank> {
+        (0..self.mesh.devices()).map(Rank).filter(move |&rank| self.weight_rank(rank) == rank)
+    }
 }
 
 impl From<MeshShape> for Layout {
@@ -83,6 +101,18 @@ mod tests {
         let mesh: MeshShape = "2x4".parse().unwrap();
         assert_eq!(Layout::from(mesh).to_string(), "2x4");
         assert_eq!(Layout { mesh, experts: ExpertSharding::Expert }.to_string(), "2x4-expert");
+    }
+
+    #[test]
+    fn rows_share_weights_unless_experts_lie_on_single_devices() {
+        let mesh: MeshShape = "2x3".parse().unwrap();
+        let layout = Layout::from(mesh);
+        let shared: Vec<_> = (0..6).map(|rank| layout.weight_rank(Rank(rank)).0).collect();
+        assert_eq!(shared, [0, 1, 2, 0, 1, 2]);
+        assert_eq!(layout.weight_ranks().collect::<Vec<_>>(), [0, 1, 2].map(Rank));
+        let layout = Layout { mesh, experts: ExpertSharding::Expert };
+        assert!((0..6).all(|rank| layout.weight_rank(Rank(rank)) == Rank(rank)));
+        assert_eq!(layout.weight_ranks().count(), 6);
     }
 
     #[test]

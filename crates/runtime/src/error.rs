@@ -40,6 +40,14 @@ pub enum Error {
     /// A shape that does not divide over the mesh.
     #[error(transparent)]
     Shard(#[from] dsv3_mesh::ShardError),
+    /// The same, where it is known which mesh it is.
+    #[error("a mesh of {layout}: {source}")]
+    Mesh {
+        /// The mesh.
+        layout: dsv3_mesh::Layout,
+        /// What does not divide.
+        source: dsv3_mesh::ShardError,
+    },
     /// A request outside of what the model or its state can hold.
     #[error("{0}")]
     Request(String),
@@ -50,5 +58,13 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    /// Names the mesh over which something does not divide; other errors stay as they are.
+    pub(crate) fn on(self, layout: dsv3_mesh::Layout) -> Self {
+        match self {
+            Self::Shard(source) => Self::Mesh { layout, source },
+            other => other,
+        }
     }
 }

@@ -25,4 +25,16 @@ impl Formats {
     pub fn of(&self, kind: Option<WeightKind>) -> Option<Format> {
         self.kinds.get(kind?.0).copied()
     }
+
+    /// The format that a weight of this kind gets, which would stay in `stays`: what is asked for, where the `cols`
+    /// columns that a device holds of its rows are whole blocks of it; else q8_0 for q4_K, else what it has.
+    pub fn choose(&self, kind: Option<WeightKind>, stays: Format, cols: usize) -> Format {
+        let fits = |format: Format| cols.is_multiple_of(format.block_cols());
+        match self.of(kind) {
+            None | Some(Format::Fp8) => stays,
+            Some(Format::Q4K) if !fits(Format::Q4K) && fits(Format::Q8_0) => Format::Q8_0,
+            Some(format) if fits(format) => format,
+            Some(_) => stays,
+        }
+    }
 }

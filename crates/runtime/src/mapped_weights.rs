@@ -6,8 +6,9 @@ use std::{io, ops::Range, sync::Arc};
 /// Bytes that are asked of the system at once: long enough for a disk's full speed, short enough to show progress and
 /// to be shared by threads.
 const CHUNK: usize = 16 << 20;
-/// What lies between two weights is read along where it is shorter than this.
-const GAP: usize = 1 << 20;
+/// What lies between two weights is read along where it is shorter than this, as systems read ahead. It is no more: what
+/// lies between may be another device's.
+const GAP: usize = 128 << 10;
 
 /// The parts of mapped files that weights lie in.
 #[derive(Debug, Default)]
@@ -44,17 +45,17 @@ impl MappedWeights {
         self.files.iter().flat_map(of_file).collect()
     }
 
-    /// Keeps the files in memory, which reads what is not there yet.
+    /// Keeps all parts in memory, which reads what is not there yet.
     ///
     /// # Errors
     /// What the system says where it refuses.
     pub fn lock(&self) -> io::Result<()> {
-        self.files.iter().try_for_each(|(file, _)| file.lock())
+        self.chunks().into_iter().try_for_each(|MappedChunk { file, range }| file.lock(range))
     }
 
-    /// Bytes of the files.
-    pub fn file_bytes(&self) -> u64 {
-        self.files.iter().map(|(file, _)| file.len() as u64).sum()
+    /// Bytes of all parts, with what is read along between them.
+    pub fn bytes(&self) -> u64 {
+        self.chunks().iter().map(MappedChunk::bytes).sum()
     }
 }
 
@@ -148,12 +149,12 @@ mod tests {
         };
         let mut mapped = MappedWeights::default();
         mapped.add(&weight(&[4], 0..16));
-        assert_eq!((mapped.chunks().len(), mapped.file_bytes()), (0, 0));
+        assert_eq!((mapped.chunks().len(), mapped.bytes()), (0, 0));
         mapped.add(&weight(&[2, 2], 32..48));
         mapped.add(&weight(&[2, 2], 16..32));
         let chunks = mapped.chunks();
         assert_eq!((chunks.len(), chunks[0].range.clone()), (1, 16..48));
-        assert_eq!((chunks[0].bytes(), mapped.file_bytes()), (32, 64));
+        assert_eq!((chunks[0].bytes(), mapped.bytes()), (32, 32));
         chunks[0].will_need();
         chunks[0].populate().unwrap();
         assert!(!chunks[0].is_missing());

@@ -9,7 +9,7 @@ use crate::{
 };
 use dsv3_mesh::Layout;
 use serde::{Serialize, de::DeserializeOwned};
-use std::fmt::Debug;
+use std::{convert::Infallible, fmt::Debug};
 
 /// How much state to make: the size of the latent cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +62,41 @@ pub trait Module: Sized {
         checkpoint: &Checkpoint,
         out: &mut WeightOutput<'_>,
     ) -> Result<Self::Weights<SavedWeight>, Error> {
-        Self::try_map(
-            Self::weight_specs(hf, at, out.layout()),
-            &mut WeightPath::default(),
-            &mut |path, spec| out.save(path, &spec, checkpoint),
-        )
+        let mut trees = Self::convert_weights_of_ranks(hf, at, checkpoint, std::slice::from_mut(out))?;
+        Ok(trees.pop().expect("one output gives one tree"))
+    }
+
+    /// Stage 1 for several ranks of one mesh at a time, weight by weight: what they cut from one tensor is read once. A
+    /// WeightConfig for each output.
+    ///
+    /// # Errors
+    /// As [`convert_weights`](Self::convert_weights).
+    ///
+    /// # Panics
+    /// If there is no output.
+    fn convert_weights_of_ranks(
+        hf: &Self::Hf,
+        at: &Prefix,
+        checkpoint: &Checkpoint,
+        outs: &mut [WeightOutput<'_>],
+    ) -> Result<Vec<Self::Weights<SavedWeight>>, Error> {
+        let layout = outs.first().expect("conversion is for one rank at least").layout();
+        let mut saved = vec![Vec::new(); outs.len()];
+        Self::try_map(Self::weight_specs(hf, at, layout), &mut WeightPath::default(), &mut |path, spec| {
+            for (out, saved) in outs.iter_mut().zip(&mut saved) {
+                saved.push(out.save(path, &spec, checkpoint)?);
+            }
+            Ok::<_, Error>(())
+        })?;
+        let tree = |saved: Vec<SavedWeight>| {
+            let mut saved = saved.into_iter();
+            let specs = Self::weight_specs(hf, at, layout);
+            let Ok(tree) = Self::try_map(specs, &mut WeightPath::default(), &mut |_, _| {
+                Ok::<_, Infallible>(saved.next().expect("both go through one tree"))
+            });
+            tree
+        };
+        Ok(saved.into_iter().map(tree).collect())
     }
 
     /// Stage 2: the operator configs of prefill.

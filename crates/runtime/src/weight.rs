@@ -38,14 +38,23 @@ pub struct SavedWeight {
     pub scales: Option<SavedScales>,
 }
 
-/// Where the block scales of an FP8 matrix lie: f32, `[ceil(rows / block rows), ceil(cols / block columns)]`.
+/// Where the block scales of an FP8 matrix lie: f32,
+/// `[ceil((first row + rows) / block rows), ceil(cols / block columns)]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedScales {
     /// Rows and columns of a block.
     pub block: [usize; 2],
+    /// The row of the first block that the matrix begins at: a device's part may begin inside a block.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_row: usize,
     /// Their bytes.
     pub data: Extent,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields by reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// A run of bytes in a file.
@@ -88,10 +97,23 @@ pub struct Matrix {
     rows: usize,
     cols: usize,
     bytes: Bytes,
-    scales: Option<([usize; 2], Bytes)>,
+    scales: Option<Scales>,
+}
+
+/// The block scales of an FP8 matrix.
+#[derive(Clone, Debug)]
+struct Scales {
+    block: [usize; 2],
+    first_row: usize,
+    bytes: Bytes,
 }
 
 impl SavedWeight {
+    /// Bytes of the elements and their scales.
+    pub fn bytes(&self) -> u64 {
+        self.data.length.saturating_add(self.scales.as_ref().map_or(0, |scales| scales.data.length))
+    }
+
     /// Checks that shape, format and byte counts agree with each other.
     ///
     /// # Errors
@@ -111,6 +133,10 @@ impl SavedWeight {
         }
         match (self.format, &self.scales, &self.shape[..]) {
             (Format::Fp8, Some(scales), &[rows, cols]) if !scales.block.contains(&0) => {
+                let rows = rows.checked_add(scales.first_row).filter(|_| scales.first_row < scales.block[0]);
+                let Some(rows) = rows else {
+                    return fail(format!("row {} is none of a block's {}", scales.first_row, scales.block[0]));
+                };
                 let grid = scales_shape([rows, cols], scales.block);
                 let expected = Format::F32.matrix_bytes(grid[0], grid[1]);
                 if expected.map(|n| n as u64) == Some(scales.data.length) {
@@ -141,7 +167,10 @@ impl Weight {
                 dsv3_kernels::bf16_to_f32(u16::from_le_bytes(bytes))
             })),
             (&[rows, cols], format) => {
-                let scales = saved.scales.as_ref().map(|scales| scales.block).zip(scales);
+                let scales = saved.scales.as_ref().zip(scales).map(|(saved, bytes)| {
+                    let &SavedScales { block, first_row, .. } = saved;
+                    Scales { block, first_row, bytes }
+                });
                 Self::Matrix(Matrix { format, rows, cols, bytes, scales })
             }
             (shape, format) => unreachable!("validated as a vector or a matrix: {shape:?} of {format:?}"),
@@ -153,7 +182,7 @@ impl Weight {
         match self {
             Self::Vector(values) => size_of_val::<[f32]>(values) as u64,
             Self::Matrix(matrix) => {
-                let scales = matrix.scales.as_ref().map_or(0, |(_, bytes)| bytes.len());
+                let scales = matrix.scales.as_ref().map_or(0, |scales| scales.bytes.len());
                 (matrix.bytes.len() + scales) as u64
             }
         }
@@ -167,7 +196,7 @@ impl Weight {
             Self::Matrix(matrix) => Some(matrix),
         };
         matrix.into_iter().flat_map(|matrix| {
-            std::iter::once(&matrix.bytes).chain(matrix.scales.as_ref().map(|(_, scales)| scales))
+            std::iter::once(&matrix.bytes).chain(matrix.scales.as_ref().map(|scales| &scales.bytes))
         })
     }
 
@@ -196,12 +225,12 @@ impl Weight {
 
 impl Matrix {
     fn view(&self) -> MatrixView<'_> {
-        let scales = self.scales.as_ref().map(|(block, bytes)| BlockScales {
-            bytes: bytes.as_slice(),
-            block_rows: block[0],
-            block_cols: block[1],
-            grid_cols: self.cols.div_ceil(block[1]),
-            first_row: 0,
+        let scales = self.scales.as_ref().map(|scales| BlockScales {
+            bytes: scales.bytes.as_slice(),
+            block_rows: scales.block[0],
+            block_cols: scales.block[1],
+            grid_cols: self.cols.div_ceil(scales.block[1]),
+            first_row: scales.first_row,
         });
         MatrixView::from_bytes(self.format, self.bytes.as_slice(), self.rows, self.cols, scales)
     }

@@ -1,13 +1,15 @@
 //! The cache that stage 1 leaves: a WeightConfig, and the bytes that had to be written. Whole or absent, never torn.
 
+mod fingerprint;
 mod loader;
+mod writer;
 
 use crate::{
-    Checkpoint, ConvertProgress, ConvertReport, Error, Formats, Module, Prefix, SavedWeight, Weight,
-    WeightOutput, WeightPath, WeightSpec,
-    convert::{Journal, Origin, WEIGHTS_FILE},
+    Checkpoint, ConvertReport, Error, Formats, Module, Prefix, SavedWeight, Weight, WeightPath, WeightSpec,
+    convert::WEIGHTS_FILE,
 };
-use dsv3_mesh::{Layout, Rank};
+use dsv3_mesh::{ExpertSharding, Layout, MeshShape, Rank};
+use fingerprint::hex;
 use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -16,51 +18,20 @@ use sha2::{Digest, Sha256};
 use std::{
     convert::Infallible,
     fs::{self, File},
-    io::Write,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
 };
 
+pub use fingerprint::Fingerprint;
 pub use loader::WeightLoader;
 
 /// Version of the cache's form. A cache of another version is refused, not guessed at.
 const FORMAT_VERSION: u32 = 3;
 /// What the weights are laid out for.
 const TARGET: &str = "cpu";
+/// What the directory of a rank's cache begins with.
+const RANK_DIR: &str = "rank-";
 /// The WeightConfig's file.
 pub const WEIGHT_CONFIG_FILE: &str = "weight_config.json";
-
-/// What a cache was made from: a hash over config.json, the index, and the name, size and time of
-/// every shard.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Fingerprint(String);
-
-impl Fingerprint {
-    /// The fingerprint of a checkpoint as it lies there now. Reads no weights.
-    pub fn of(checkpoint: &Checkpoint, config_json: &[u8]) -> Self {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            // The length keeps neighbours apart.
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        part(config_json);
-        for shard in checkpoint.shards() {
-            let modified = shard.modified().duration_since(UNIX_EPOCH).unwrap_or_default();
-            part(shard.name().as_bytes());
-            part(&shard.size().to_le_bytes());
-            part(&modified.as_nanos().to_le_bytes());
-        }
-        // What the index says, as far as the files bear it out: opening has checked that.
-        for tensor in checkpoint.tensors() {
-            part(tensor.name.as_bytes());
-            part(&(tensor.shard as u64).to_le_bytes());
-            part(&tensor.offset.to_le_bytes());
-        }
-        Self(hex(&hash.finalize()))
-    }
-}
 
 /// What stands before the weights in a WeightConfig file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +43,8 @@ pub struct WeightConfigHeader {
     pub target: String,
     /// The mesh that the weights are for, and how they lie on it.
     pub layout: Layout,
+    /// The rank that they are for, the first of those that hold the same ([`Layout::weight_rank`]).
+    pub rank: Rank,
     /// The formats that were asked for.
     pub formats: Formats,
     /// The checkpoint's directory.
@@ -101,10 +74,15 @@ struct Version {
     format_version: u32,
 }
 
-/// A checkpoint's cache for one mesh.
+/// A checkpoint's cache for one rank of a mesh.
 #[derive(Clone, Debug)]
 pub struct WeightCache {
+    /// The directory of the caches of all ranks, which the formats are a part of the name of.
+    mesh_dir: PathBuf,
     dir: PathBuf,
+    layout: Layout,
+    /// The first rank that holds the same weights.
+    rank: Rank,
     formats: Formats,
     /// What it is a cache of, where that is known.
     checkpoint: Option<PathBuf>,
@@ -120,32 +98,76 @@ pub enum Converted {
 }
 
 impl WeightCache {
-    /// The place of a checkpoint's cache under `root`: `NAME-HASH/cpu-RxC`, by the checkpoint's name and path.
+    /// The place of a checkpoint's cache under `root`, for rank 0: `NAME-HASH/cpu-1x1`, by the checkpoint's name and
+    /// path; of a mesh of several devices `NAME-HASH/cpu-RxC/rank-0`.
     pub fn locate(root: &Path, checkpoint: &Checkpoint, layout: Layout) -> Self {
         let dir = fs::canonicalize(checkpoint.dir()).unwrap_or_else(|_| checkpoint.dir().to_owned());
         let name = dir.file_name().unwrap_or_default().to_string_lossy();
         let hash = hex(&Sha256::digest(dir.as_os_str().as_encoded_bytes())[..4]);
-        let cache = root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{layout}"));
-        Self { dir: cache, formats: Formats::default(), checkpoint: Some(checkpoint.dir().to_owned()) }
+        let mesh_dir = root.join(format!("{name}-{hash}")).join(format!("{TARGET}-{layout}"));
+        Self::new(mesh_dir, layout, Rank(0), Formats::default(), Some(checkpoint.dir().to_owned()))
+    }
+
+    fn new(
+        mesh_dir: PathBuf,
+        layout: Layout,
+        rank: Rank,
+        formats: Formats,
+        checkpoint: Option<PathBuf>,
+    ) -> Self {
+        let rank = layout.weight_rank(rank);
+        let dir = match layout.mesh.devices() {
+            1 => mesh_dir.clone(),
+            _ => mesh_dir.join(format!("{RANK_DIR}{}", rank.0)),
+        };
+        Self { mesh_dir, dir, layout, rank, formats, checkpoint }
     }
 
     /// The cache of the same checkpoint in these formats, which lies beside: `cpu-RxC-FORMATS`.
     #[must_use]
     pub fn with_formats(self, formats: Formats) -> Self {
         let dir = match &formats.name[..] {
-            "" => self.dir,
+            "" => self.mesh_dir,
             name => {
-                let mut file = self.dir.file_name().unwrap_or_default().to_owned();
+                let mut file = self.mesh_dir.file_name().unwrap_or_default().to_owned();
                 file.push(format!("-{name}"));
-                self.dir.with_file_name(file)
+                self.mesh_dir.with_file_name(file)
             }
         };
-        Self { dir, formats, ..self }
+        Self::new(dir, self.layout, self.rank, formats, self.checkpoint)
     }
 
-    /// The cache that lies in this directory.
+    /// The cache of another rank. Ranks whose weights are the same have the same one.
+    ///
+    /// # Panics
+    /// If the mesh has no such rank.
+    #[must_use]
+    pub fn of_rank(&self, rank: Rank) -> Self {
+        let Self { mesh_dir, formats, checkpoint, .. } = self.clone();
+        Self::new(mesh_dir, self.layout, rank, formats, checkpoint)
+    }
+
+    /// The cache that lies in this directory, to be read whatever it was made for.
     pub fn at(dir: PathBuf) -> Self {
-        Self { dir, formats: Formats::default(), checkpoint: None }
+        Self::new(dir, Layout::SINGLE, Rank(0), Formats::default(), None)
+    }
+
+    /// The caches that lie in this directory: the one that it is, or those of a mesh's ranks that are there, in order.
+    ///
+    /// # Errors
+    /// A directory that cannot be read.
+    pub fn list(dir: &Path) -> Result<Vec<Self>, Error> {
+        if dir.join(WEIGHT_CONFIG_FILE).exists() {
+            return Ok(vec![Self::at(dir.to_owned())]);
+        }
+        let mut ranks = Vec::new();
+        for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+            let name = entry.map_err(Error::io(dir))?.file_name();
+            let rank = name.to_str().and_then(|name| name.strip_prefix(RANK_DIR)?.parse::<usize>().ok());
+            ranks.extend(rank.filter(|_| dir.join(&name).join(WEIGHT_CONFIG_FILE).exists()));
+        }
+        ranks.sort_unstable();
+        Ok(ranks.into_iter().map(|rank| Self::at(dir.join(format!("{RANK_DIR}{rank}")))).collect())
     }
 
     /// The cache's directory.
@@ -153,118 +175,19 @@ impl WeightCache {
         &self.dir
     }
 
+    /// The directory of the caches of all ranks; of a mesh of one device the cache's.
+    pub fn mesh_dir(&self) -> &Path {
+        &self.mesh_dir
+    }
+
+    /// The rank that the cache is for, the first of those that share it.
+    pub fn rank(&self) -> Rank {
+        self.rank
+    }
+
     /// Whether there is one, valid or not.
     pub fn exists(&self) -> bool {
         self.dir.exists()
-    }
-
-    /// Stage 1 into this cache: under a lock, into a temporary directory, which is renamed when it is whole. Where a
-    /// valid cache is there already it is left alone, unless `force` asks for a new one.
-    ///
-    /// # Errors
-    /// A cache of something else is there and `force` is not given; an unusable checkpoint; a failing write.
-    pub fn convert<M: Module>(
-        &self,
-        hf: &M::Hf,
-        source: &Source<'_>,
-        layout: Layout,
-        force: bool,
-        progress: &mut dyn FnMut(ConvertProgress<'_>),
-    ) -> Result<Converted, Error>
-    where
-        M::Weights<SavedWeight>: Serialize,
-    {
-        let parent = self.dir.parent().expect("a cache lies in its model's directory");
-        fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let _lock = self.lock()?;
-        if !force && self.exists() {
-            return self.check_origin(&self.read_header()?, source, layout).map(|()| Converted::Present);
-        }
-        // What an interrupted run left is gone on with, or begun anew where it is of something else or distrusted.
-        let temporary = self.sibling("tmp");
-        if force {
-            remove_dir(&temporary)?;
-        }
-        fs::create_dir_all(&temporary).map_err(Error::io(&temporary))?;
-        let made = self
-            .write::<M>(&temporary, hf, source, layout, progress)
-            .and_then(|report| self.publish(&temporary).map(|()| Converted::Made(report)));
-        if made.is_err() && !Journal::has_entries(&temporary) {
-            // The error that counts is the first one.
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        made
-    }
-
-    /// Whether an interrupted conversion has left weights that the next one will go on with.
-    pub fn is_begun(&self) -> bool {
-        Journal::has_entries(&self.sibling("tmp"))
-    }
-
-    /// What a conversion is made from and for, to the last detail that its bytes depend on.
-    fn origin(&self, source: &Source<'_>, layout: Layout) -> Origin {
-        let formats = serde_json::to_string(&self.formats).expect("a map of names is JSON");
-        let Fingerprint(fingerprint) = &source.fingerprint;
-        Origin(format!("{FORMAT_VERSION} {TARGET}-{layout} {formats} {fingerprint}"))
-    }
-
-    fn write<M: Module>(
-        &self,
-        dir: &Path,
-        hf: &M::Hf,
-        source: &Source<'_>,
-        layout: Layout,
-        progress: &mut dyn FnMut(ConvertProgress<'_>),
-    ) -> Result<ConvertReport, Error>
-    where
-        M::Weights<SavedWeight>: Serialize,
-    {
-        let out = WeightOutput::new(dir, layout, Rank(0), progress).with_formats(self.formats.clone());
-        let mut out = out.resume(&self.origin(source, layout))?;
-        let weights = M::convert_weights(hf, &Prefix::root(), source.checkpoint, &mut out)?;
-        let header = WeightConfigHeader {
-            format_version: FORMAT_VERSION,
-            target: TARGET.to_owned(),
-            layout,
-            formats: self.formats.clone(),
-            checkpoint: source.checkpoint.dir().to_owned(),
-            fingerprint: source.fingerprint.clone(),
-            written_bytes: out.written(),
-        };
-        let report = out.finish()?;
-        if header.written_bytes == 0 {
-            let path = dir.join(WEIGHTS_FILE);
-            fs::remove_file(&path).map_err(Error::io(path))?;
-        }
-        let path = dir.join(WEIGHT_CONFIG_FILE);
-        let mut json = serde_json::to_vec_pretty(&WeightConfigFile { header, weights })
-            .expect("a weight tree is made of strings, numbers and lists");
-        json.push(b'\n');
-        let mut file = File::create(&path).map_err(Error::io(&path))?;
-        file.write_all(&json).and_then(|()| file.sync_all()).map_err(Error::io(&path))?;
-        Journal::remove(dir)?;
-        Ok(report)
-    }
-
-    /// Puts a whole directory in the cache's place.
-    fn publish(&self, temporary: &Path) -> Result<(), Error> {
-        let old = self.sibling("old");
-        remove_dir(&old)?;
-        if self.exists() {
-            fs::rename(&self.dir, &old).map_err(Error::io(&self.dir))?;
-        }
-        fs::rename(temporary, &self.dir).map_err(Error::io(&self.dir))?;
-        // The cache is in place; what cannot be removed now is removed by the next writer.
-        let _ = remove_dir(&old);
-        Ok(())
-    }
-
-    /// Waits until no other process writes this cache. The lock goes with the returned file.
-    fn lock(&self) -> Result<File, Error> {
-        let path = self.sibling("lock");
-        let file = File::create(&path).map_err(Error::io(&path))?;
-        file.lock().map_err(Error::io(&path))?;
-        Ok(file)
     }
 
     /// Keeps writers away while a reader is at it. Where the lock cannot be had, as in a cache that is read-only, there
@@ -272,12 +195,6 @@ impl WeightCache {
     fn lock_shared(&self) -> Option<File> {
         let file = File::open(self.sibling("lock")).ok()?;
         file.lock_shared().ok().map(|()| file)
-    }
-
-    fn sibling(&self, extension: &str) -> PathBuf {
-        let mut name = self.dir.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{extension}"));
-        self.dir.with_file_name(name)
     }
 
     /// Reads the header of the WeightConfig, whatever it was made from.
@@ -299,30 +216,23 @@ impl WeightCache {
         Ok(self.parse::<M::Weights<SavedWeight>>()?.weights)
     }
 
-    /// Stage 3: maps every weight.
+    /// Stage 3: maps every weight of the rank.
     ///
     /// # Errors
     /// A cache that is torn, of another version, or made from something else; weights that are not those of this
-    /// model; weights that do not lie where the WeightConfig says. The message says what to do.
-    pub fn load<M: Module>(
-        &self,
-        hf: &M::Hf,
-        source: &Source<'_>,
-        layout: Layout,
-    ) -> Result<M::Weights<Weight>, Error>
+    /// model and rank; weights that do not lie where the WeightConfig says. The message says what to do.
+    pub fn load<M: Module>(&self, hf: &M::Hf, source: &Source<'_>) -> Result<M::Weights<Weight>, Error>
     where
         M::Weights<SavedWeight>: DeserializeOwned,
     {
         let _lock = self.lock_shared();
         let WeightConfigFile { header, weights: saved } = self.parse::<M::Weights<SavedWeight>>()?;
-        self.check_origin(&header, source, layout)?;
-        let mut specs = list_specs::<M>(hf, layout).into_iter();
+        self.check_origin(&header, source)?;
+        let mut specs = list_specs::<M>(hf, self.layout).into_iter();
         let mut loader = WeightLoader::new(source.checkpoint, &self.dir);
         let weights = M::try_map(saved, &mut WeightPath::default(), &mut |path, saved| {
             let (expected, spec) = specs.next().unzip();
-            let shape = spec
-                .map(|spec| spec.placement.local_shape(&spec.source, &spec.shape, layout.mesh, Rank(0)))
-                .transpose()?;
+            let shape = spec.as_ref().map(|spec| spec.local_shape(self.layout, self.rank)).transpose()?;
             if expected != Some(path.to_string()) || shape.as_ref() != Some(&saved.shape) {
                 return Err(self.torn(&format!(
                     "expected {} {:?}, as config.json says, got {path} {:?}",
@@ -331,7 +241,12 @@ impl WeightCache {
                     saved.shape
                 )));
             }
-            loader.load(&saved)
+            let part = spec.map(|spec| spec.local_range(self.layout, self.rank)).transpose()?.flatten();
+            let first = part.filter(|(dim, _)| *dim == 0).map_or(0, |(_, rows)| rows.start);
+            loader.load_from(&saved, first).map_err(|error| match error {
+                Error::Tensor { .. } => self.torn(&error.to_string()),
+                other => other,
+            })
         })?;
         match specs.next() {
             Some((expected, _)) => Err(self.torn(&format!("{expected} is missing"))),
@@ -379,16 +294,17 @@ impl WeightCache {
     }
 
     /// Checks that a cache was made from this checkpoint as it is now, for this mesh.
-    fn check_origin(
-        &self,
-        header: &WeightConfigHeader,
-        source: &Source<'_>,
-        layout: Layout,
-    ) -> Result<(), Error> {
-        if header.target != TARGET || header.layout != layout {
-            let (target, made_for) = (&header.target, header.layout);
-            let message = format!("was made for {target} {made_for}, expected {TARGET} {layout}");
-            return Err(self.refuse(&message));
+    fn check_origin(&self, header: &WeightConfigHeader, source: &Source<'_>) -> Result<(), Error> {
+        let WeightConfigHeader { target, layout, rank, .. } = header;
+        if target != TARGET || *layout != self.layout {
+            let expected = self.layout;
+            return Err(
+                self.refuse(&format!("was made for {target} {layout}, expected {TARGET} {expected}"))
+            );
+        }
+        if *rank != self.rank {
+            let expected = self.rank.0;
+            return Err(self.refuse(&format!("was made for rank {}, expected rank {expected}", rank.0)));
         }
         if header.formats.kinds != self.formats.kinds {
             return Err(self.refuse("was made for other formats"));
@@ -420,8 +336,11 @@ impl WeightCache {
             "" => String::new(),
             name => format!(" --format {name}"),
         };
-        let message =
-            format!("{what}; make it anew with `dsv3 convert --force{}{formats}`", model.unwrap_or_default());
+        let mesh = mesh_options(self.layout);
+        let message = format!(
+            "{what}; make it anew with `dsv3 convert --force{}{mesh}{formats}`",
+            model.unwrap_or_default()
+        );
         Error::Cache { path: self.dir.clone(), message }
     }
 }
@@ -432,6 +351,12 @@ pub struct Source<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Its fingerprint.
     pub fingerprint: Fingerprint,
+}
+
+/// The options that ask for a layout; nothing for one device.
+fn mesh_options(Layout { mesh, experts }: Layout) -> String {
+    let expert = if experts == ExpertSharding::default() { String::new() } else { format!(" --experts {experts}") };
+    if mesh == MeshShape::SINGLE { expert } else { format!(" --mesh {mesh}{expert}") }
 }
 
 /// The specs of a model's weights, in the order of its tree.
@@ -446,17 +371,6 @@ fn list_specs<M: Module>(hf: &M::Hf, layout: Layout) -> Vec<(String, WeightSpec)
         },
     );
     specs
-}
-
-fn remove_dir(dir: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

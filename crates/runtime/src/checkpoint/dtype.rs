@@ -29,6 +29,18 @@ impl Dtype {
     pub fn is_weight(self) -> bool {
         !matches!(self, Self::Unsupported(_) | Self::UnsupportedGgml(_))
     }
+
+    /// The format in which kernels read such elements; none where no kernel does.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::F32 => Some(Format::F32),
+            Self::Bf16 => Some(Format::Bf16),
+            Self::F8E4M3 => Some(Format::Fp8),
+            Self::Q8_0 => Some(Format::Q8_0),
+            Self::Q4K => Some(Format::Q4K),
+            Self::F16 | Self::Unsupported(_) | Self::UnsupportedGgml(_) => None,
+        }
+    }
 }
 
 /// Names of ggml's types that are met in files and that no kernel reads, from `ggml.h`.

@@ -6,7 +6,7 @@ use dsv3_kernels::fp8_e4m3_to_f32;
 
 /// What the name of a weight's scales adds to the weight's name. It says "inverse" because it undoes the scaling that
 /// was applied when the weight was quantised; it multiplies.
-pub(crate) const SCALES_SUFFIX: &str = "_scale_inv";
+const SCALES_SUFFIX: &str = "_scale_inv";
 
 impl Checkpoint {
     /// The block scales of an FP8 weight `[rows, cols]`: F32, `[ceil(rows / block rows), ceil(cols / block columns)]`.

@@ -126,13 +126,24 @@ impl MappedFile {
         None
     }
 
-    /// Reads the whole file into memory and keeps it there for as long as it is mapped.
+    /// Reads a range into memory, in whole pages, and keeps it there for as long as the file is mapped.
     ///
     /// # Errors
     /// What the system says where it refuses, most often for its limit ([`lock_limit`]).
-    pub fn lock(&self) -> io::Result<()> {
+    ///
+    /// # Panics
+    /// If the range does not lie within the file.
+    pub fn lock(&self, range: Range<usize>) -> io::Result<()> {
+        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {self:?}");
         #[cfg(unix)]
-        return self.map.lock();
+        {
+            let start = range.start / page_size() * page_size();
+            // SAFETY: the address lies in the map or at its end, and is the start of a page, for the map's start is one;
+            // the length, rounded up to pages as the call does, stays within the map's pages. What is locked stays
+            // mapped as it was, and unmapping it unlocks it.
+            let code = unsafe { libc::mlock(self.map.as_ptr().add(start).cast(), range.end - start) };
+            if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        }
         #[cfg(not(unix))]
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -243,7 +254,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, b"weights").unwrap();
-        let result = MappedFile::open(&path).unwrap().lock();
+        let result = MappedFile::open(&path).unwrap().lock(3..7);
         assert!(result.is_ok() || lock_limit().is_some_and(|limit| limit < 1 << 16), "{result:?}");
     }
 

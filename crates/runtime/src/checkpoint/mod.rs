@@ -25,7 +25,6 @@ mod tests;
 
 pub use bytes::Bytes;
 pub use dtype::Dtype;
-pub(crate) use fp8::SCALES_SUFFIX;
 pub use fp8::validate_scales;
 pub use gguf::{Gguf, GgufName, GgufValue};
 pub(crate) use map::advise_huge_pages;

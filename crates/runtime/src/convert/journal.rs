@@ -112,7 +112,8 @@ impl Journal {
 
     /// Ends the weight that was begun.
     pub(super) fn end(&mut self, weight: &SavedWeight) -> Result<(), Error> {
-        self.length = weight.data.offset + weight.data.length;
+        let last = weight.scales.as_ref().map_or(&weight.data, |scales| &scales.data);
+        self.length = last.offset + last.length;
         if self.journal.is_some() {
             self.pending.push(weight.clone());
             let limit = (self.length / PENDING_SHARE).clamp(LEAST_PENDING, MOST_PENDING);
@@ -174,19 +175,26 @@ fn vouched(text: &[u8], origin: &Origin, on_disk: u64) -> Vouched {
             }
         } else {
             let Ok(weight) = serde_json::from_slice::<SavedWeight>(line) else { return sound };
-            let Extent { location, file, offset, length } = &weight.data;
-            let end = offset.checked_add(*length).filter(|&end| end <= on_disk);
-            let follows = *offset == sound.length.next_multiple_of(ALIGNMENT);
-            let is_ours = *location == Location::Cache && file == Path::new(WEIGHTS_FILE);
-            let (Some(end), true, true, Ok(())) = (end, follows, is_ours, weight.validate()) else {
+            let start = sound.length.next_multiple_of(ALIGNMENT);
+            let (Some(end), Ok(())) = (end_of(&weight, start), weight.validate()) else { return sound };
+            if end > on_disk {
                 return sound;
-            };
+            }
             sound.length = end;
             sound.weights.push(weight);
         }
         sound.text_length += line.len() as u64;
     }
     sound
+}
+
+/// Where a weight ends that lies from `start` on, its scales behind its elements; none where it does not lie so.
+fn end_of(weight: &SavedWeight, start: u64) -> Option<u64> {
+    let extents = [Some(&weight.data), weight.scales.as_ref().map(|scales| &scales.data)];
+    extents.into_iter().flatten().try_fold(start, |start, Extent { location, file, offset, length }| {
+        let is_ours = *location == Location::Cache && file == Path::new(WEIGHTS_FILE);
+        offset.checked_add(*length).filter(|_| is_ours && *offset == start)
+    })
 }
 
 fn cut(file: &mut File, length: u64) -> io::Result<()> {

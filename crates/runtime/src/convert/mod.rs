@@ -1,24 +1,28 @@
 //! Stage 1: what becomes of each tensor of a checkpoint.
 //!
-//! A tensor whose bytes serve as they are is not copied: its saved weight points into the checkpoint. Only what the
-//! kernels cannot read in place, or what is asked for in another format, is written: by way of f32 rows, a few
-//! megabytes at a time, on all cores.
+//! A tensor whose bytes serve as they are is not copied: its saved weight points into the checkpoint, to the rows that
+//! the device holds. Only what the kernels cannot read in place, or what is asked for in another format, is written: by
+//! way of f32 rows, a few megabytes at a time, on all cores. Columns, whose bytes lie apart, are copied as they are.
 
 mod journal;
 mod report;
 mod rows;
+mod workshop;
 
 pub(crate) use journal::{Journal, Origin, WEIGHTS_FILE};
 pub use report::{ConvertProgress, ConvertReport, Fallback, Tally};
+pub(crate) use workshop::Workshop;
 
-use crate::{Checkpoint, Device, Error, Formats, Location, SavedWeight, WeightPath, WeightSpec};
-use dsv3_kernels::{Format, QUANTIZE_LIMIT};
+use crate::{Checkpoint, Error, Formats, Location, SavedScales, SavedWeight, WeightPath, WeightSpec};
+use dsv3_kernels::{Format, Kernels, QUANTIZE_LIMIT};
 use dsv3_mesh::{Layout, Rank};
-use rows::Rows;
+use rows::{CopiedScales, Rows, Window};
 use std::{
+    cell::RefCell,
     collections::HashMap,
+    ops::Range,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    rc::Rc,
 };
 
 /// Values that one task converts: enough to be worth a task, few enough that they stay in a second-level cache.
@@ -26,30 +30,29 @@ const TASK_VALUES: usize = 1 << 16;
 /// Values that are converted before they are written: 32 MB as bf16.
 const CHUNK_VALUES: usize = 1 << 24;
 
-/// Where stage 1 writes, and whom it tells how far it is.
+/// Where stage 1 writes for one rank, and whom it tells how far it is.
 pub struct WeightOutput<'a> {
     layout: Layout,
     rank: Rank,
     dir: PathBuf,
     formats: Formats,
     /// Made when there is something to write.
-    writer: Option<Writer>,
-    /// What an interrupted run left, by source and format.
-    resumed: HashMap<(String, Format), SavedWeight>,
+    journal: Option<Journal>,
+    workshop: Rc<RefCell<Workshop>>,
+    /// What an interrupted run left.
+    resumed: HashMap<Key, SavedWeight>,
     report: ConvertReport,
     /// Bytes of the checkpoint that are done.
     done: u64,
-    /// What has been saved, by source and format: a tensor with two uses in one format is saved once.
-    saved: HashMap<(String, Format), SavedWeight>,
+    /// Bytes of the checkpoint.
+    total: u64,
+    /// What has been saved: a tensor with two uses in one format is saved once.
+    saved: HashMap<Key, SavedWeight>,
     progress: &'a mut dyn FnMut(ConvertProgress<'_>),
 }
 
-/// The file and the threads.
-struct Writer {
-    journal: Journal,
-    device: Device,
-    buffer: Vec<u8>,
-}
+/// A weight by its source, format and shape: a tensor that is split in two ways has two shapes.
+type Key = (String, Format, Vec<usize>);
 
 impl<'a> WeightOutput<'a> {
     /// An output into the directory `dir` for one rank of a mesh.
@@ -64,10 +67,12 @@ impl<'a> WeightOutput<'a> {
             rank,
             dir: dir.to_owned(),
             formats: Formats::default(),
-            writer: None,
+            journal: None,
+            workshop: Rc::default(),
             resumed: HashMap::new(),
             report: ConvertReport::default(),
             done: 0,
+            total: 0,
             saved: HashMap::new(),
             progress,
         }
@@ -80,15 +85,22 @@ impl<'a> WeightOutput<'a> {
         self
     }
 
+    /// The same output, with threads and memory that it shares with others.
+    #[must_use]
+    pub(crate) fn with_workshop(mut self, workshop: &Rc<RefCell<Workshop>>) -> Self {
+        self.workshop = Rc::clone(workshop);
+        self
+    }
+
     /// Keeps a journal, and goes on where one of the same origin ends.
     ///
     /// # Errors
     /// A file that cannot be opened.
     pub(crate) fn resume(mut self, origin: &Origin) -> Result<Self, Error> {
         let (journal, weights) = Journal::open(&self.dir, origin)?;
-        self.resumed =
-            weights.into_iter().map(|weight| ((weight.source.clone(), weight.format), weight)).collect();
-        self.writer = Some(Writer::new(journal)?);
+        let key = |weight: &SavedWeight| (weight.source.clone(), weight.format, weight.shape.clone());
+        self.resumed = weights.into_iter().map(|weight| (key(&weight), weight)).collect();
+        self.journal = Some(journal);
         Ok(self)
     }
 
@@ -99,7 +111,7 @@ impl<'a> WeightOutput<'a> {
 
     /// Bytes written so far.
     pub(crate) fn written(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |writer| writer.journal.length())
+        self.journal.as_ref().map_or(0, Journal::length)
     }
 
     /// Makes durable what was written, and tells what was done.
@@ -107,64 +119,79 @@ impl<'a> WeightOutput<'a> {
     /// # Errors
     /// A failing write.
     pub fn finish(mut self) -> Result<ConvertReport, Error> {
-        if let Some(writer) = &mut self.writer {
-            writer.journal.sync()?;
+        if let Some(journal) = &mut self.journal {
+            journal.sync()?;
         }
         Ok(self.report)
     }
 
-    /// Saves one weight, or notes where it already lies.
+    /// Saves this rank's part of one weight, or notes where it already lies. Of a weight that lies on another device
+    /// nothing is read.
     ///
     /// # Errors
-    /// A tensor that is missing, misshapen or of an unsupported type, values that are not numbers, a failing write.
+    /// A tensor that is missing, misshapen or of an unsupported type, values that are not numbers, a split that is
+    /// uneven or cuts a block, a failing write.
     pub fn save(
         &mut self,
         path: &WeightPath,
         spec: &WeightSpec,
         checkpoint: &Checkpoint,
     ) -> Result<SavedWeight, Error> {
-        let rows = Rows::find(spec, checkpoint)?;
-        if spec.placement.local_range(&spec.source, &spec.shape, self.layout.mesh, self.rank)?.is_some() {
-            return Err(spec
-                .error(format!("{path} is to be split over a {} mesh; only 1x1 is converted", self.layout)));
+        if self.total == 0 {
+            self.total = checkpoint.total_bytes();
         }
-        let format = self.choose(spec, &rows);
-        let key = (spec.source.clone(), format);
+        let part = spec.local_range(self.layout, self.rank)?;
+        let shape = spec.local_shape(self.layout, self.rank)?;
+        if part.as_ref().is_some_and(|(_, range)| range.is_empty()) {
+            let bytes = checkpoint.get(&spec.source).map_or(0, |info| info.length);
+            self.advance(&spec.source, bytes);
+            return Ok(SavedWeight::elsewhere(spec, shape));
+        }
+        let rows = Rows::find(spec, checkpoint)?;
+        let window = Window::new(&spec.shape, part.as_ref()).ok_or_else(|| {
+            spec.error(format!("expected a vector or a matrix, got shape {:?}", spec.shape))
+        })?;
+        let format = self.choose(spec, &rows, &shape);
+        let key = (spec.source.clone(), format, shape);
         if let Some(saved) = self.saved.get(&key) {
             return Ok(saved.clone());
         }
         let saved = match &rows {
             Rows::Stored(stored) if stored.format == format => {
-                let (data, scales) = stored.place(checkpoint);
-                SavedWeight { scales, data, ..Self::unplaced(spec, format) }
-            }
-            _ => match self.resumed.remove(&key).filter(|weight| weight.shape == spec.shape) {
-                Some(weight) => {
-                    self.report.resumed.add(weight.data.length);
-                    weight
+                self.check_blocks(path, spec, format, &window)?;
+                if stored.is_run(&window) {
+                    let (data, scales) = stored.place(&window, checkpoint);
+                    SavedWeight { source: spec.source.clone(), format, shape: key.2.clone(), data, scales }
+                } else {
+                    self.write(spec, &rows, &window, &key)?
                 }
-                None => self.write(spec, &rows, format, checkpoint.total_bytes())?,
-            },
+            }
+            _ => self.write(spec, &rows, &window, &key)?,
         };
         saved.validate()?;
         if let ([_], Location::Checkpoint) = (&spec.shape[..], saved.data.location) {
-            check_finite(spec, &rows)?;
+            check_finite(spec, &rows, &window)?;
         }
         self.tally(&rows, &saved);
-        self.done += rows.bytes();
-        let progress =
-            ConvertProgress { tensor: &spec.source, bytes: self.done, total: checkpoint.total_bytes() };
-        (self.progress)(progress);
+        self.advance(&spec.source, rows.bytes());
         self.saved.insert(key, saved.clone());
         Ok(saved)
     }
 
+    fn advance(&mut self, tensor: &str, bytes: u64) {
+        self.done += bytes;
+        (self.progress)(ConvertProgress { tensor, bytes: self.done, total: self.total });
+    }
+
     fn tally(&mut self, rows: &Rows, saved: &SavedWeight) {
-        let bytes = saved.data.length + saved.scales.as_ref().map_or(0, |scales| scales.data.length);
+        let bytes = saved.bytes();
         match (saved.data.location, rows) {
             (Location::Checkpoint, _) => self.report.in_place.add(bytes),
             (Location::Cache, Rows::Halves(_)) if saved.format == Format::F32 => {
                 self.report.widened.add(bytes);
+            }
+            (Location::Cache, Rows::Stored(stored)) if stored.format == saved.format => {
+                self.report.cut.add(bytes);
             }
             (Location::Cache, _) => {
                 self.report.converted.entry(saved.format.name()).or_default().add(bytes);
@@ -172,142 +199,141 @@ impl<'a> WeightOutput<'a> {
         }
     }
 
-    /// The format that a weight gets: what is asked for, where its rows are whole blocks of it; else q8_0 for q4_K,
-    /// else what it has.
-    fn choose(&mut self, spec: &WeightSpec, rows: &Rows) -> Format {
+    /// The format that a weight gets ([`Formats::choose`]); where it is not what was asked for, that is noted.
+    fn choose(&mut self, spec: &WeightSpec, rows: &Rows, shape: &[usize]) -> Format {
         let stays = rows.stored_format().unwrap_or_else(|| rows.natural_format());
-        let (Some(kind), Some(asked)) = (spec.kind, self.formats.of(spec.kind)) else { return stays };
-        let cols = spec.shape.last().copied().unwrap_or(0);
-        let fits = |format: Format| cols.is_multiple_of(format.block_cols());
-        let got = match asked {
-            Format::Fp8 => stays,
-            Format::Q4K if !fits(Format::Q4K) && fits(Format::Q8_0) => Format::Q8_0,
-            format if fits(format) => format,
-            _ => stays,
-        };
-        let is_known = self.saved.contains_key(&(spec.source.clone(), got));
+        let got = self.formats.choose(spec.kind, stays, shape.last().copied().unwrap_or(0));
+        let (Some(kind), Some(asked)) = (spec.kind, self.formats.of(spec.kind)) else { return got };
+        let is_known = self.saved.contains_key(&(spec.source.clone(), got, shape.to_vec()));
         if got != asked && !is_known {
-            let (first, shape) = (spec.source.clone(), spec.shape.clone());
+            let (first, shape) = (spec.source.clone(), shape.to_vec());
             self.report.add_fallback(Fallback { kind, asked, got, tensors: 1, first, shape });
         }
         got
     }
 
-    fn unplaced(spec: &WeightSpec, format: Format) -> SavedWeight {
-        SavedWeight {
-            source: spec.source.clone(),
-            format,
-            shape: spec.shape.clone(),
-            data: Journal::extent(0, 0),
-            scales: None,
+    /// Refuses a part that begins or ends inside a block of its format, with what can be done.
+    fn check_blocks(
+        &self,
+        path: &WeightPath,
+        spec: &WeightSpec,
+        format: Format,
+        window: &Window,
+    ) -> Result<(), Error> {
+        let (cols, block) = (&window.cols, format.block_cols());
+        if cols.start.is_multiple_of(block) && cols.end.is_multiple_of(block) {
+            return Ok(());
         }
+        let fits_q8 = cols.len().is_multiple_of(Format::Q8_0.block_cols());
+        let finer = if format == Format::Q4K && fits_q8 { Format::Q8_0 } else { Format::Bf16 };
+        let advice = spec.kind.map(|kind| format!(", or another format: --format {}={finer}", kind.0));
+        Err(spec.error(format!(
+            "a mesh of {} cuts {path} into {} columns, inside a block of {block} of {format}; take a mesh with fewer \
+             columns{}",
+            self.layout,
+            cols.len(),
+            advice.unwrap_or_default()
+        )))
     }
 
-    /// Writes a tensor in a format.
+    /// What an interrupted run has written of a weight, or what is written now: columns as they are stored, their
+    /// scales behind them, or everything by way of f32.
     fn write(
         &mut self,
         spec: &WeightSpec,
         rows: &Rows,
-        format: Format,
-        total: u64,
+        window: &Window,
+        key: &Key,
     ) -> Result<SavedWeight, Error> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(Writer::new(Journal::without(&self.dir)?)?),
+        if let Some(saved) = self.resumed.remove(key) {
+            self.report.resumed.add(saved.bytes());
+            return Ok(saved);
+        }
+        let journal = match &mut self.journal {
+            Some(journal) => journal,
+            none => none.insert(Journal::without(&self.dir)?),
         };
-        let [count, cols] = match spec.shape[..] {
-            [length] => [1, length],
-            [rows, cols] => [rows, cols],
-            ref shape => {
-                return Err(spec.error(format!("expected a vector or a matrix, got shape {shape:?}")));
-            }
-        };
-        let expected = format.matrix_bytes(count, cols);
-        let length = expected.ok_or_else(|| spec.error(format!("has no {format} of {count} x {cols}")))?;
-        let offset = writer.journal.begin()?;
-        let pieces = rows.pieces(count, TASK_VALUES.div_ceil(cols.max(1)));
+        let (format, count, cols) = (key.1, window.rows.len(), window.cols.len());
+        let length = format.matrix_bytes(count, cols);
+        let length = length.ok_or_else(|| spec.error(format!("has no {format} of {count} x {cols}")))?;
+        let offset = journal.begin()?;
+        let pieces = rows.pieces(window.rows.clone(), TASK_VALUES.div_ceil(cols.max(1)));
         let per_chunk = (CHUNK_VALUES / TASK_VALUES).max(1);
-        let bytes = rows.bytes();
+        let mut workshop = self.workshop.borrow_mut();
         for (number, chunk) in pieces.chunks(per_chunk).enumerate() {
-            let bad = writer.convert(rows, chunk, cols, format);
-            if let Some([row, col]) = bad {
-                return Err(spec.error(format!(
+            let encoded = workshop.fill(chunk, format.bytes(cols), |rows_of_piece, kernels, out| {
+                let piece = Window { rows: rows_of_piece, cols: window.cols.clone() };
+                rows.encode(&piece, format, kernels, out)
+            })?;
+            let encoded = encoded.map_err(|[row, col]| {
+                spec.error(format!(
                     "expected finite values (below {QUANTIZE_LIMIT:e} in blocks), got another at [{row}, {col}]"
-                )));
-            }
-            writer.journal.write(&writer.buffer)?;
+                ))
+            })?;
+            journal.write(encoded)?;
             let share = ((number + 1) * per_chunk).min(pieces.len()) as f64 / pieces.len() as f64;
-            let done = self.done + (bytes as f64 * share) as u64;
-            (self.progress)(ConvertProgress { tensor: &spec.source, bytes: done, total });
+            let done = self.done + (rows.bytes() as f64 * share) as u64;
+            (self.progress)(ConvertProgress { tensor: &spec.source, bytes: done, total: self.total });
         }
         let data = Journal::extent(offset, length as u64);
-        let saved = SavedWeight { data, ..Self::unplaced(spec, format) };
-        writer.journal.end(&saved)?;
+        let scales = match rows.copy_scales(window, format) {
+            Some(CopiedScales { block, first_row, bytes }) => {
+                journal.write(&bytes)?;
+                let data = Journal::extent(offset + length as u64, bytes.len() as u64);
+                Some(SavedScales { block, first_row, data })
+            }
+            None => None,
+        };
+        let saved = SavedWeight { source: key.0.clone(), format, shape: key.2.clone(), data, scales };
+        journal.end(&saved)?;
         Ok(saved)
     }
 }
 
-impl Writer {
-    fn new(journal: Journal) -> Result<Self, Error> {
-        Ok(Self { journal, device: Device::single(0)?, buffer: Vec::new() })
-    }
-
-    /// Fills the buffer with some rows. Gives the place of a value that cannot be stored, if there is one.
-    fn convert(
-        &mut self,
-        rows: &Rows,
-        pieces: &[std::ops::Range<usize>],
-        cols: usize,
-        format: Format,
-    ) -> Option<[usize; 2]> {
-        let row_bytes = format.bytes(cols);
-        let all: usize = pieces.iter().map(ExactSizeIterator::len).sum();
-        self.buffer.resize(all * row_bytes, 0);
-        let kernels = self.device.kernels();
-        let bad = AtomicUsize::new(usize::MAX);
-        let mut rest = &mut self.buffer[..];
-        let mut tasks = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let (task, after) = rest.split_at_mut(piece.len() * row_bytes);
-            tasks.push((piece.clone(), task));
-            rest = after;
-        }
-        self.device.for_each(tasks, |(piece, out)| {
-            let mut values = vec![0.0; piece.len() * cols];
-            rows.read(piece.clone(), cols, kernels, &mut values);
-            if let Some(index) = values.iter().position(|value| !is_storable(*value, format)) {
-                bad.fetch_min(piece.start * cols + index, Ordering::Relaxed);
-                return;
-            }
-            for (row, out) in values.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(row_bytes.max(1))) {
-                kernels.quantize_row(format, row, out);
-            }
-        });
-        match bad.into_inner() {
-            usize::MAX => None,
-            index => Some([index / cols, index % cols]),
-        }
-    }
-}
-
 /// Refuses a norm or a bias that holds what is no number: it would make every output one.
-fn check_finite(spec: &WeightSpec, rows: &Rows) -> Result<(), Error> {
-    let mut values = vec![0.0; spec.shape[0]];
-    rows.read(0..1, values.len(), dsv3_kernels::Kernels::best(), &mut values);
+fn check_finite(spec: &WeightSpec, rows: &Rows, window: &Window) -> Result<(), Error> {
+    let mut values = vec![0.0; window.cols.len()];
+    rows.read(window, Kernels::best(), &mut values);
     match values.iter().position(|value| !value.is_finite()) {
-        Some(index) => Err(spec.error(format!("expected finite values, got {} at {index}", values[index]))),
+        Some(index) => {
+            let at = window.cols.start + index;
+            Err(spec.error(format!("expected finite values, got {} at {at}", values[index])))
+        }
         None => Ok(()),
     }
-}
-
-/// Whether a format can hold a value; blocks are scaled by halves.
-fn is_storable(value: f32, format: Format) -> bool {
-    let limit = if format.block_cols() > 1 { QUANTIZE_LIMIT } else { f32::INFINITY };
-    value.abs() < limit // false for NaN
 }
 
 impl WeightSpec {
     fn error(&self, message: String) -> Error {
         Error::Tensor { name: self.source.clone(), message }
+    }
+
+    /// The range of the split dimension that a rank holds; as [`dsv3_mesh::Placement::local_range`].
+    ///
+    /// # Errors
+    /// If the dimension does not divide; names the mesh.
+    pub fn local_range(&self, layout: Layout, rank: Rank) -> Result<Option<(usize, Range<usize>)>, Error> {
+        let range = self.placement.local_range(&self.source, &self.shape, layout.mesh, rank);
+        range.map_err(|source| Error::Mesh { layout, source })
+    }
+
+    /// The shape of a rank's part; as [`dsv3_mesh::Placement::local_shape`].
+    ///
+    /// # Errors
+    /// As [`local_range`](Self::local_range).
+    pub fn local_shape(&self, layout: Layout, rank: Rank) -> Result<Vec<usize>, Error> {
+        let mut shape = self.shape.clone();
+        if let Some((dim, range)) = self.local_range(layout, rank)? {
+            shape[dim] = range.len();
+        }
+        Ok(shape)
+    }
+}
+
+impl SavedWeight {
+    /// A weight that lies on another device: no rows, no bytes.
+    fn elsewhere(spec: &WeightSpec, shape: Vec<usize>) -> Self {
+        let (source, data) = (spec.source.clone(), Journal::extent(0, 0));
+        Self { source, format: Format::F32, shape, data, scales: None }
     }
 }

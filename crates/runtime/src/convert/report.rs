@@ -18,6 +18,11 @@ impl Tally {
         self.tensors += 1;
         self.bytes += bytes;
     }
+
+    fn add_all(&mut self, other: Self) {
+        self.tensors += other.tensors;
+        self.bytes += other.bytes;
+    }
 }
 
 /// What stage 1 did.
@@ -27,6 +32,8 @@ pub struct ConvertReport {
     pub in_place: Tally,
     /// Weights written to the cache because no kernel reads F16: widened to f32, without loss.
     pub widened: Tally,
+    /// Weights written to the cache because a device's part of them is columns, which lie apart in the checkpoint.
+    pub cut: Tally,
     /// Weights written to the cache in a format that was asked for, or put together from parts; by the format's name.
     pub converted: BTreeMap<&'static str, Tally>,
     /// Weights that could not have the format that was asked for.
@@ -53,6 +60,27 @@ pub struct Fallback {
 }
 
 impl ConvertReport {
+    /// Adds what was done for another rank. Weights that several ranks have count for each; those that could not have
+    /// their format for one could not for the others.
+    pub fn add(&mut self, other: &Self) {
+        self.in_place.add_all(other.in_place);
+        self.widened.add_all(other.widened);
+        self.cut.add_all(other.cut);
+        self.resumed.add_all(other.resumed);
+        for (format, tally) in &other.converted {
+            self.converted.entry(format).or_default().add_all(*tally);
+        }
+        if self.fallbacks.is_empty() {
+            self.fallbacks.clone_from(&other.fallbacks);
+        }
+    }
+
+    /// Bytes that were written.
+    pub fn written_bytes(&self) -> u64 {
+        let converted: u64 = self.converted.values().map(|tally| tally.bytes).sum();
+        self.widened.bytes + self.cut.bytes + converted
+    }
+
     pub(super) fn add_fallback(&mut self, fallback: Fallback) {
         let same = |other: &&mut Fallback| {
             (other.kind, other.asked, other.got) == (fallback.kind, fallback.asked, fallback.got)

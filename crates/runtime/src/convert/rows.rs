@@ -4,7 +4,7 @@ use crate::{
     Bytes, Checkpoint, Dtype, Error, Extent, Location, RawTensor, SavedScales, WeightSpec, checkpoint::Part,
     validate_scales,
 };
-use dsv3_kernels::{BlockScales, Format, Kernels, MatrixView, f16_to_f32};
+use dsv3_kernels::{BlockScales, Format, Kernels, MatrixView, QUANTIZE_LIMIT, f16_to_f32};
 use std::ops::Range;
 
 /// Where the values of a weight come from.
@@ -113,45 +113,146 @@ impl Rows {
         }
     }
 
-    /// The ranges of rows that are read at once: of joined tensors a part, else as many as `rows` says.
-    pub(super) fn pieces(&self, all: usize, rows: usize) -> Vec<Range<usize>> {
-        let starts: Vec<usize> = match self {
-            Self::Stored(_) | Self::Halves(_) => (0..all).step_by(rows.max(1)).collect(),
-            Self::Joined(parts) => {
-                let next = |start: &mut usize, (rows, ..): &(usize, Self, bool)| {
-                    let first = *start;
-                    *start += rows;
-                    Some(first)
-                };
-                parts.iter().scan(0, next).collect()
+    /// The ranges of a window's rows that are read at once: of joined tensors what lies in one part, else as many as
+    /// `rows` says.
+    pub(super) fn pieces(&self, all: Range<usize>, rows: usize) -> Vec<Range<usize>> {
+        match self {
+            Self::Stored(_) | Self::Halves(_) => {
+                let starts = all.clone().step_by(rows.max(1));
+                starts.map(|start| start..all.end.min(start + rows.max(1))).collect()
             }
-        };
-        let ends = starts.iter().skip(1).copied().chain([all]);
-        starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+            Self::Joined(parts) => {
+                let mut first = 0;
+                let pieces = parts.iter().map(|(rows, ..)| {
+                    let part = first..first + rows;
+                    first = part.end;
+                    part.start.max(all.start)..part.end.min(all.end)
+                });
+                pieces.filter(|piece| !piece.is_empty()).collect()
+            }
+        }
     }
 
-    /// The values of a range that [`pieces`](Self::pieces) gave, `[rows, cols]`.
-    pub(super) fn read(&self, rows: Range<usize>, cols: usize, kernels: &Kernels, out: &mut [f32]) {
+    /// The values of a window whose rows [`pieces`](Self::pieces) gave, `[rows, cols]`.
+    pub(super) fn read(&self, window: &Window, kernels: &Kernels, out: &mut [f32]) {
+        let Window { rows, cols } = window;
         match self {
-            Self::Stored(stored) => stored.read(rows, kernels, out),
+            Self::Stored(stored) => stored.read(window, kernels, out),
             Self::Halves(tensor) => {
-                let halves = &tensor.bytes.as_slice().as_chunks::<2>().0[rows.start * cols..rows.end * cols];
-                for (value, &half) in out.iter_mut().zip(halves) {
-                    *value = f16_to_f32(u16::from_le_bytes(half));
+                let halves = tensor.bytes.as_slice().as_chunks::<2>().0;
+                let stride = as_matrix(&tensor.info.shape)[1];
+                for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols.len().max(1))) {
+                    let halves = &halves[row * stride..][cols.clone()];
+                    for (value, &half) in out.iter_mut().zip(halves) {
+                        *value = f16_to_f32(u16::from_le_bytes(half));
+                    }
                 }
             }
             Self::Joined(parts) => {
-                let index = self.pieces(usize::MAX, 0).partition_point(|piece| piece.start <= rows.start) - 1;
-                let (_, part, is_transposed) = &parts[index];
+                let mut first = 0;
+                let part = parts.iter().find(|(rows_of_part, ..)| {
+                    let is_before = first + rows_of_part <= rows.start;
+                    first += if is_before { *rows_of_part } else { 0 };
+                    !is_before
+                });
+                let (_, part, is_transposed) = part.expect("a piece lies in one part");
+                let rows = rows.start - first..rows.end - first;
                 if *is_transposed {
                     let mut turned = vec![0.0; out.len()];
-                    part.read(0..cols, rows.len(), kernels, &mut turned);
-                    transpose(&turned, rows.len(), out);
+                    let count = rows.len();
+                    part.read(&Window { rows: cols.clone(), cols: rows }, kernels, &mut turned);
+                    transpose(&turned, count, out);
                 } else {
-                    part.read(0..rows.len(), cols, kernels, out);
+                    part.read(&Window { rows, cols: cols.clone() }, kernels, out);
                 }
             }
         }
+    }
+}
+
+impl Rows {
+    /// The stored values of a window, whose rows [`pieces`](Self::pieces) gave, in a format: copied where they are in
+    /// it, else by way of f32. Gives the row and column of a value that cannot be stored, if there is one.
+    pub(super) fn encode(
+        &self,
+        window: &Window,
+        format: Format,
+        kernels: &Kernels,
+        out: &mut [u8],
+    ) -> Result<(), [usize; 2]> {
+        if let Self::Stored(stored) = self
+            && stored.format == format
+        {
+            stored.copy(window, out);
+            return Ok(());
+        }
+        let cols = window.cols.len().max(1);
+        let mut values = vec![0.0; window.rows.len() * window.cols.len()];
+        self.read(window, kernels, &mut values);
+        if let Some(index) = values.iter().position(|value| !is_storable(*value, format)) {
+            return Err([window.rows.start + index / cols, window.cols.start + index % cols]);
+        }
+        let row_bytes = format.bytes(window.cols.len()).max(1);
+        for (row, out) in values.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)) {
+            kernels.quantize_row(format, row, out);
+        }
+        Ok(())
+    }
+
+    /// The scales of a window that is copied as it is.
+    pub(super) fn copy_scales(&self, window: &Window, format: Format) -> Option<CopiedScales> {
+        match self {
+            Self::Stored(stored) if stored.format == format => stored.copy_scales(window),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a format can hold a value; blocks are scaled by halves.
+fn is_storable(value: f32, format: Format) -> bool {
+    let limit = if format.block_cols() > 1 { QUANTIZE_LIMIT } else { f32::INFINITY };
+    value.abs() < limit // false for NaN
+}
+
+/// The scales of a part of an FP8 tensor as those of a matrix of its own.
+pub(super) struct CopiedScales {
+    /// Rows and columns of a block.
+    pub(super) block: [usize; 2],
+    /// The row of the first block that the part begins at.
+    pub(super) first_row: usize,
+    /// The grid.
+    pub(super) bytes: Vec<u8>,
+}
+
+/// The part of a tensor that a device holds. A vector is a matrix of one row.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    pub(super) rows: Range<usize>,
+    pub(super) cols: Range<usize>,
+}
+
+impl Window {
+    /// Of a tensor of this shape, whose dimension `part.0` is cut to the range `part.1`; none for what is neither vector
+    /// nor matrix.
+    pub(super) fn new(shape: &[usize], part: Option<&(usize, Range<usize>)>) -> Option<Self> {
+        let of = |dim: usize| match part {
+            Some((cut, range)) if *cut == dim => range.clone(),
+            _ => 0..shape[dim],
+        };
+        match shape.len() {
+            1 => Some(Self { rows: 0..1, cols: of(0) }),
+            2 => Some(Self { rows: of(0), cols: of(1) }),
+            _ => None,
+        }
+    }
+}
+
+/// Rows and columns of a vector or a matrix, which specs make sure that it is.
+fn as_matrix(shape: &[usize]) -> [usize; 2] {
+    match *shape {
+        [length] => [1, length],
+        [rows, cols] => [rows, cols],
+        ref shape => unreachable!("checked against a spec's vector or matrix: {shape:?}"),
     }
 }
 
@@ -167,16 +268,9 @@ fn transpose(values: &[f32], rows: usize, out: &mut [f32]) {
 
 impl Stored {
     fn new(spec: &WeightSpec, checkpoint: &Checkpoint, tensor: RawTensor) -> Result<Self, Error> {
-        let format = match tensor.info.dtype {
-            Dtype::F32 => Format::F32,
-            Dtype::Bf16 => Format::Bf16,
-            Dtype::F8E4M3 => Format::Fp8,
-            Dtype::Q8_0 => Format::Q8_0,
-            Dtype::Q4K => Format::Q4K,
-            dtype @ (Dtype::F16 | Dtype::Unsupported(_) | Dtype::UnsupportedGgml(_)) => {
-                return Err(spec.error(format!("cannot be read as {dtype} here")));
-            }
-        };
+        let dtype = tensor.info.dtype;
+        let format =
+            dtype.format().ok_or_else(|| spec.error(format!("cannot be read as {dtype} here")))?;
         let scales = match format {
             Format::Fp8 => {
                 let block = spec.scale_block.ok_or_else(|| {
@@ -195,34 +289,97 @@ impl Stored {
         self.tensor.info.length + self.scales.as_ref().map_or(0, |(scales, _)| scales.info.length)
     }
 
-    /// Where the tensor lies, and its scales.
-    pub(super) fn place(&self, checkpoint: &Checkpoint) -> (Extent, Option<SavedScales>) {
-        let in_checkpoint = |tensor: &RawTensor| {
-            let info = &tensor.info;
-            let file = checkpoint.shard(info).name().into();
-            Extent { location: Location::Checkpoint, file, offset: info.offset, length: info.length }
-        };
-        let scales = self.scales.as_ref();
-        let scales = scales.map(|(scales, block)| SavedScales { block: *block, data: in_checkpoint(scales) });
-        (in_checkpoint(&self.tensor), scales)
+    /// Whether the bytes of a window follow one another.
+    pub(super) fn is_run(&self, window: &Window) -> bool {
+        window.rows.len() == 1 || window.cols.len() == as_matrix(&self.tensor.info.shape)[1]
     }
 
-    fn read(&self, rows: Range<usize>, kernels: &Kernels, out: &mut [f32]) {
-        let [all, cols] = match self.tensor.info.shape[..] {
-            [length] => [1, length],
-            [rows, cols] => [rows, cols],
-            ref shape => unreachable!("checked against a spec's vector or matrix: {shape:?}"),
+    /// Where a window whose bytes follow one another lies, and its scales.
+    pub(super) fn place(&self, window: &Window, checkpoint: &Checkpoint) -> (Extent, Option<SavedScales>) {
+        let Window { rows, cols } = window;
+        let in_checkpoint = |tensor: &RawTensor, bytes: Range<usize>| {
+            let info = &tensor.info;
+            let file = checkpoint.shard(info).name().into();
+            let (offset, length) = (info.offset + bytes.start as u64, bytes.len() as u64);
+            Extent { location: Location::Checkpoint, file, offset, length }
         };
+        let all_cols = as_matrix(&self.tensor.info.shape)[1];
+        let start = rows.start * self.format.bytes(all_cols) + self.format.bytes(cols.start);
+        let data = in_checkpoint(&self.tensor, start..start + rows.len() * self.format.bytes(cols.len()));
+        let scales = self.scales.as_ref().map(|(scales, block)| {
+            let row_bytes = all_cols.div_ceil(block[1]) * size_of::<f32>();
+            let grid_rows = rows.start / block[0]..rows.end.div_ceil(block[0]);
+            let bytes = grid_rows.start * row_bytes..grid_rows.end * row_bytes;
+            SavedScales {
+                block: *block,
+                first_row: rows.start % block[0],
+                data: in_checkpoint(scales, bytes),
+            }
+        });
+        (data, scales)
+    }
+
+    /// Copies the stored bytes of a window whose columns are whole blocks, row after row.
+    fn copy(&self, window: &Window, out: &mut [u8]) {
+        let stride = self.format.bytes(as_matrix(&self.tensor.info.shape)[1]);
+        let cols = self.format.bytes(window.cols.start)..self.format.bytes(window.cols.end);
+        for (row, out) in window.rows.clone().zip(out.chunks_exact_mut(cols.len().max(1))) {
+            out.copy_from_slice(&self.tensor.bytes.as_slice()[row * stride..][cols.clone()]);
+        }
+    }
+
+    /// The scales of a window of an FP8 tensor as those of a matrix of its own. Blocks stay as wide as they are where the window begins with one
+    /// or lies within one; else they become as wide as what divides both the block and what the window leaves out of
+    /// its first one.
+    fn copy_scales(&self, window: &Window) -> Option<CopiedScales> {
+        let (scales, block) = self.scales.as_ref()?;
+        let Window { rows, cols } = window;
+        let skipped = cols.start % block[1];
+        let is_whole = skipped == 0 || skipped + cols.len() <= block[1];
+        let block_cols = if is_whole { block[1] } else { gcd(skipped, block[1]) };
+        let grid = scales.bytes.as_slice().as_chunks::<4>().0;
+        let stride = as_matrix(&self.tensor.info.shape)[1].div_ceil(block[1]);
+        let of_row = |row: usize| {
+            cols.clone().step_by(block_cols).flat_map(move |col| grid[row * stride + col / block[1]])
+        };
+        let grid_rows = rows.start / block[0]..rows.end.div_ceil(block[0]);
+        Some(CopiedScales {
+            block: [block[0], block_cols],
+            first_row: rows.start % block[0],
+            bytes: grid_rows.flat_map(of_row).collect(),
+        })
+    }
+
+    fn read(&self, window: &Window, kernels: &Kernels, out: &mut [f32]) {
+        let Window { rows, cols } = window;
+        let [all_rows, all_cols] = as_matrix(&self.tensor.info.shape);
         let scales = self.scales.as_ref().map(|(scales, block)| BlockScales {
             bytes: Bytes::as_slice(&scales.bytes),
             block_rows: block[0],
             block_cols: block[1],
-            grid_cols: cols.div_ceil(block[1]),
+            grid_cols: all_cols.div_ceil(block[1]),
             first_row: 0,
         });
-        let view = MatrixView::from_bytes(self.format, self.tensor.bytes.as_slice(), all, cols, scales);
-        for (row, out) in rows.zip(out.chunks_exact_mut(cols.max(1))) {
-            kernels.dequantize_row(&view, row, out);
+        // Whole blocks are read, and what the window leaves out of them is left out.
+        let block = scales.map_or(self.format.block_cols(), |scales| scales.block_cols);
+        let whole = cols.start / block * block..all_cols.min(cols.end.next_multiple_of(block));
+        let wanted = cols.start - whole.start..cols.end - whole.start;
+        let bytes = self.tensor.bytes.as_slice();
+        let view = MatrixView::from_bytes(self.format, bytes, all_rows, all_cols, scales);
+        let view = view.column_range(whole.clone());
+        let mut values = vec![0.0; whole.len()];
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols.len().max(1))) {
+            if wanted == (0..whole.len()) {
+                kernels.dequantize_row(&view, row, out);
+            } else {
+                kernels.dequantize_row(&view, row, &mut values);
+                out.copy_from_slice(&values[wanted.clone()]);
+            }
         }
     }
+}
+
+/// The greatest common divisor.
+fn gcd(left: usize, right: usize) -> usize {
+    if right == 0 { left } else { gcd(right, left % right) }
 }

@@ -1,7 +1,7 @@
 //! From where a weight lies to its mapped bytes.
 
 use crate::{
-    Bytes, Checkpoint, Error, Extent, Location, MappedFile, SavedWeight, Weight, checkpoint::SCALES_SUFFIX,
+    Bytes, Checkpoint, Error, Extent, Location, MappedFile, SavedScales, SavedWeight, TensorInfo, Weight,
 };
 use std::{
     collections::HashMap,
@@ -26,35 +26,87 @@ impl<'a> WeightLoader<'a> {
         Self { checkpoint, cache, files }
     }
 
-    /// One weight.
+    /// One weight, or the part of one that a device holds. In the checkpoint it must be whole rows of the tensor.
     ///
     /// # Errors
     /// Bytes that are not there, or not as many as shape and format need.
     pub fn load(&mut self, saved: &SavedWeight) -> Result<Weight, Error> {
         saved.validate()?;
-        let bytes = self.bytes(&saved.source, &saved.data)?;
-        let scales = match &saved.scales {
-            Some(scales) => Some(self.bytes(&format!("{}{SCALES_SUFFIX}", saved.source), &scales.data)?),
-            None => None,
-        };
+        let in_checkpoint = saved.data.location == Location::Checkpoint;
+        if let Some(scales) = saved.scales.as_ref().filter(|scales| scales.data.location != saved.data.location) {
+            let (scales, data) = (scales.data.file.display(), saved.data.file.display());
+            return Err(error(saved, format!("its scales lie in {scales}, its elements in {data}")));
+        }
+        if in_checkpoint {
+            self.check_scales(saved, self.first_row(saved)?)?;
+        }
+        let bytes = self.bytes(saved, &saved.data)?;
+        let scales = saved.scales.as_ref().map(|scales| self.bytes(saved, &scales.data)).transpose()?;
         Ok(Weight::new(saved, bytes, scales))
     }
 
-    fn bytes(&mut self, tensor: &str, extent: &Extent) -> Result<Bytes, Error> {
-        let fail = |message: String| Error::Tensor { name: tensor.to_owned(), message };
-        if !extent.file.components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(fail(format!("{} leads out of its directory", extent.file.display())));
-        }
-        if extent.location == Location::Checkpoint {
-            let info = self.checkpoint.tensor(tensor)?.info;
-            if (info.offset, info.length) != (extent.offset, extent.length) {
-                let Extent { offset, length, .. } = extent;
-                return Err(fail(format!(
-                    "the cache says {length} bytes at {offset}, the checkpoint {} at {}; make the cache anew with \
-                     `dsv3 convert --force`",
-                    info.length, info.offset
-                )));
+    /// As [`load`](Self::load), of a part that begins at this row (of a vector: element) of the tensor.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and a part that begins elsewhere.
+    pub(super) fn load_from(&mut self, saved: &SavedWeight, first: usize) -> Result<Weight, Error> {
+        let weight = self.load(saved)?;
+        if saved.data.location == Location::Checkpoint {
+            let got = self.first_row(saved)?;
+            if got != first {
+                return Err(error(saved, format!("expected rows from {first} on, got those from {got} on")));
             }
+        }
+        Ok(weight)
+    }
+
+    /// The row of a tensor of the checkpoint (of a vector: the element) that a part begins at, whose bytes must be whole
+    /// rows of it.
+    fn first_row(&self, saved: &SavedWeight) -> Result<usize, Error> {
+        let info = self.checkpoint.tensor(&saved.source)?.info;
+        let cols = |shape: &[usize]| shape.get(1).copied().unwrap_or(1);
+        let is_alike = info.dtype.format() == Some(saved.format)
+            && info.shape.len() == saved.shape.len()
+            && cols(&info.shape) == cols(&saved.shape);
+        if !is_alike {
+            let (format, shape) = (saved.format, &saved.shape);
+            let got = format!("rows of {format} {shape:?} of {} {:?}", info.dtype, info.shape);
+            return Err(error(saved, format!("cannot be used in place as {got}")));
+        }
+        let Extent { file, offset, length, .. } = &saved.data;
+        let row_bytes = saved.format.bytes(cols(&saved.shape)) as u64;
+        let skipped = offset.checked_sub(info.offset).filter(|skipped| {
+            let end = skipped.checked_add(*length);
+            skipped.checked_rem(row_bytes).unwrap_or(*skipped) == 0 && end.is_some_and(|end| end <= info.length)
+        });
+        let is_there = file == Path::new(self.checkpoint.shard(&info).name());
+        match skipped.filter(|_| is_there) {
+            Some(skipped) => Ok(skipped.checked_div(row_bytes).unwrap_or(0) as usize),
+            None => Err(error(saved, misplaced(&saved.data, self.checkpoint.shard(&info).name(), &info))),
+        }
+    }
+
+    /// Checks that scales in the checkpoint are those of the rows from `first` on.
+    fn check_scales(&self, saved: &SavedWeight, first: usize) -> Result<(), Error> {
+        let Some(SavedScales { block, first_row, data }) = &saved.scales else { return Ok(()) };
+        let scales = self.checkpoint.scales(&saved.source, *block)?.info;
+        let row_bytes = (scales.shape[1] * size_of::<f32>()) as u64;
+        let offset = scales.offset + (first / block[0]) as u64 * row_bytes;
+        let file = self.checkpoint.shard(&scales).name();
+        if data.offset != offset || *first_row != first % block[0] || data.file != Path::new(file) {
+            return Err(error(saved, misplaced(data, file, &scales)));
+        }
+        Ok(())
+    }
+
+    fn bytes(&mut self, saved: &SavedWeight, extent: &Extent) -> Result<Bytes, Error> {
+        if !extent.file.components().all(|part| matches!(part, Component::Normal(_))) {
+            let message = format!("{} leads out of its directory", extent.file.display());
+            return Err(error(saved, message));
+        }
+        // A weight that lies on another device, in a cache that may have no file.
+        if extent.length == 0 {
+            return Ok(Bytes::from(Vec::new()));
         }
         let key = (extent.location, extent.file.clone());
         let file = match (self.files.get(&key), extent.location) {
@@ -65,18 +117,30 @@ impl<'a> WeightLoader<'a> {
                 file
             }
             (None, Location::Checkpoint) => {
-                return Err(fail(format!("{} is no file of the checkpoint", extent.file.display())));
+                let message = format!("{} is no file of the checkpoint", extent.file.display());
+                return Err(error(saved, message));
             }
         };
         let end = extent.offset.checked_add(extent.length).filter(|&end| end <= file.len() as u64);
         let end = end.ok_or_else(|| {
-            let Extent { offset, length, .. } = extent;
-            fail(format!(
-                "{length} bytes at {offset} lie beyond the {} of {}",
-                file.len(),
-                extent.file.display()
-            ))
+            let Extent { offset, length, file: name, .. } = extent;
+            let message = format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), name.display());
+            error(saved, message)
         })?;
         Ok(file.slice(extent.offset as usize..end as usize))
     }
+}
+
+fn error(saved: &SavedWeight, message: String) -> Error {
+    Error::Tensor { name: saved.source.clone(), message }
+}
+
+/// What is said of bytes that are not a tensor's.
+fn misplaced(extent: &Extent, file: &str, info: &TensorInfo) -> String {
+    let Extent { file: said, offset, length, .. } = extent;
+    let (said, TensorInfo { name, offset: start, length: all, .. }) = (said.display(), info);
+    format!(
+        "the cache says {length} bytes at {offset} of {said}, which are no rows of the checkpoint's {name}, {all} at \
+         {start} of {file}"
+    )
 }

@@ -9,7 +9,7 @@ use crate::{
 };
 use dsv3_mesh::Placement;
 use proptest::prelude::*;
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 use tempfile::TempDir;
 
 enum Toy {}
@@ -121,7 +121,7 @@ impl Fixture {
         let checkpoint = self.checkpoint();
         let fingerprint = Fingerprint::of(&checkpoint, b"{}");
         let source = Source { checkpoint: &checkpoint, fingerprint };
-        self.cache().convert::<Toy>(&self.block, &source, Layout::SINGLE, force, &mut |_| {})
+        self.cache().convert::<Toy>(&self.block, &source, force, &mut |_| {})
     }
 
     fn report(&self) -> ConvertReport {
@@ -134,11 +134,8 @@ impl Fixture {
     fn load(&self) -> Result<(Vec<f32>, Vec<f32>), Error> {
         let checkpoint = self.checkpoint();
         let fingerprint = Fingerprint::of(&checkpoint, b"{}");
-        let weights = self.cache().load::<Toy>(
-            &self.block,
-            &Source { checkpoint: &checkpoint, fingerprint },
-            Layout::SINGLE,
-        )?;
+        let source = Source { checkpoint: &checkpoint, fingerprint };
+        let weights = self.cache().load::<Toy>(&self.block, &source)?;
         let matrix = weights.matrix.matrix();
         let mut values = vec![0.0; 6];
         for (row, out) in values.chunks_mut(3).enumerate() {
@@ -334,7 +331,7 @@ mod resumed {
         let checkpoint = fixture.checkpoint();
         let source = Source { fingerprint: Fingerprint::of(&checkpoint, b"{}"), checkpoint: &checkpoint };
         let cache = fixture.cache().with_formats(formats(format));
-        match cache.convert::<Toy>(&None, &source, Layout::SINGLE, false, &mut |_| {})? {
+        match cache.convert::<Toy>(&None, &source, false, &mut |_| {})? {
             Converted::Made(report) => Ok(report),
             Converted::Present => panic!("a new cache is made"),
         }
