@@ -8,7 +8,7 @@ mod precision;
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
-pub(crate) use layout::LayoutArgs;
+pub(crate) use layout::{LayoutArgs, Ranks};
 pub(crate) use precision::PrecisionArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -221,6 +221,11 @@ pub(crate) struct ConvertArgs {
     pub(crate) from_gguf: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// Prepare the weights of these ranks only, as in 0,3-5: those that run on this host [default: all]
+    ///
+    /// Each rank has a cache of what it holds; ranks that hold the same share one.
+    #[arg(long, value_name = "LIST", help_heading = "Mesh")]
+    pub(crate) ranks: Option<Ranks>,
     /// Make the cache anew, whatever is there
     #[arg(long)]
     pub(crate) force: bool,

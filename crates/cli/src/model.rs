@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelWeights, gguf};
 use dsv3_engine::{GgufTokenizer, write_json};
-use dsv3_mesh::Layout;
+use dsv3_mesh::{Layout, Rank};
 use dsv3_runtime::{
     Checkpoint, ConvertReport, Converted, Error, Fingerprint, Formats, Gguf, Source, Weight, WeightCache,
 };
@@ -137,25 +137,31 @@ impl OpenModel {
         &self.dir
     }
 
-    /// The cache of the weights for a mesh.
+    /// The cache of the weights for rank 0 of a mesh.
     pub(crate) fn cache(&self, layout: Layout) -> WeightCache {
         WeightCache::locate(&self.cache, &self.checkpoint, layout).with_formats(self.formats.clone())
     }
 
-    /// Stage 1, with progress.
+    /// Stage 1 for these ranks of a mesh, with progress. Ranks whose weights are the same have one cache.
     ///
     /// # Errors
-    /// As [`WeightCache::convert`].
-    pub(crate) fn convert(&self, layout: Layout, force: bool) -> Result<Converted> {
+    /// As [`WeightCache::convert_ranks`].
+    pub(crate) fn convert(
+        &self,
+        layout: Layout,
+        ranks: &[Rank],
+        force: bool,
+    ) -> Result<Vec<(Rank, Converted)>> {
         let mut progress = Progress::new("converting", Unit::Bytes);
         let mut update = |at: dsv3_runtime::ConvertProgress<'_>| progress.update(at.bytes, at.total);
         let cache = self.cache(layout);
-        if cache.is_begun() {
+        let is_begun = || ranks.iter().any(|&rank| cache.of_rank(rank).is_begun());
+        if is_begun() {
             note(format_args!("an interrupted conversion is there: going on with it"));
         }
-        let converted = cache.convert::<Model>(&self.hf, &self.source(), layout, force, &mut update);
+        let converted = cache.convert_ranks::<Model>(ranks, &self.hf, &self.source(), force, &mut update);
         converted.map_err(|error| match &error {
-            Error::Io { path, .. } if path.starts_with(&self.cache) && cache.is_begun() => {
+            Error::Io { path, .. } if path.starts_with(&self.cache) && is_begun() => {
                 anyhow::Error::from(error).context("what is done is kept, and the next run goes on with it")
             }
             Error::Io { path, .. } if path.starts_with(&self.cache) => {
@@ -168,22 +174,54 @@ impl OpenModel {
     /// The weights for one device, mapped. Runs stage 1 where there is no cache, and says so.
     ///
     /// # Errors
-    /// As [`convert`](Self::convert) and [`WeightCache::load`].
+    /// As [`prepare`](Self::prepare) and [`load`](Self::load).
     pub(crate) fn weights(&self) -> Result<ModelWeights<Weight>> {
-        let cache = self.cache(Layout::SINGLE);
-        if !cache.exists() {
-            let start = Instant::now();
-            if let Converted::Made(report) = self.convert(Layout::SINGLE, false)? {
-                let seconds = start.elapsed().as_secs_f64();
-                note(format_args!("prepared the weights in {seconds:.1} s: {}", summary(&report)));
-            }
+        self.prepare(Layout::SINGLE, &[Rank(0)])?;
+        self.load(Layout::SINGLE, Rank(0))
+    }
+
+    /// Runs stage 1 for those of these ranks of a mesh that have no cache, and says so.
+    ///
+    /// # Errors
+    /// As [`convert`](Self::convert).
+    pub(crate) fn prepare(&self, layout: Layout, ranks: &[Rank]) -> Result<()> {
+        let cache = self.cache(layout);
+        let missing: Vec<Rank> =
+            ranks.iter().copied().filter(|&rank| !cache.of_rank(rank).exists()).collect();
+        if missing.is_empty() {
+            return Ok(());
         }
-        Ok(cache.load::<Model>(&self.hf, &self.source(), Layout::SINGLE)?)
+        let start = Instant::now();
+        let converted = self.convert(layout, &missing, false)?;
+        if let Some(report) = sum(&converted) {
+            let seconds = start.elapsed().as_secs_f64();
+            note(format_args!("prepared the weights in {seconds:.1} s: {}", summary(&report)));
+        }
+        Ok(())
+    }
+
+    /// The weights of a rank whose cache is there, mapped.
+    ///
+    /// # Errors
+    /// As [`WeightCache::load`].
+    pub(crate) fn load(&self, layout: Layout, rank: Rank) -> Result<ModelWeights<Weight>> {
+        Ok(self.cache(layout).of_rank(rank).load::<Model>(&self.hf, &self.source())?)
     }
 
     fn source(&self) -> Source<'_> {
         Source { checkpoint: &self.checkpoint, fingerprint: self.fingerprint.clone() }
     }
+}
+
+/// What was done for all ranks together; none where their caches were there.
+pub(crate) fn sum(converted: &[(Rank, Converted)]) -> Option<ConvertReport> {
+    let mut reports = converted.iter().filter_map(|(_, converted)| match converted {
+        Converted::Made(report) => Some(report),
+        Converted::Present => None,
+    });
+    let mut sum = reports.next()?.clone();
+    reports.for_each(|report| sum.add(report));
+    Some(sum)
 }
 
 /// Writes those of the small files that are not there as they should be.
@@ -201,8 +239,11 @@ fn write_files<const N: usize>(dir: &Path, files: [(&str, Option<Value>); N]) ->
 
 /// `85 used in place`, and what was written.
 fn summary(report: &ConvertReport) -> String {
-    let ConvertReport { in_place, widened, converted, .. } = report;
+    let ConvertReport { in_place, widened, cut, converted, .. } = report;
     let mut text = format!("{} used in place", in_place.tensors);
+    if cut.tensors > 0 {
+        text += &format!(", {} cut by columns ({})", cut.tensors, DecimalBytes(cut.bytes));
+    }
     for (format, tally) in converted {
         text += &format!(", {} converted to {format} ({})", tally.tensors, DecimalBytes(tally.bytes));
     }

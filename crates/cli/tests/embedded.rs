@@ -104,8 +104,8 @@ impl Embedded {
         let dir = tempfile::tempdir().unwrap();
         let source = Source { checkpoint: &checkpoint, fingerprint: Fingerprint::of(&checkpoint, b"") };
         let cache = WeightCache::locate(dir.path(), &checkpoint, Layout::SINGLE);
-        cache.convert::<Model>(&hf, &source, Layout::SINGLE, false, &mut |_| {}).unwrap();
-        let weights = cache.load::<Model>(&hf, &source, Layout::SINGLE).unwrap();
+        cache.convert::<Model>(&hf, &source, false, &mut |_| {}).unwrap();
+        let weights = cache.load::<Model>(&hf, &source).unwrap();
         let prefill = Model::prefill_model_config(&hf, Layout::SINGLE).unwrap();
         let decode = Model::decode_model_config(&hf, Layout::SINGLE).unwrap();
         let tokenizer = Tokenizer::from_dir(&tiny(), hf.vocab_size).unwrap();

@@ -135,7 +135,10 @@ impl SavedWeight {
             (Format::Fp8, Some(scales), &[rows, cols]) if !scales.block.contains(&0) => {
                 let rows = rows.checked_add(scales.first_row).filter(|_| scales.first_row < scales.block[0]);
                 let Some(rows) = rows else {
-                    return fail(format!("row {} is none of a block's {}", scales.first_row, scales.block[0]));
+                    return fail(format!(
+                        "row {} is none of a block's {}",
+                        scales.first_row, scales.block[0]
+                    ));
                 };
                 let grid = scales_shape([rows, cols], scales.block);
                 let expected = Format::F32.matrix_bytes(grid[0], grid[1]);

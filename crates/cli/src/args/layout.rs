@@ -1,7 +1,8 @@
 //! How a model is laid over devices.
 
 use clap::Args;
-use dsv3_mesh::{ExpertSharding, Layout, MeshShape};
+use dsv3_mesh::{ExpertSharding, Layout, MeshShape, Rank};
+use std::{ops::RangeInclusive, str::FromStr};
 
 /// The devices, and how they share the model.
 #[derive(Clone, Copy, Debug, Args)]
@@ -22,5 +23,55 @@ impl LayoutArgs {
     /// As the stages take it.
     pub(crate) fn layout(self) -> Layout {
         Layout { mesh: self.mesh, experts: self.experts }
+    }
+}
+
+/// Some of a mesh's ranks, as they are typed: `0,3-5`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ranks(Vec<RangeInclusive<usize>>);
+
+impl FromStr for Ranks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = |item: &str| {
+            let (first, last) = item.split_once('-').unwrap_or((item, item));
+            let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+            (range.start() <= range.end()).then_some(range)
+        };
+        let ranges: Option<_> = text.split(',').map(range).collect();
+        ranges.map(Self).ok_or_else(|| "expected ranks and ranges of them, as in 0,3-5".to_owned())
+    }
+}
+
+impl Ranks {
+    /// The ranks of a mesh that they are.
+    ///
+    /// # Errors
+    /// One that the mesh does not have, with those that it has.
+    pub(crate) fn of(&self, mesh: MeshShape) -> Result<Vec<Rank>, String> {
+        let last = mesh.devices() - 1;
+        match self.0.iter().find(|range| *range.end() > last) {
+            Some(range) => Err(format!("--ranks {}: a mesh of {mesh} has ranks 0 to {last}", range.end())),
+            None => Ok(self.0.iter().cloned().flatten().map(Rank).collect()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_numbers_and_ranges() {
+        let mesh = "2x4".parse().unwrap();
+        let of = |text: &str| text.parse::<Ranks>().unwrap().of(mesh);
+        assert_eq!(of("0,3-5"), Ok([0, 3, 4, 5].map(Rank).to_vec()));
+        assert_eq!(of(" 7 "), Ok(vec![Rank(7)]));
+        assert_eq!(of("1-8"), Err("--ranks 8: a mesh of 2x4 has ranks 0 to 7".to_owned()));
+        assert!(of("0-18446744073709551615").is_err());
+        for text in ["", "a", "3-1", "1-", "-1", "1,,2"] {
+            assert!(text.parse::<Ranks>().is_err(), "{text}");
+        }
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::{
     args::ConvertArgs,
-    model::{ModelPlace, OpenModel},
+    model::{ModelPlace, OpenModel, sum},
     output,
 };
-use anyhow::{Context, Result, bail};
-use dsv3_mesh::Layout;
+use anyhow::{Context, Error, Result};
+use dsv3_mesh::{MeshShape, Rank};
 use dsv3_runtime::{ConvertReport, Converted, Fallback, WEIGHT_CONFIG_FILE};
 use indicatif::DecimalBytes;
 use std::fs;
@@ -14,33 +14,61 @@ use std::fs;
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
     let layout = args.layout.layout();
-    if layout != Layout::SINGLE {
-        bail!("--mesh {}: weights are prepared for one device so far, a mesh of 1x1", args.layout.mesh);
-    }
+    let ranks = match &args.ranks {
+        Some(ranks) => ranks.of(layout.mesh).map_err(Error::msg)?,
+        None => layout.weight_ranks().collect(),
+    };
     let mut asked = args.model.clone();
     if args.from_gguf.is_some() {
         asked.model.clone_from(&args.from_gguf);
     }
     let model = OpenModel::open(&ModelPlace::resolve(&asked)?)?;
-    let converted = model.convert(layout, args.force)?;
-    let path = model.cache(layout).dir().join(WEIGHT_CONFIG_FILE);
-    let mut text = match converted {
-        Converted::Present => {
-            "the cache is present and matches the checkpoint; nothing was done (--force makes it anew)\n"
-                .to_owned()
+    let converted = model.convert(layout, &ranks, args.force)?;
+    let path = |rank| model.cache(layout).of_rank(rank).dir().join(WEIGHT_CONFIG_FILE);
+    let mut text = String::new();
+    match sum(&converted) {
+        None if converted.len() == 1 => {
+            text +=
+                "the cache is present and matches the checkpoint; nothing was done (--force makes it anew)\n";
         }
-        Converted::Made(report) => {
-            let config_bytes = fs::metadata(&path).with_context(|| path.display().to_string())?.len();
-            describe(&report, config_bytes, model.checkpoint.total_bytes())
+        None => {
+            text += "the caches are present and match the checkpoint; nothing was done (--force makes them anew)\n";
         }
-    };
-    text += &format!("WeightConfig: {}\n", path.display());
+        Some(report) => {
+            let mut config_bytes = 0;
+            for (rank, _) in made(&converted) {
+                let path = path(*rank);
+                config_bytes += fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+            }
+            text += &describe(&report, config_bytes, model.checkpoint.total_bytes());
+        }
+    }
+    for (rank, converted) in &converted {
+        text += &if layout.mesh == MeshShape::SINGLE { String::new() } else { of_rank(*rank, converted) };
+        text += &format!("WeightConfig: {}\n", path(*rank).display());
+    }
     output::print(&text)
+}
+
+fn made(converted: &[(Rank, Converted)]) -> impl Iterator<Item = &(Rank, Converted)> {
+    converted.iter().filter(|(_, converted)| matches!(converted, Converted::Made(_)))
+}
+
+/// What became of the cache of one of several ranks.
+fn of_rank(Rank(rank): Rank, converted: &Converted) -> String {
+    match converted {
+        Converted::Present => format!("rank {rank}: the cache is present\n"),
+        Converted::Made(report) => {
+            let (in_place, written) =
+                (DecimalBytes(report.in_place.bytes), DecimalBytes(report.written_bytes()));
+            format!("rank {rank}: {in_place} used in place, {written} written\n")
+        }
+    }
 }
 
 /// What is used in place, and what was written and why, a line each.
 fn describe(report: &ConvertReport, config_bytes: u64, checkpoint_bytes: u64) -> String {
-    let ConvertReport { in_place, widened, converted, fallbacks, resumed } = report;
+    let ConvertReport { in_place, widened, cut, converted, fallbacks, resumed } = report;
     let size = |bytes: u64| {
         let share = 100.0 * bytes as f64 / checkpoint_bytes.max(1) as f64;
         format!(
@@ -59,6 +87,13 @@ fn describe(report: &ConvertReport, config_bytes: u64, checkpoint_bytes: u64) ->
             "written: {} ({}), widened from F16 to F32, because no kernel reads F16\n",
             output::count(widened.tensors as u64, "weight"),
             size(widened.bytes)
+        );
+    }
+    if cut.tensors > 0 {
+        text += &format!(
+            "written: {} ({}), columns that lie apart in the checkpoint, copied as they are\n",
+            output::count(cut.tensors as u64, "weight"),
+            size(cut.bytes)
         );
     }
     for (format, tally) in converted {

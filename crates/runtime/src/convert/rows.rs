@@ -269,8 +269,7 @@ fn transpose(values: &[f32], rows: usize, out: &mut [f32]) {
 impl Stored {
     fn new(spec: &WeightSpec, checkpoint: &Checkpoint, tensor: RawTensor) -> Result<Self, Error> {
         let dtype = tensor.info.dtype;
-        let format =
-            dtype.format().ok_or_else(|| spec.error(format!("cannot be read as {dtype} here")))?;
+        let format = dtype.format().ok_or_else(|| spec.error(format!("cannot be read as {dtype} here")))?;
         let scales = match format {
             Format::Fp8 => {
                 let block = spec.scale_block.ok_or_else(|| {
@@ -289,9 +288,10 @@ impl Stored {
         self.tensor.info.length + self.scales.as_ref().map_or(0, |(scales, _)| scales.info.length)
     }
 
-    /// Whether the bytes of a window follow one another.
+    /// Whether a window is whole rows, or a part of a vector: its bytes follow one another, and so do its scales.
     pub(super) fn is_run(&self, window: &Window) -> bool {
-        window.rows.len() == 1 || window.cols.len() == as_matrix(&self.tensor.info.shape)[1]
+        let shape = &self.tensor.info.shape;
+        shape.len() == 1 || window.cols.len() == as_matrix(shape)[1]
     }
 
     /// Where a window whose bytes follow one another lies, and its scales.

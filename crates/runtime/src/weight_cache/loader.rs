@@ -2,6 +2,7 @@
 
 use crate::{
     Bytes, Checkpoint, Error, Extent, Location, MappedFile, SavedScales, SavedWeight, TensorInfo, Weight,
+    WeightSpec,
 };
 use std::{
     collections::HashMap,
@@ -33,7 +34,9 @@ impl<'a> WeightLoader<'a> {
     pub fn load(&mut self, saved: &SavedWeight) -> Result<Weight, Error> {
         saved.validate()?;
         let in_checkpoint = saved.data.location == Location::Checkpoint;
-        if let Some(scales) = saved.scales.as_ref().filter(|scales| scales.data.location != saved.data.location) {
+        if let Some(scales) =
+            saved.scales.as_ref().filter(|scales| scales.data.location != saved.data.location)
+        {
             let (scales, data) = (scales.data.file.display(), saved.data.file.display());
             return Err(error(saved, format!("its scales lie in {scales}, its elements in {data}")));
         }
@@ -45,16 +48,29 @@ impl<'a> WeightLoader<'a> {
         Ok(Weight::new(saved, bytes, scales))
     }
 
-    /// As [`load`](Self::load), of a part that begins at this row (of a vector: element) of the tensor.
+    /// As [`load`](Self::load), of the part of a tensor that begins at the row `first` (of a vector: the element).
     ///
     /// # Errors
-    /// As [`load`](Self::load), and a part that begins elsewhere.
-    pub(super) fn load_from(&mut self, saved: &SavedWeight, first: usize) -> Result<Weight, Error> {
+    /// As [`load`](Self::load), and bytes in the checkpoint that are not those of the spec.
+    pub(super) fn load_from(
+        &mut self,
+        saved: &SavedWeight,
+        spec: &WeightSpec,
+        first: usize,
+    ) -> Result<Weight, Error> {
         let weight = self.load(saved)?;
         if saved.data.location == Location::Checkpoint {
+            let (expected, block) = (&spec.source, spec.scale_block);
             let got = self.first_row(saved)?;
-            if got != first {
-                return Err(error(saved, format!("expected rows from {first} on, got those from {got} on")));
+            if saved.source != *expected || got != first {
+                return Err(error(
+                    saved,
+                    format!("expected {expected} from row {first} on, got row {got} on"),
+                ));
+            }
+            let got = saved.scales.as_ref().map(|scales| scales.block);
+            if got.is_some() && got != block {
+                return Err(error(saved, format!("expected blocks of {block:?}, got {got:?}")));
             }
         }
         Ok(weight)
@@ -77,7 +93,8 @@ impl<'a> WeightLoader<'a> {
         let row_bytes = saved.format.bytes(cols(&saved.shape)) as u64;
         let skipped = offset.checked_sub(info.offset).filter(|skipped| {
             let end = skipped.checked_add(*length);
-            skipped.checked_rem(row_bytes).unwrap_or(*skipped) == 0 && end.is_some_and(|end| end <= info.length)
+            skipped.checked_rem(row_bytes).unwrap_or(*skipped) == 0
+                && end.is_some_and(|end| end <= info.length)
         });
         let is_there = file == Path::new(self.checkpoint.shard(&info).name());
         match skipped.filter(|_| is_there) {
@@ -124,7 +141,8 @@ impl<'a> WeightLoader<'a> {
         let end = extent.offset.checked_add(extent.length).filter(|&end| end <= file.len() as u64);
         let end = end.ok_or_else(|| {
             let Extent { offset, length, file: name, .. } = extent;
-            let message = format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), name.display());
+            let message =
+                format!("{length} bytes at {offset} lie beyond the {} of {}", file.len(), name.display());
             error(saved, message)
         })?;
         Ok(file.slice(extent.offset as usize..end as usize))

@@ -1,8 +1,8 @@
 //! Stage 1 into caches: under their locks, into temporary directories, which are renamed when they are whole.
 
 use super::{
-    Converted, FORMAT_VERSION, Fingerprint, Source, TARGET, WEIGHT_CONFIG_FILE, WeightCache, WeightConfigFile,
-    WeightConfigHeader,
+    Converted, FORMAT_VERSION, Fingerprint, Source, TARGET, WEIGHT_CONFIG_FILE, WeightCache,
+    WeightConfigFile, WeightConfigHeader,
 };
 use crate::{
     ConvertProgress, ConvertReport, Error, Module, Prefix, SavedWeight, WeightOutput,

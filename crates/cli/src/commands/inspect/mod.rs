@@ -12,10 +12,10 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use architecture::Architecture;
-use cache::CacheContents;
+use cache::{CacheContents, MeshContents};
 use contents::Contents;
 use dsv3_deepseek::HfConfig;
-use dsv3_runtime::{Checkpoint, Gguf, WEIGHT_CONFIG_FILE};
+use dsv3_runtime::{Checkpoint, Gguf, WeightCache};
 use serde::Serialize;
 use std::{
     fmt::{self, Display},
@@ -38,8 +38,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         Some(path) => path.clone(),
         None => embedded::unpack(&cache_dir(args.cache.as_deref())?)?,
     };
-    if path.join(WEIGHT_CONFIG_FILE).exists() {
-        return print(&CacheContents::read(&path)?, args.json);
+    if path.is_dir() {
+        match &WeightCache::list(&path)?[..] {
+            [] => {}
+            [cache] if cache.dir() == path => return print(&CacheContents::read(cache)?, args.json),
+            ranks => return print(&MeshContents::read(path, ranks)?, args.json),
+        }
     }
     if Gguf::is_gguf(&path) {
         bail!("{}: expected a checkpoint, a config.json or a cache, got a GGUF file", path.display());
