@@ -164,6 +164,9 @@ fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
 const DTYPES: [Dtype; 6] = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F8E4M3, Dtype::Q8_0, Dtype::Q4K];
 
 proptest! {
+    // Each case converts and loads as many times as there are ranks.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// Whatever the type, the format that is asked for and the mesh: parts make up the whole, bit for bit, or are
     /// refused where they cut a block.
     #[test]
