@@ -54,11 +54,111 @@ fn convert_uses_a_checkpoint_in_place_and_says_so() {
     }
 }
 
+/// Every mesh that a model's dimensions allow: a cache for each rank whose weights differ, and between them all of the
+/// checkpoint that the model needs.
 #[test]
-fn another_mesh_is_refused_by_name() {
+fn each_rank_of_a_mesh_has_its_weights() {
+    for (model, meshes) in [
+        ("tiny", &["1x2", "2x1", "2x2", "2x4", "4x8"][..]),
+        ("odd-fp8", &["1x2", "2x1", "2x2", "1x4"]),
+        ("moonlight-bf16", &["1x2", "2x1", "2x2", "2x4"]),
+    ] {
+        let place = Workplace::new();
+        let model = if model == "tiny" { testdata("../models/tiny") } else { testdata(model) };
+        for (&mesh, experts) in
+            meshes.iter().flat_map(|mesh| ["tensor", "expert"].map(|experts| (mesh, experts)))
+        {
+            let options = ["--mesh", mesh, "--experts", experts];
+            let run = convert(&place, &model, &options).success();
+            let (rows, columns) = mesh.split_once('x').unwrap();
+            let [rows, columns] = [rows, columns].map(|side| side.parse::<usize>().unwrap());
+            let ranks = if experts == "expert" { rows * columns } else { columns };
+            let lines = run.stdout.lines().filter(|line| line.starts_with("WeightConfig: ")).count();
+            assert_eq!(lines, ranks, "{}", run.stdout);
+            let first = weight_config(&run.stdout);
+            let dir = first.parent().unwrap().parent().unwrap();
+            let name = if experts == "expert" { format!("cpu-{mesh}-expert") } else { format!("cpu-{mesh}") };
+            assert!(dir.ends_with(&name), "{}", dir.display());
+            let json = place.run(["inspect", "--json", dir.to_str().unwrap()]).success().json();
+            assert_eq!(json["missing"], json!([]));
+            let caches = json["caches"].as_array().unwrap();
+            let held: Vec<u64> = caches
+                .iter()
+                .map(|cache| ["in_place", "written"].map(|part| cache[part]["bytes"].as_u64().unwrap()))
+                .map(|parts| parts.iter().sum())
+                .collect();
+            assert_eq!(held.len(), ranks);
+            // Devices have equal parts but for scales: a part may begin inside a block.
+            let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
+            assert!(most - least < most / 100, "{held:?}");
+            if experts == "tensor" && columns > 1 {
+                let written = "columns that lie apart in the checkpoint, copied as they are";
+                assert!(run.stdout.contains(written), "{}", run.stdout);
+            }
+            let again = convert(&place, &model, &options).success();
+            assert!(again.stdout.contains("nothing was done"), "{}", again.stdout);
+        }
+    }
+}
+
+#[test]
+fn a_host_prepares_its_own_ranks() {
+    let (place, model) = (Workplace::new(), testdata("odd-fp8"));
+    let options = ["--mesh", "2x2", "--experts", "expert", "--ranks", "1,3"];
+    let run = convert(&place, &model, &options).success();
+    assert!(run.stdout.contains("rank 1: ") && !run.stdout.contains("rank 0: "), "{}", run.stdout);
+    let dir = weight_config(&run.stdout);
+    let dir = dir.parent().unwrap().parent().unwrap();
+    let text = place.run([Path::new("inspect"), dir]).success().stdout;
+    for part in
+        ["mesh              2x2-expert", "rank 1            used in place: ", "not here          rank 0, 2"]
+    {
+        assert!(text.contains(part), "expected {part:?} in\n{text}");
+    }
+    let more = convert(&place, &model, &["--mesh", "2x2", "--experts", "expert"]).success();
+    assert!(more.stdout.contains("rank 3: the cache is present"), "{}", more.stdout);
+    convert(&place, &model, &["--mesh", "2x2", "--ranks", "2-4"])
+        .fails_with(&["--ranks 4: a mesh of 2x2 has ranks 0 to 3"]);
+}
+
+#[test]
+fn what_does_not_divide_is_refused_before_anything_is_written() {
     let place = Workplace::new();
-    let run = convert(&place, &testdata("odd-fp8"), &["--mesh", "1x2"]);
-    run.fails_with(&["--mesh 1x2", "a mesh of 1x1"]);
+    for (options, part) in [
+        (&["--mesh", "1x8"][..], "a mesh of 1x8: num_attention_heads: 4 do not divide over 8 devices"),
+        (&["--mesh", "1x3"], "a mesh of 1x3: hidden_size: 160 do not divide over 3 devices"),
+        (&["--mesh", "2x4", "--experts", "expert"], "a mesh of 2x4-expert: "),
+    ] {
+        convert(&place, &testdata("odd-fp8"), options).fails_with(&[part]);
+    }
+    assert!(!place.path("cache").exists());
+}
+
+#[test]
+fn formats_go_by_the_columns_that_a_device_has() {
+    let (place, model) = (Workplace::new(), testdata("../models/tiny"));
+    let whole = convert(&place, &model, &["--format", "q8_0"]).success();
+    assert!(!whole.stdout.contains("not q8_0"), "{}", whole.stdout);
+    let parts = convert(&place, &model, &["--format", "q8_0", "--mesh", "1x4"]).success();
+    // A fourth of the experts' 64 intermediate features is half a block of 32.
+    assert!(
+        parts.stdout.contains("not q8_0 but fp8: ") && parts.stdout.contains("[128, 16]"),
+        "{}",
+        parts.stdout
+    );
+}
+
+#[test]
+fn a_stale_cache_of_a_mesh_is_refused_with_the_mesh() {
+    let place = Workplace::new();
+    let model = place.copy("moonlight-bf16");
+    let options = ["--mesh", "1x2", "--format", "q8_0"];
+    convert(&place, &model, &options).success();
+    let shard = File::options().append(true).open(model.join("model-00001-of-00002.safetensors")).unwrap();
+    shard.set_modified(SystemTime::now() + Duration::from_secs(60)).unwrap();
+    let advice = format!("`dsv3 convert --force --model {} --mesh 1x2 --format q8_0`", model.display());
+    convert(&place, &model, &options).fails_with(&["another state", &advice]);
+    convert(&place, &model, &["--mesh", "1x2", "--format", "q8_0", "--force"]).success();
 }
 
 #[test]
@@ -245,9 +345,9 @@ fn inspect_shows_a_cache() {
     let advice = format!("`dsv3 convert --force --model {} --mesh 1x1`", model.display());
     assert!(text.contains(&advice), "expected {advice:?} in\n{text}");
     let newer =
-        fs::read_to_string(&path).unwrap().replacen(r#""format_version": 2"#, r#""format_version": 3"#, 1);
+        fs::read_to_string(&path).unwrap().replacen(r#""format_version": 3"#, r#""format_version": 4"#, 1);
     fs::write(&path, newer).unwrap();
-    place.run(["inspect", dir]).fails_with(&["format version 3", "reads 2"]);
+    place.run(["inspect", dir]).fails_with(&["format version 4", "reads 3"]);
     fs::write(&path, "{").unwrap();
     place.run(["inspect", dir]).fails_with(&["weight_config.json", "is damaged"]);
 }

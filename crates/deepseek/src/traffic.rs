@@ -1,7 +1,7 @@
 //! How much of the weights a decoded token reads. Decoding is bound by memory: this number, times tokens in a second,
 //! is the bandwidth that a run achieves.
 
-use crate::{counts::visited_experts, hf::HfConfig, model::ModelWeights};
+use crate::{counts::visited_experts, hf::HfConfig, model::ModelWeights, plan::PlannedWeight};
 use dsv3_runtime::{Weight, WeightPath, WeightTree};
 use std::convert::Infallible;
 
@@ -12,32 +12,50 @@ pub fn decode_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>) -> u64 {
 }
 
 /// Bytes of weights that a step of `tokens` reads at least: each matrix once, of the routed experts those that so many
-/// tokens visit where they choose at random ([`visited_experts`]).
+/// tokens visit where they choose at random ([`visited_experts`]). Of a device of a mesh it is what that one reads, on
+/// average where it holds some of the experts.
 pub fn step_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>, tokens: usize) -> u64 {
-    let dense: u64 = weights.mlp_decoder_block.iter().map(tree_bytes).sum();
+    step_bytes_by(hf, weights, tokens, &Weight::bytes)
+}
+
+/// As [`step_bytes`], of weights that are planned.
+pub fn planned_step_bytes(hf: &HfConfig, plan: &ModelWeights<PlannedWeight>, tokens: usize) -> u64 {
+    step_bytes_by(hf, plan, tokens, &|weight: &PlannedWeight| weight.bytes)
+}
+
+fn step_bytes_by<W: Clone>(
+    hf: &HfConfig,
+    weights: &ModelWeights<W>,
+    tokens: usize,
+    bytes: &dyn Fn(&W) -> u64,
+) -> u64 {
+    let dense: u64 = weights.mlp_decoder_block.iter().map(|block| tree_bytes(block, bytes)).sum();
     let sparse: u64 = weights
         .moe_decoder_block
         .iter()
         .map(|block| {
             let moe = &block.mlp;
-            let around = tree_bytes(&block.mla_norm) + tree_bytes(&block.mla) + tree_bytes(&block.mlp_norm);
+            let around = tree_bytes(&block.mla_norm, bytes)
+                + tree_bytes(&block.mla, bytes)
+                + tree_bytes(&block.mlp_norm, bytes);
             let share = visited_experts(hf, tokens) / hf.moe().routed_experts as f64;
-            let routed = (tree_bytes(&moe.experts) as f64 * share).round() as u64;
-            around + tree_bytes(&moe.gate) + routed + tree_bytes(&moe.shared_experts)
+            let routed = (tree_bytes(&moe.experts, bytes) as f64 * share).round() as u64;
+            around + tree_bytes(&moe.gate, bytes) + routed + tree_bytes(&moe.shared_experts, bytes)
         })
         .sum();
-    let embedding = tree_bytes(&weights.embedding) / hf.vocab_size as u64 * tokens as u64;
-    embedding + dense + sparse + tree_bytes(&weights.norm) + tree_bytes(&weights.lm_head)
+    let embedding = tree_bytes(&weights.embedding, bytes) / hf.vocab_size as u64 * tokens as u64;
+    let last = tree_bytes(&weights.norm, bytes) + tree_bytes(&weights.lm_head, bytes);
+    embedding + dense + sparse + last
 }
 
-/// Bytes of all weights of a tree. Cloning it clones handles, not bytes.
-fn tree_bytes<T: WeightTree<Weight> + Clone>(tree: &T) -> u64 {
-    let mut bytes = 0;
-    let Ok(_) = tree.clone().try_map(&mut WeightPath::default(), &mut |_, weight: Weight| {
-        bytes += weight.bytes();
+/// Bytes of all weights of a tree. Cloning a loaded one clones handles, not bytes.
+fn tree_bytes<W, T: WeightTree<W> + Clone>(tree: &T, bytes: &dyn Fn(&W) -> u64) -> u64 {
+    let mut sum = 0;
+    let Ok(_) = tree.clone().try_map(&mut WeightPath::default(), &mut |_, weight: W| {
+        sum += bytes(&weight);
         Ok::<_, Infallible>(())
     });
-    bytes
+    sum
 }
 
 #[cfg(test)]

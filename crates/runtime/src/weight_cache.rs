@@ -231,19 +231,18 @@ impl WeightCache {
         let mut specs = list_specs::<M>(hf, self.layout).into_iter();
         let mut loader = WeightLoader::new(source.checkpoint, &self.dir);
         let weights = M::try_map(saved, &mut WeightPath::default(), &mut |path, saved| {
-            let (expected, spec) = specs.next().unzip();
-            let shape = spec.as_ref().map(|spec| spec.local_shape(self.layout, self.rank)).transpose()?;
-            if expected != Some(path.to_string()) || shape.as_ref() != Some(&saved.shape) {
+            let (expected, spec) =
+                specs.next().ok_or_else(|| self.torn(&format!("expected no more weights, got {path}")))?;
+            let shape = spec.local_shape(self.layout, self.rank)?;
+            if expected != path.to_string() || shape != saved.shape {
+                let got = &saved.shape;
                 return Err(self.torn(&format!(
-                    "expected {} {:?}, as config.json says, got {path} {:?}",
-                    expected.as_deref().unwrap_or("no more weights"),
-                    shape.unwrap_or_default(),
-                    saved.shape
+                    "expected {expected} {shape:?}, as config.json says, got {path} {got:?}"
                 )));
             }
-            let part = spec.map(|spec| spec.local_range(self.layout, self.rank)).transpose()?.flatten();
+            let part = spec.local_range(self.layout, self.rank)?;
             let first = part.filter(|(dim, _)| *dim == 0).map_or(0, |(_, rows)| rows.start);
-            loader.load_from(&saved, first).map_err(|error| match error {
+            loader.load_from(&saved, &spec, first).map_err(|error| match error {
                 Error::Tensor { .. } => self.torn(&error.to_string()),
                 other => other,
             })

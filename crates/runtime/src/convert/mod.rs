@@ -7,6 +7,7 @@
 mod journal;
 mod report;
 mod rows;
+mod spec;
 mod workshop;
 
 pub(crate) use journal::{Journal, Origin, WEIGHTS_FILE};
@@ -20,7 +21,6 @@ use rows::{CopiedScales, Rows, Window};
 use std::{
     cell::RefCell,
     collections::HashMap,
-    ops::Range,
     path::{Path, PathBuf},
     rc::Rc,
 };
@@ -300,33 +300,6 @@ fn check_finite(spec: &WeightSpec, rows: &Rows, window: &Window) -> Result<(), E
             Err(spec.error(format!("expected finite values, got {} at {at}", values[index])))
         }
         None => Ok(()),
-    }
-}
-
-impl WeightSpec {
-    fn error(&self, message: String) -> Error {
-        Error::Tensor { name: self.source.clone(), message }
-    }
-
-    /// The range of the split dimension that a rank holds; as [`dsv3_mesh::Placement::local_range`].
-    ///
-    /// # Errors
-    /// If the dimension does not divide; names the mesh.
-    pub fn local_range(&self, layout: Layout, rank: Rank) -> Result<Option<(usize, Range<usize>)>, Error> {
-        let range = self.placement.local_range(&self.source, &self.shape, layout.mesh, rank);
-        range.map_err(|source| Error::Mesh { layout, source })
-    }
-
-    /// The shape of a rank's part; as [`dsv3_mesh::Placement::local_shape`].
-    ///
-    /// # Errors
-    /// As [`local_range`](Self::local_range).
-    pub fn local_shape(&self, layout: Layout, rank: Rank) -> Result<Vec<usize>, Error> {
-        let mut shape = self.shape.clone();
-        if let Some((dim, range)) = self.local_range(layout, rank)? {
-            shape[dim] = range.len();
-        }
-        Ok(shape)
     }
 }
 

@@ -85,22 +85,12 @@ impl Rows {
         }
     }
 
-    /// The format to write where none is asked for: without loss, but for joined parts that are in blocks. Those lie
-    /// across the rows, in part, so they are put into the blocks of the finest format, q8_0.
+    /// The format to write where none is asked for.
     pub(super) fn natural_format(&self) -> Format {
         match self {
             Self::Stored(stored) => stored.format,
             Self::Halves(_) => Format::F32,
-            Self::Joined(parts) => {
-                let mut formats = parts.iter().map(|(_, part, _)| part.stored_format());
-                if formats.clone().all(|format| format == Some(Format::Bf16)) {
-                    Format::Bf16
-                } else if formats.any(|format| matches!(format, Some(Format::Q8_0 | Format::Q4K))) {
-                    Format::Q8_0
-                } else {
-                    Format::F32
-                }
-            }
+            Self::Joined(parts) => joined_format(parts.iter().map(|(_, part, _)| part.stored_format())),
         }
     }
 
@@ -208,6 +198,27 @@ impl Rows {
     }
 }
 
+/// The format of parts that are put together: without loss, but for parts that are in blocks. Those lie across the rows,
+/// in part, so they are put into the blocks of the finest format, q8_0.
+pub(super) fn joined_format(mut parts: impl Iterator<Item = Option<Format>> + Clone) -> Format {
+    if parts.clone().all(|format| format == Some(Format::Bf16)) {
+        Format::Bf16
+    } else if parts.any(|format| matches!(format, Some(Format::Q8_0 | Format::Q4K))) {
+        Format::Q8_0
+    } else {
+        Format::F32
+    }
+}
+
+/// How many columns of an FP8 tensor's part share a scale, whose blocks are this wide. They stay as wide as they are
+/// where the part begins with one or lies within one; else they become as wide as what divides both the block and what
+/// the part leaves out of its first one.
+pub(super) fn part_block_cols(cols: &Range<usize>, block_cols: usize) -> usize {
+    let skipped = cols.start % block_cols;
+    let is_whole = skipped == 0 || skipped + cols.len() <= block_cols;
+    if is_whole { block_cols } else { gcd(skipped, block_cols) }
+}
+
 /// Whether a format can hold a value; blocks are scaled by halves.
 fn is_storable(value: f32, format: Format) -> bool {
     let limit = if format.block_cols() > 1 { QUANTIZE_LIMIT } else { f32::INFINITY };
@@ -288,9 +299,10 @@ impl Stored {
         self.tensor.info.length + self.scales.as_ref().map_or(0, |(scales, _)| scales.info.length)
     }
 
-    /// Whether the bytes of a window follow one another.
+    /// Whether a window is whole rows, or a part of a vector: its bytes follow one another, and so do its scales.
     pub(super) fn is_run(&self, window: &Window) -> bool {
-        window.rows.len() == 1 || window.cols.len() == as_matrix(&self.tensor.info.shape)[1]
+        let shape = &self.tensor.info.shape;
+        shape.len() == 1 || window.cols.len() == as_matrix(shape)[1]
     }
 
     /// Where a window whose bytes follow one another lies, and its scales.
@@ -327,15 +339,11 @@ impl Stored {
         }
     }
 
-    /// The scales of a window of an FP8 tensor as those of a matrix of its own. Blocks stay as wide as they are where the window begins with one
-    /// or lies within one; else they become as wide as what divides both the block and what the window leaves out of
-    /// its first one.
+    /// The scales of a window of an FP8 tensor as those of a matrix of its own.
     fn copy_scales(&self, window: &Window) -> Option<CopiedScales> {
         let (scales, block) = self.scales.as_ref()?;
         let Window { rows, cols } = window;
-        let skipped = cols.start % block[1];
-        let is_whole = skipped == 0 || skipped + cols.len() <= block[1];
-        let block_cols = if is_whole { block[1] } else { gcd(skipped, block[1]) };
+        let block_cols = part_block_cols(cols, block[1]);
         let grid = scales.bytes.as_slice().as_chunks::<4>().0;
         let stride = as_matrix(&self.tensor.info.shape)[1].div_ceil(block[1]);
         let of_row = |row: usize| {

@@ -2,6 +2,7 @@
 
 use crate::{
     Bytes, Checkpoint, Error, Extent, Location, MappedFile, SavedScales, SavedWeight, TensorInfo, Weight,
+    WeightSpec,
 };
 use std::{
     collections::HashMap,
@@ -47,16 +48,29 @@ impl<'a> WeightLoader<'a> {
         Ok(Weight::new(saved, bytes, scales))
     }
 
-    /// As [`load`](Self::load), of a part that begins at this row (of a vector: element) of the tensor.
+    /// As [`load`](Self::load), of the part of a tensor that begins at the row `first` (of a vector: the element).
     ///
     /// # Errors
-    /// As [`load`](Self::load), and a part that begins elsewhere.
-    pub(super) fn load_from(&mut self, saved: &SavedWeight, first: usize) -> Result<Weight, Error> {
+    /// As [`load`](Self::load), and bytes in the checkpoint that are not those of the spec.
+    pub(super) fn load_from(
+        &mut self,
+        saved: &SavedWeight,
+        spec: &WeightSpec,
+        first: usize,
+    ) -> Result<Weight, Error> {
         let weight = self.load(saved)?;
         if saved.data.location == Location::Checkpoint {
+            let (expected, block) = (&spec.source, spec.scale_block);
             let got = self.first_row(saved)?;
-            if got != first {
-                return Err(error(saved, format!("expected rows from {first} on, got those from {got} on")));
+            if saved.source != *expected || got != first {
+                return Err(error(
+                    saved,
+                    format!("expected {expected} from row {first} on, got row {got} on"),
+                ));
+            }
+            let got = saved.scales.as_ref().map(|scales| scales.block);
+            if got.is_some() && got != block {
+                return Err(error(saved, format!("expected blocks of {block:?}, got {got:?}")));
             }
         }
         Ok(weight)

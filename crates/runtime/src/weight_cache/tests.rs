@@ -12,6 +12,8 @@ use proptest::prelude::*;
 use std::{io::Write, time::Duration};
 use tempfile::TempDir;
 
+mod mesh;
+
 enum Toy {}
 
 weight_tree! { struct ToyWeights<W> { matrix: Leaf<W>, vector: Leaf<W> } }
