@@ -73,7 +73,7 @@ impl Module for LmHead {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 
     /// # Shapes
@@ -83,7 +83,7 @@ impl Module for LmHead {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 }
 
@@ -95,7 +95,12 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<LmHeadConfig, Er
     })
 }
 
-fn forward(x: Tensor, cfg: &LmHeadConfig, w: &LmHeadWeights<Weight>, device: &Device) -> Tensor {
+fn forward(
+    x: Tensor,
+    cfg: &LmHeadConfig,
+    w: &LmHeadWeights<Weight>,
+    device: &Device,
+) -> Result<Tensor, Error> {
     let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let logits = ops::linear(&x, &w.weight, &cfg.linear, device); // [tokens, vocab / columns]
     device.all_gather(logits, &cfg.all_gather)

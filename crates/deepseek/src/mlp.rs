@@ -81,7 +81,7 @@ impl Module for Mlp {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 
     /// # Shapes
@@ -91,7 +91,7 @@ impl Module for Mlp {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 }
 
@@ -142,7 +142,7 @@ fn config(hf: &HfConfig, mesh: MeshShape, mode: Mode) -> Result<MlpConfig, Error
     })
 }
 
-fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
+fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
     let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let &MlpConfig { w1, w2, w3, mul_activation, .. } = cfg;
     let partial = gated_mlp(&x, &ops::ExpertsConfig { w1, w2, w3, mul_activation }, w, device);

@@ -113,7 +113,7 @@ impl Module for Moe {
         let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
         let input = ExpertsInput { x, routing };
         let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [tokens, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
+        device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
 
     /// # Shapes
@@ -129,7 +129,7 @@ impl Module for Moe {
         let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
         let input = ExpertsInput { x, routing };
         let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [users, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
+        device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
 }
 
