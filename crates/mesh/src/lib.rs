@@ -11,6 +11,7 @@
 mod config;
 mod error;
 mod launch;
+pub mod measure;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
