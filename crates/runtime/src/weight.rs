@@ -4,7 +4,10 @@ use crate::{Bytes, Error, WeightKind};
 use dsv3_kernels::{BlockScales, Format, MatrixView};
 use dsv3_mesh::Placement;
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 /// What stage 1 is to do with one weight. Made from the model's config alone, without a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -106,6 +109,8 @@ struct Scales {
     block: [usize; 2],
     first_row: usize,
     bytes: Bytes,
+    /// Whether they are moderate, once they were used: to look at all weights' scales before would read a page for each.
+    moderate: OnceLock<bool>,
 }
 
 impl SavedWeight {
@@ -172,7 +177,7 @@ impl Weight {
             (&[rows, cols], format) => {
                 let scales = saved.scales.as_ref().zip(scales).map(|(saved, bytes)| {
                     let &SavedScales { block, first_row, .. } = saved;
-                    Scales { block, first_row, bytes }
+                    Scales { block, first_row, bytes, moderate: OnceLock::new() }
                 });
                 Self::Matrix(Matrix { format, rows, cols, bytes, scales })
             }
@@ -235,7 +240,13 @@ impl Matrix {
             grid_cols: self.cols.div_ceil(scales.block[1]),
             first_row: scales.first_row,
         });
-        MatrixView::from_bytes(self.format, self.bytes.as_slice(), self.rows, self.cols, scales)
+        let view = MatrixView::from_bytes(self.format, self.bytes.as_slice(), self.rows, self.cols, scales);
+        match &self.scales {
+            Some(scales) if *scales.moderate.get_or_init(|| view.has_moderate_scales()) => {
+                view.with_moderate_scales()
+            }
+            _ => view,
+        }
     }
 }
 

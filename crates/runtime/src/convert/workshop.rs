@@ -1,7 +1,7 @@
 //! The threads and the memory that weights are written with; several outputs share them, one after another.
 
 use crate::{Device, Error};
-use dsv3_kernels::Kernels;
+use dsv3_kernels::{Chunks, Cuts, Kernels, Queue};
 use std::{ops::Range, sync::Mutex, sync::PoisonError};
 
 /// Threads, which come when they are needed first, and a buffer.
@@ -29,16 +29,15 @@ impl Workshop {
         };
         let all: usize = pieces.iter().map(ExactSizeIterator::len).sum();
         self.buffer.resize(all * row_bytes, 0);
-        let mut rest = &mut self.buffer[..];
-        let mut tasks = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let (task, after) = rest.split_at_mut(piece.len() * row_bytes);
-            tasks.push((piece.clone(), task));
-            rest = after;
-        }
+        let ends = pieces.iter().scan(0, |end, piece| {
+            *end += piece.len() * row_bytes;
+            Some(*end)
+        });
+        let ends: Vec<usize> = ends.collect();
+        let chunks = Queue::new(Chunks::new(&mut self.buffer, Cuts::Ends(&ends)));
         let (kernels, bad) = (device.kernels(), Mutex::new(None::<[usize; 2]>));
-        device.for_each(tasks, |(piece, out)| {
-            if let Err(place) = encode(piece, kernels, out) {
+        device.for_each(&chunks, |(number, out)| {
+            if let Err(place) = encode(pieces[number].clone(), kernels, out) {
                 let mut bad = bad.lock().unwrap_or_else(PoisonError::into_inner);
                 *bad = Some(bad.map_or(place, |known| known.min(place)));
             }

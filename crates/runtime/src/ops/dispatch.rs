@@ -67,7 +67,8 @@ pub fn dispatch(
     let letters = device.all_to_all(letters, &config.all_to_all)?;
     let received = letters.iter().map(Tensor::rows).collect();
     let (x, choices) = unpack(&letters, x.cols(), routing.experts_per_token());
-    let routing = Routing::new(routing.experts_per_token(), choices).held_by(config.held(device));
+    let routing =
+        Routing::new(config.experts, routing.experts_per_token(), choices).held_by(config.held(device));
     Ok(Dispatched { x, routing, sent, received })
 }
 
