@@ -146,7 +146,7 @@ fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) 
     let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let &MlpConfig { w1, w2, w3, mul_activation, .. } = cfg;
     let partial = gated_mlp(&x, &ops::ExpertsConfig { w1, w2, w3, mul_activation }, w, device);
-    Ok(device.reduce_scatter(partial, &cfg.reduce_scatter)?)
+    device.reduce_scatter(partial, &cfg.reduce_scatter)
 }
 
 /// `w2(silu(w1 x) * w3 x)` with this device's intermediate features.

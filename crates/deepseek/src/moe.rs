@@ -116,7 +116,7 @@ impl Module for Moe {
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
         let routing = MoeGate::forward_prefill(x, step, gate)?;
         let sum = mixture(x, routing, cfg, w, device)?; // [tokens, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter)?)
+        device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
 
     /// # Shapes
@@ -130,7 +130,7 @@ impl Module for Moe {
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
         let routing = MoeGate::forward_decode(x, step, gate)?;
         let sum = mixture(x, routing, cfg, w, device)?; // [users, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter)?)
+        device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
 }
 
