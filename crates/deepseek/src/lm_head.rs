@@ -73,7 +73,7 @@ impl Module for LmHead {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 
     /// # Shapes
@@ -83,20 +83,25 @@ impl Module for LmHead {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 }
 
 fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<LmHeadConfig, Error> {
     let vocab = spec::over_columns("vocab_size", hf.vocab_size, layout)?;
     Ok(LmHeadConfig {
-        all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+        all_gather: AllGatherConfig::features(Axis::Columns),
         linear: ops::LinearConfig::new(mode, hf.hidden_size, vocab),
     })
 }
 
-fn forward(x: Tensor, cfg: &LmHeadConfig, w: &LmHeadWeights<Weight>, device: &Device) -> Tensor {
-    let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+fn forward(
+    x: Tensor,
+    cfg: &LmHeadConfig,
+    w: &LmHeadWeights<Weight>,
+    device: &Device,
+) -> Result<Tensor, Error> {
+    let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let logits = ops::linear(&x, &w.weight, &cfg.linear, device); // [tokens, vocab / columns]
     device.all_gather(logits, &cfg.all_gather)
 }

@@ -166,11 +166,11 @@ impl Module for Mla {
         let mut rotate = |x: RopeInput<'_>| {
             Rope::forward_prefill(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
-        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
-        let mut latents = latents(x, cfg, w, device); // [tokens, kv_lora_rank + rope]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
+        let mut latents = latents(x, cfg, w, device)?; // [tokens, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: cfg.attention.kv_lora_rank, heads: 1 })?;
         ops::paged_fill_cache(cache, &latents, step.start, step.pages, &cfg.paged_cache)?;
-        let mut queries = queries(x, cfg, w, device); // [tokens, heads * (nope + rope)]
+        let mut queries = queries(x, cfg, w, device)?; // [tokens, heads * (nope + rope)]
         rotate(RopeInput { x: &mut queries, first: 0, heads: cfg.attention.heads })?;
         let shape = &cfg.attention;
         let heads = match ops::prefill_form(x.rows(), step.start, shape) {
@@ -186,7 +186,7 @@ impl Module for Mla {
                 ops::paged_attention_prefill(queries, expansion, cache, step.pages, shape, device)?
             }
         }; // [tokens, heads * v]
-        Ok(output(heads, cfg, w, device))
+        output(heads, cfg, w, device)
     }
 
     /// # Shapes
@@ -200,16 +200,16 @@ impl Module for Mla {
             Rope::forward_decode(x, step, Run { cfg: &cfg.rope, w: &(), state: rope, device })
         };
         let shape = &cfg.attention;
-        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
-        let mut latents = latents(x, cfg, w, device); // [users, kv_lora_rank + rope]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [users, hidden]
+        let mut latents = latents(x, cfg, w, device)?; // [users, kv_lora_rank + rope]
         rotate(RopeInput { x: &mut latents, first: shape.kv_lora_rank, heads: 1 })?;
         ops::paged_update_cache(cache, &latents, step.positions, step.pages, &cfg.paged_cache)?;
-        let mut queries = queries(x, cfg, w, device); // [users, heads * (nope + rope)]
+        let mut queries = queries(x, cfg, w, device)?; // [users, heads * (nope + rope)]
         rotate(RopeInput { x: &mut queries, first: 0, heads: shape.heads })?;
         let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, device); // [users, heads * (kv_lora_rank + rope)]
         let attended = ops::paged_attention_decode(&absorbed, cache, step, shape, device)?; // [users, heads * kv_lora_rank]
         let heads = ops::expand_values(&attended, &w.wkv_b, shape, device); // [users, heads * v]
-        Ok(output(heads, cfg, w, device))
+        output(heads, cfg, w, device)
     }
 }
 
@@ -224,7 +224,7 @@ fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlaConfig, Error>
         None => None,
     };
     Ok(MlaConfig {
-        all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+        all_gather: AllGatherConfig::features(Axis::Columns),
         wq_a,
         q_norm: shape.q_lora_rank.map(norm),
         wq_b: linear(shape.q_lora_rank.unwrap_or(hf.hidden_size), heads * shape.qk_head_dim()),
@@ -248,16 +248,16 @@ fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlaConfig, Error>
 ///
 /// # Shapes
 /// `[tokens, hidden]` to `[tokens, heads * (nope + rope)]`.
-fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
+fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
     match (&cfg.wq_a, &cfg.q_norm, &w.wq_a, &w.q_norm) {
         (Some(wq_a), Some(q_norm), Some(w_a), Some(w_norm)) => {
             let mut compressed = ops::linear(x, w_a, wq_a, device); // [tokens, q_lora_rank / columns]
             ops::add_bias(&mut compressed, w.wq_a_bias.as_deref(), device);
-            let mut compressed = device.all_gather(compressed, &cfg.all_gather);
+            let mut compressed = device.all_gather(compressed, &cfg.all_gather)?;
             ops::rms_norm(&mut compressed, w_norm, q_norm, device);
-            ops::linear(&compressed, &w.wq_b, &cfg.wq_b, device)
+            Ok(ops::linear(&compressed, &w.wq_b, &cfg.wq_b, device))
         }
-        _ => ops::linear(x, &w.wq_b, &cfg.wq_b, device),
+        _ => Ok(ops::linear(x, &w.wq_b, &cfg.wq_b, device)),
     }
 }
 
@@ -265,19 +265,19 @@ fn queries(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device)
 ///
 /// # Shapes
 /// `[tokens, hidden]` to `[tokens, kv_lora_rank + rope]`.
-fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
+fn latents(x: &Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
     let mut latents = ops::linear(x, &w.wkv_a, &cfg.wkv_a, device); // [tokens, (kv_lora_rank + rope) / columns]
     ops::add_bias(&mut latents, w.wkv_a_bias.as_deref(), device);
-    let mut latents = device.all_gather(latents, &cfg.all_gather);
+    let mut latents = device.all_gather(latents, &cfg.all_gather)?;
     ops::rms_norm(&mut latents, &w.kv_norm, &cfg.kv_norm, device);
-    latents
+    Ok(latents)
 }
 
 /// # Shapes
 /// `[tokens, heads * v]` to `[tokens, hidden / columns]`.
-fn output(heads: Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Tensor {
-    let heads = device.all_gather(heads, &cfg.all_gather); // [tokens, all heads * v]
+fn output(heads: Tensor, cfg: &MlaConfig, w: &MlaWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
+    let heads = device.all_gather(heads, &cfg.all_gather)?; // [tokens, all heads * v]
     let mut out = ops::linear(&heads, &w.wo, &cfg.wo, device);
     ops::add_bias(&mut out, w.wo_bias.as_deref(), device);
-    out
+    Ok(out)
 }

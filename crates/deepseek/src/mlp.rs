@@ -81,7 +81,7 @@ impl Module for Mlp {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 
     /// # Shapes
@@ -91,7 +91,7 @@ impl Module for Mlp {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 }
 
@@ -134,17 +134,17 @@ fn config(hf: &HfConfig, layout: Layout, mode: Mode) -> Result<MlpConfig, Error>
         projections(hf, layout, mode, "intermediate_size", hf.intermediate_size)?;
     let cluster_axis = Axis::Columns;
     Ok(MlpConfig {
-        all_gather: AllGatherConfig { cluster_axis },
+        all_gather: AllGatherConfig::features(cluster_axis),
         w1,
         w3,
         mul_activation,
         w2,
-        reduce_scatter: ReduceScatterConfig { cluster_axis },
+        reduce_scatter: ReduceScatterConfig::features(cluster_axis),
     })
 }
 
-fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Tensor {
-    let x = device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+fn forward(x: Tensor, cfg: &MlpConfig, w: &MlpWeights<Weight>, device: &Device) -> Result<Tensor, Error> {
+    let x = device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
     let &MlpConfig { w1, w2, w3, mul_activation, .. } = cfg;
     let partial = gated_mlp(&x, &ops::ExpertsConfig { w1, w2, w3, mul_activation }, w, device);
     device.reduce_scatter(partial, &cfg.reduce_scatter)

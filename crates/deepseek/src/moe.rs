@@ -75,13 +75,13 @@ impl Module for Moe {
 
     fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<MoeConfig, Error> {
         Ok(MoeConfig {
-            all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+            all_gather: AllGatherConfig::features(Axis::Columns),
             gate: MoeGate::prefill_model_config(hf, layout)?,
             experts: Experts::prefill_model_config(hf, layout)?,
             shared_experts: has_shared_expert(hf)
                 .then(|| SharedExpert::prefill_model_config(hf, layout))
                 .transpose()?,
-            reduce_scatter: ReduceScatterConfig { cluster_axis: Axis::Columns },
+            reduce_scatter: ReduceScatterConfig::features(Axis::Columns),
         })
     }
 
@@ -107,13 +107,13 @@ impl Module for Moe {
         step: &PrefillStep<'_>,
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        let x = &device.all_gather(x, &cfg.all_gather); // [tokens, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
         let routing = &MoeGate::forward_prefill(x, step, gate)?;
         let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
         let input = ExpertsInput { x, routing };
         let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [tokens, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
+        device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
 
     /// # Shapes
@@ -123,13 +123,13 @@ impl Module for Moe {
         step: &DecodeStep<'_>,
         Run { cfg, w, state, device }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        let x = &device.all_gather(x, &cfg.all_gather); // [users, hidden]
+        let x = &device.all_gather(x, &cfg.all_gather)?; // [users, hidden]
         let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
         let routing = &MoeGate::forward_decode(x, step, gate)?;
         let shared = cfg.shared_experts.as_ref().zip(w.shared_experts.as_ref());
         let input = ExpertsInput { x, routing };
         let sum = experts::forward(&input, shared, &cfg.experts, &w.experts, device); // [users, hidden]
-        Ok(device.reduce_scatter(sum, &cfg.reduce_scatter))
+        device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
 }
 

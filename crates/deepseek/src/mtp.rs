@@ -112,7 +112,7 @@ impl Module for Mtp {
             embedding: Embedding::prefill_model_config(hf, layout)?,
             enorm: norm.clone(),
             hnorm: norm.clone(),
-            all_gather: AllGatherConfig { cluster_axis: Axis::Columns },
+            all_gather: AllGatherConfig::features(Axis::Columns),
             eh_proj: eh_proj(hf, layout, Mode::Prefill)?,
             decoder_block: MoeDecoderBlock::prefill_model_config(hf, layout)?,
             norm,
@@ -148,7 +148,7 @@ impl Module for Mtp {
         let embedded = RmsNorm::forward_prefill(&embedded, step, enorm)?;
         let hnorm = Run { cfg: &cfg.hnorm, w: &w.hnorm, state: &mut *unit, device };
         let hidden = RmsNorm::forward_prefill(hidden, step, hnorm)?;
-        let x = join(embedded, hidden, cfg, w, device); // [tokens, hidden / columns]
+        let x = join(embedded, hidden, cfg, w, device)?; // [tokens, hidden / columns]
         let block = Run { cfg: &cfg.decoder_block, w: &w.decoder_block, state, device };
         let hidden = MoeDecoderBlock::forward_prefill(x, step, block)?;
         let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
@@ -171,7 +171,7 @@ impl Module for Mtp {
         let embedded = RmsNorm::forward_decode(&embedded, step, enorm)?;
         let hnorm = Run { cfg: &cfg.hnorm, w: &w.hnorm, state: &mut *unit, device };
         let hidden = RmsNorm::forward_decode(hidden, step, hnorm)?;
-        let x = join(embedded, hidden, cfg, w, device); // [users, hidden / columns]
+        let x = join(embedded, hidden, cfg, w, device)?; // [users, hidden / columns]
         let block = Run { cfg: &cfg.decoder_block, w: &w.decoder_block, state, device };
         let hidden = MoeDecoderBlock::forward_decode(x, step, block)?;
         let norm = Run { cfg: &cfg.norm, w: &w.norm, state: &mut *unit, device };
@@ -193,9 +193,9 @@ fn join(
     cfg: &MtpConfig,
     w: &MtpWeights<Weight>,
     device: &Device,
-) -> Tensor {
-    let embedded = device.all_gather(embedded, &cfg.all_gather); // [tokens, hidden]
-    let hidden = device.all_gather(hidden, &cfg.all_gather);
+) -> Result<Tensor, Error> {
+    let embedded = device.all_gather(embedded, &cfg.all_gather)?; // [tokens, hidden]
+    let hidden = device.all_gather(hidden, &cfg.all_gather)?;
     let joined = embedded.concat_columns(&hidden); // [tokens, 2 * hidden]
-    ops::linear(&joined, &w.eh_proj, &cfg.eh_proj, device)
+    Ok(ops::linear(&joined, &w.eh_proj, &cfg.eh_proj, device))
 }

@@ -54,7 +54,7 @@ impl Module for RmsNorm {
     fn prefill_model_config(hf: &HfConfig, layout: Layout) -> Result<RmsNormConfig, Error> {
         spec::over_columns("hidden_size", hf.hidden_size, layout)?;
         Ok(RmsNormConfig {
-            all_reduce: AllReduceConfig { cluster_axis: Axis::Columns },
+            all_reduce: AllReduceConfig::new(Axis::Columns),
             rms_norm: ops::RmsNormConfig { epsilon: hf.rms_norm_eps, features: hf.hidden_size },
         })
     }
@@ -74,7 +74,7 @@ impl Module for RmsNorm {
         _: &PrefillStep<'_>,
         Run { cfg, w, device, .. }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 
     /// # Shapes
@@ -84,12 +84,17 @@ impl Module for RmsNorm {
         _: &DecodeStep<'_>,
         Run { cfg, w, device, .. }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
-        Ok(forward(x, cfg, w, device))
+        forward(x, cfg, w, device)
     }
 }
 
-fn forward(x: &Tensor, cfg: &RmsNormConfig, w: &RmsNormWeights<Weight>, device: &Device) -> Tensor {
+fn forward(
+    x: &Tensor,
+    cfg: &RmsNormConfig,
+    w: &RmsNormWeights<Weight>,
+    device: &Device,
+) -> Result<Tensor, Error> {
     let squares = ops::rms_norm_pre_all_gather(x, device); // [tokens, 1]
-    let squares = device.all_reduce(squares, &cfg.all_reduce);
-    ops::rms_norm_post_all_gather(x, &squares, &w.weight, &cfg.rms_norm, device)
+    let squares = device.all_reduce(squares, &cfg.all_reduce)?;
+    Ok(ops::rms_norm_post_all_gather(x, &squares, &w.weight, &cfg.rms_norm, device))
 }

@@ -5,14 +5,34 @@
 //! that names an [`Axis`]. Columns carry tensor parallelism, rows carry the batch (decode) or the sequence
 //! (prefill), routed experts lie over all devices.
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "mpi"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
-mod collective;
+mod config;
+mod error;
+mod launch;
 mod layout;
+mod mesh;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod payload;
 mod shape;
 mod shard;
+mod threads;
+mod traffic;
+mod transport;
+mod view;
 
-pub use collective::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig, SingleDevice, Transport};
+pub use config::{AllGatherConfig, AllReduceConfig, AllToAllConfig, Dim, ReduceScatterConfig, Topology};
+pub use error::{Cause, Peer, TransportError};
+pub use launch::launched_processes;
 pub use layout::{ExpertSharding, Layout, ParseExpertShardingError};
-pub use shape::{Axis, MeshShape, ParseMeshShapeError, Rank};
+pub use mesh::{DEFAULT_TIMEOUT, Mesh};
+#[cfg(feature = "mpi")]
+pub use mpi::MpiError;
+pub use payload::Payload;
+pub use shape::{Axis, Group, MeshShape, ParseMeshShapeError, Rank};
 pub use shard::{Placement, ShardError, shard};
+pub use traffic::{Collective, Moved, Traffic};
+pub use transport::{Call, Give, Label, Members, SingleDevice, Take, Transport};
+pub use view::{Buffer, View};

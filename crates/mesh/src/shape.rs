@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, num::NonZeroUsize, str::FromStr};
 
 /// A direction of the mesh. Serialised as TT-NN's `cluster_axis`: 0 for rows, 1 for columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
 pub enum Axis {
     /// Along the rows: devices of one column meet.
@@ -30,6 +30,79 @@ impl TryFrom<u8> for Axis {
             0 => Ok(Self::Rows),
             1 => Ok(Self::Columns),
             other => Err(format!("a mesh axis is 0 (rows) or 1 (columns), got {other}")),
+        }
+    }
+}
+
+/// Devices that meet in a collective. Serialised as its axis, or `"all"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "GroupText", try_from = "GroupText")]
+pub enum Group {
+    /// The devices along an axis, those whose other coordinate is the caller's.
+    Axis(Axis),
+    /// All devices.
+    All,
+}
+
+impl Group {
+    /// All groups that a device is in.
+    pub const EACH: [Self; 3] = [Self::Axis(Axis::Rows), Self::Axis(Axis::Columns), Self::All];
+
+    /// Its place in [`EACH`](Self::EACH).
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::Axis(Axis::Rows) => 0,
+            Self::Axis(Axis::Columns) => 1,
+            Self::All => 2,
+        }
+    }
+}
+
+impl From<Axis> for Group {
+    fn from(axis: Axis) -> Self {
+        Self::Axis(axis)
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Axis(Axis::Rows) => "rows",
+            Self::Axis(Axis::Columns) => "columns",
+            Self::All => "all devices",
+        })
+    }
+}
+
+/// A group as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum GroupText {
+    Axis(u64),
+    Name(String),
+}
+
+impl From<Group> for GroupText {
+    fn from(group: Group) -> Self {
+        match group {
+            Group::Axis(axis) => Self::Axis(u8::from(axis).into()),
+            Group::All => Self::Name("all".to_owned()),
+        }
+    }
+}
+
+impl TryFrom<GroupText> for Group {
+    type Error = String;
+
+    fn try_from(text: GroupText) -> Result<Self, String> {
+        let refused =
+            |got: String| Err(format!("devices meet over 0 (rows), 1 (columns) or \"all\", got {got}"));
+        match text {
+            GroupText::Axis(0) => Ok(Self::Axis(Axis::Rows)),
+            GroupText::Axis(1) => Ok(Self::Axis(Axis::Columns)),
+            GroupText::Axis(other) => refused(other.to_string()),
+            GroupText::Name(name) if name == "all" => Ok(Self::All),
+            GroupText::Name(name) => refused(format!("{name:?}")),
         }
     }
 }
@@ -67,6 +140,25 @@ impl MeshShape {
     /// How many devices there are.
     pub fn devices(self) -> usize {
         self.rows.get() * self.columns.get()
+    }
+
+    /// How many devices of a group meet.
+    pub fn members(self, group: Group) -> usize {
+        match group {
+            Group::Axis(axis) => self.size(axis),
+            Group::All => self.devices(),
+        }
+    }
+
+    /// The ranks that `rank` meets in a group, in order, itself among them.
+    pub fn ranks(self, group: Group, rank: Rank) -> Vec<Rank> {
+        let (row, column) = (self.coordinate(rank, Axis::Rows), self.coordinate(rank, Axis::Columns));
+        let columns = self.columns.get();
+        match group {
+            Group::Axis(Axis::Rows) => (0..self.rows.get()).map(|row| Rank(row * columns + column)).collect(),
+            Group::Axis(Axis::Columns) => (0..columns).map(|column| Rank(row * columns + column)).collect(),
+            Group::All => (0..self.devices()).map(Rank).collect(),
+        }
     }
 
     /// The place of a rank along an axis.
@@ -125,6 +217,15 @@ mod tests {
             .map(|rank| [Axis::Rows, Axis::Columns].map(|axis| shape.coordinate(Rank(rank), axis)))
             .collect();
         assert_eq!(places, [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]);
+    }
+
+    #[test]
+    fn groups_hold_the_rank_and_who_shares_its_other_coordinate() {
+        let shape: MeshShape = "2x3".parse().unwrap();
+        let ranks = Group::EACH
+            .map(|group| shape.ranks(group, Rank(4)).iter().map(|rank| rank.0).collect::<Vec<_>>());
+        assert_eq!(ranks, [vec![1, 4], vec![3, 4, 5], vec![0, 1, 2, 3, 4, 5]]);
+        assert_eq!(Group::EACH.map(|group| shape.members(group)), [2, 3, 6]);
     }
 
     #[test]

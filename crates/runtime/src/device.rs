@@ -2,7 +2,7 @@
 
 use crate::{Error, Tensor};
 use dsv3_kernels::{Chunks, Kernels, MatrixMut, Part, Parts, Team};
-use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig};
+use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Dim, Mesh, ReduceScatterConfig};
 use std::{num::NonZeroUsize, thread};
 
 /// Values that one piece of an element-wise operator takes: some microseconds of work.
@@ -105,24 +105,46 @@ impl Device {
         self.for_each_chunk(&mut tasks, 1, |_, task| f(task[0].take().expect("a task is run once")));
     }
 
-    /// Concatenates column-wise over the config's axis: `[rows, cols]` to `[rows, cols * devices]`.
-    pub fn all_gather(&self, x: Tensor, config: &AllGatherConfig) -> Tensor {
+    /// Puts the parts of all devices of the config's group together: `[rows, cols]` to `[rows, cols * devices]`
+    /// (features), or to `[rows of all, cols]` (tokens).
+    ///
+    /// # Errors
+    /// If a device fails or does not come.
+    pub fn all_gather(&self, x: Tensor, config: &AllGatherConfig) -> Result<Tensor, Error> {
         let (rows, cols) = (x.rows(), x.cols());
-        let gathered = cols * self.mesh.shape().size(config.cluster_axis);
-        Tensor::from_vec(rows, gathered, self.mesh.all_gather(x.into_vec(), cols, config))
+        let gathered = self.mesh.all_gather(x.into_vec(), cols, config)?;
+        Ok(match config.dim {
+            Dim::Tokens => Tensor::from_vec(gathered.len() / cols, cols, gathered),
+            Dim::Features => {
+                let devices = self.mesh.shape().members(config.cluster_axis);
+                Tensor::from_vec(rows, cols * devices, gathered)
+            }
+        })
     }
 
-    /// Adds over the config's axis and keeps this device's columns: `[rows, cols]` to `[rows, cols / devices]`.
-    pub fn reduce_scatter(&self, x: Tensor, config: &ReduceScatterConfig) -> Tensor {
+    /// Adds over the config's group and keeps this device's part: `[rows, cols]` to `[rows, cols / devices]`
+    /// (features) or to `[rows / devices, cols]` (tokens).
+    ///
+    /// # Errors
+    /// If a device fails or does not come.
+    pub fn reduce_scatter(&self, x: Tensor, config: &ReduceScatterConfig) -> Result<Tensor, Error> {
         let (rows, cols) = (x.rows(), x.cols());
-        let scattered = cols / self.mesh.shape().size(config.cluster_axis);
-        Tensor::from_vec(rows, scattered, self.mesh.reduce_scatter(x.into_vec(), cols, config))
+        let devices = self.mesh.shape().members(config.cluster_axis);
+        let scattered = self.mesh.reduce_scatter(x.into_vec(), cols, config)?;
+        let (rows, cols) = match config.dim {
+            Dim::Tokens => (rows / devices, cols),
+            Dim::Features => (rows, cols / devices),
+        };
+        Ok(Tensor::from_vec(rows, cols, scattered))
     }
 
-    /// Adds over the config's axis: `[rows, cols]` to `[rows, cols]`.
-    pub fn all_reduce(&self, x: Tensor, config: &AllReduceConfig) -> Tensor {
+    /// Adds over the config's group: `[rows, cols]` to `[rows, cols]`.
+    ///
+    /// # Errors
+    /// If a device fails or does not come.
+    pub fn all_reduce(&self, x: Tensor, config: &AllReduceConfig) -> Result<Tensor, Error> {
         let (rows, cols) = (x.rows(), x.cols());
-        Tensor::from_vec(rows, cols, self.mesh.all_reduce(x.into_vec(), cols, config))
+        Ok(Tensor::from_vec(rows, cols, self.mesh.all_reduce(x.into_vec(), cols, config)?))
     }
 }
 

@@ -40,6 +40,9 @@ pub enum Error {
     /// A shape that does not divide over the mesh.
     #[error(transparent)]
     Shard(#[from] dsv3_mesh::ShardError),
+    /// A collective that did not come about.
+    #[error(transparent)]
+    Transport(#[from] dsv3_mesh::TransportError),
     /// A request outside of what the model or its state can hold.
     #[error("{0}")]
     Request(String),
