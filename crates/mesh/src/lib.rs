@@ -12,6 +12,7 @@ mod config;
 mod error;
 mod launch;
 mod layout;
+pub mod measure;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
