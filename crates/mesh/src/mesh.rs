@@ -8,7 +8,10 @@ use crate::{
     transport::{Call, Give, Label, Members, SingleDevice, Take, Transport},
     view::{Buffer, View},
 };
+use fit::Fit;
 use std::{ops::Range, sync::Arc, time::Duration};
+
+mod fit;
 
 /// How long a rank waits for the others unless told otherwise. Leaves time to end a job within ten seconds of a rank's
 /// standing still.
@@ -462,36 +465,6 @@ impl Mesh {
             all[(place + members - step) % members] = Some((rows, view));
         }
         Ok(all.into_iter().flatten().collect())
-    }
-}
-
-/// What must be the same for all members of a call, beside the collective, the devices, the payload and the columns.
-#[derive(Clone, Copy)]
-enum Fit {
-    /// Whole matrices, of as many rows or not.
-    Matrices { same_rows: bool },
-    /// Parts of so many bytes, of matrices of as many rows.
-    Parts { bytes: usize },
-    /// Any rows of matrices of any rows.
-    AnyRows,
-    /// Any bytes, for matrices of as many rows.
-    AnyBytes,
-}
-
-impl Fit {
-    fn holds(self, ours: &Label, theirs: &Label, bytes: usize) -> bool {
-        let [rows, cols] = theirs.shape;
-        let same_rows = rows == ours.shape[0];
-        let fits = match self {
-            Self::Matrices { same_rows: demanded } => {
-                let values = rows.checked_mul(cols);
-                (same_rows || !demanded) && values.is_some_and(|values| theirs.payload.bytes(values) == bytes)
-            }
-            Self::Parts { bytes: expected } => same_rows && bytes == expected,
-            Self::AnyRows => true,
-            Self::AnyBytes => same_rows,
-        };
-        fits && *ours == Label { shape: [ours.shape[0], cols], ..*theirs }
     }
 }
 

@@ -251,5 +251,7 @@ fn spin_until(time: Duration, done: impl Fn() -> bool) -> bool {
         if start.get_or_insert_with(Instant::now).elapsed() > time {
             return done();
         }
+        // On a loaded machine the one that is waited for may need this core.
+        thread::yield_now();
     }
 }
