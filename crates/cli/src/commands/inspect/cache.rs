@@ -178,11 +178,7 @@ impl fmt::Display for MeshContents {
             }
             let Rank(rank) = cache.header.rank;
             let (in_place, written) = (cache.in_place, cache.written);
-            line(
-                f,
-                format_args!("rank {rank}"),
-                format_args!("used in place: {in_place}; written: {written}"),
-            )?;
+            line(f, format!("rank {rank}"), format_args!("used in place: {in_place}; written: {written}"))?;
         }
         if self.missing.is_empty() {
             return Ok(());
