@@ -1,6 +1,6 @@
 //! How this process was started.
 
-use crate::Rank;
+use crate::{Peer, Rank};
 use std::{env, fs, thread};
 
 /// The variables in which launchers tell a process how many there are: Open MPI's; MPICH's, Intel MPI's and others'.
@@ -40,6 +40,12 @@ fn all_cores() -> usize {
 /// Which of the [`launched_processes`] this one is.
 pub fn launched_rank() -> Option<Rank> {
     first_number(&RANK_VARIABLES).map(Rank)
+}
+
+/// Which of the [`launched_processes`] this one is, and where: for what there is to say before the processes meet.
+pub fn launched_peer() -> Option<Peer> {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    launched_rank().map(|rank| Peer { rank, host: host.map(|host| host.trim().to_owned()) })
 }
 
 fn first_number(variables: &[&str]) -> Option<usize> {

@@ -99,7 +99,14 @@ impl Mesh {
     /// Ends the mesh for all ranks, because this one met an error. The others' calls fail with the message. Where
     /// ranks are processes, the message goes to standard error and the whole job ends here, with exit code 1.
     pub fn abort(&self, message: &str) {
-        self.transport.fail(Cause::Failed(message.to_owned()));
+        let cause = Cause::Failed(message.to_owned());
+        self.abort_because(TransportError { peer: self.peer(self.rank), cause });
+    }
+
+    /// [`abort`](Self::abort) for a reason that any rank may be the first to know. Of the processes that say so at once
+    /// the first one is heard.
+    pub fn abort_because(&self, error: TransportError) {
+        self.transport.fail(error);
     }
 
     /// Puts the parts of all members together, along the config's dimension.

@@ -15,8 +15,8 @@ pub trait Transport: Send + Sync {
     fn exchange(&self, call: &Call<'_>, give: Give, take: Take)
     -> Result<Vec<(Label, View)>, TransportError>;
 
-    /// Makes the others' calls fail at once, and tells them why.
-    fn fail(&self, cause: Cause);
+    /// Makes all ranks' calls fail at once, and tells them why.
+    fn fail(&self, error: TransportError);
 
     /// The name of a rank's host, where ranks may run on several.
     fn host(&self, rank: Rank) -> Option<String>;
@@ -167,7 +167,7 @@ impl Transport for SingleDevice {
         Err(TransportError { peer, cause: Cause::Broken(format!("{} of one device", call.name())) })
     }
 
-    fn fail(&self, _: Cause) {}
+    fn fail(&self, _: TransportError) {}
 
     fn host(&self, _: Rank) -> Option<String> {
         None
