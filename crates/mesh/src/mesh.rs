@@ -100,13 +100,12 @@ impl Mesh {
     /// ranks are processes, the message goes to standard error and the whole job ends here, with exit code 1.
     pub fn abort(&self, message: &str) {
         let cause = Cause::Failed(message.to_owned());
-        self.abort_because(TransportError { peer: self.peer(self.rank), cause });
+        self.transport.fail(TransportError { peer: self.peer(self.rank), cause }, false);
     }
 
-    /// [`abort`](Self::abort) for a reason that any rank may be the first to know. Of the processes that say so at once
-    /// the first one is heard.
+    /// [`abort`](Self::abort) for a reason that other ranks know, too, and abort for: one of them speaks for all.
     pub fn abort_because(&self, error: TransportError) {
-        self.transport.fail(error);
+        self.transport.fail(error, true);
     }
 
     /// Puts the parts of all members together, along the config's dimension.

@@ -33,7 +33,7 @@ const HEAD: usize = 32;
 const SPIN: Duration = Duration::from_micros(300);
 /// The first sleep after that, and the longest: each is twice the one before.
 const SLEEP: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
-/// How long a process that fails because of another waits for each rank before it, so that one of them speaks for all
+/// How long a process that fails for a reason that others know, too, waits for each rank before it, so that one of them speaks for all
 /// and ends the job meanwhile; and the longest of these times.
 const TURN: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(800)];
 /// How long a failing process waits for the job's end that it asked for before it ends by itself.
@@ -126,8 +126,8 @@ impl Transport for Mpi {
         result
     }
 
-    fn fail(&self, error: TransportError) {
-        self.end_job(&error)
+    fn fail(&self, error: TransportError, shared: bool) {
+        self.end_job(&error, shared)
     }
 
     fn host(&self, rank: Rank) -> Option<String> {
@@ -187,15 +187,16 @@ impl Mpi {
     }
 
     /// Says why, in one line, and ends all processes of the job.
-    fn end_job(&self, error: &TransportError) -> ! {
+    fn end_job(&self, error: &TransportError, shared: bool) -> ! {
         let connection = match self.connection.try_lock() {
             // Another thread is in an exchange, and MPI takes one at a time.
             Err(TryLockError::WouldBlock) => None,
             Ok(connection) => Some(connection),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
         };
-        let broken = connection.as_ref().and_then(|connection| connection.as_ref()).is_some_and(|it| it.broken);
-        if broken || error.peer.rank != self.rank {
+        let broken =
+            connection.as_ref().and_then(|connection| connection.as_ref()).is_some_and(|it| it.broken);
+        if broken || shared {
             thread::sleep((TURN[0] * self.rank.0 as u32).min(TURN[1]));
         }
         last_line(&error.to_string());
@@ -214,7 +215,7 @@ impl Mpi {
 impl Drop for Mpi {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.fail(TransportError { peer: self.peer(self.rank), cause: Cause::Panicked });
+            self.fail(TransportError { peer: self.peer(self.rank), cause: Cause::Panicked }, false);
         }
         let Some(connection) = lock(&self.connection).take() else { return };
         if connection.broken {

@@ -15,8 +15,9 @@ pub trait Transport: Send + Sync {
     fn exchange(&self, call: &Call<'_>, give: Give, take: Take)
     -> Result<Vec<(Label, View)>, TransportError>;
 
-    /// Makes all ranks' calls fail at once, and tells them why.
-    fn fail(&self, error: TransportError);
+    /// Makes all ranks' calls fail at once, and tells them why. `shared` says that other ranks have this error, too, and
+    /// call this for it.
+    fn fail(&self, error: TransportError, shared: bool);
 
     /// The name of a rank's host, where ranks may run on several.
     fn host(&self, rank: Rank) -> Option<String>;
@@ -167,7 +168,7 @@ impl Transport for SingleDevice {
         Err(TransportError { peer, cause: Cause::Broken(format!("{} of one device", call.name())) })
     }
 
-    fn fail(&self, _: TransportError) {}
+    fn fail(&self, _: TransportError, _: bool) {}
 
     fn host(&self, _: Rank) -> Option<String> {
         None

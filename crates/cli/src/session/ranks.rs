@@ -112,9 +112,13 @@ fn try_follow(model: Result<&OpenModel, &Error>, mesh: &Mesh, args: DeviceArgs) 
 
 /// Tells all ranks why this one ends.
 fn abort(mesh: &Mesh, error: &Error) {
-    let transport = error.chain().find_map(|cause| cause.downcast_ref::<TransportError>());
+    let of_cause = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(dsv3_runtime::Error::Transport(error)) => Some(error.clone()),
+        _ => cause.downcast_ref().cloned(),
+    };
+    let transport: Option<TransportError> = error.chain().find_map(of_cause);
     match transport {
-        Some(error) => mesh.abort_because(error.clone()),
+        Some(error) => mesh.abort_because(error),
         None => mesh.abort(&crate::one_line(error)),
     }
 }
@@ -122,7 +126,8 @@ fn abort(mesh: &Mesh, error: &Error) {
 /// The ranks that run in this process: the one that a launcher made it, or all of them.
 fn join(args: DeviceArgs) -> Result<Vec<Mesh>> {
     let shape = args.mesh.layout.mesh;
-    let ranks = if is_launched() { vec![launched(shape, args.mesh.start_timeout())?] } else { Mesh::threads(shape) };
+    let ranks =
+        if is_launched() { vec![launched(shape, args.mesh.start_timeout())?] } else { Mesh::threads(shape) };
     Ok(ranks.into_iter().map(|mesh| mesh.with_timeout(args.mesh.timeout())).collect())
 }
 
