@@ -244,7 +244,7 @@ fn a_rank_that_is_killed_ends_the_job() {
 
 #[test]
 fn a_rank_that_hangs_ends_the_job() {
-    for (mesh, processes, stopped) in [("1x2", 2, 1), ("1x2", 2, 0), ("2x2", 4, 2)] {
+    for (mesh, processes, stopped) in [("1x2", 2, 1), ("1x2", 2, 0), ("2x2", 4, 3)] {
         let place = Workplace::new();
         let (job, stdout) = Job::start_long(&place, mesh, processes);
         signal("-STOP", &job.rank(stopped));

@@ -21,6 +21,7 @@ use std::{
 use transfer::Transfer;
 
 mod connection;
+mod notes;
 mod receive;
 mod transfer;
 
@@ -36,6 +37,9 @@ const SLEEP: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1
 /// How long a process that fails for a reason that others know, too, waits for each rank before it, so that one of them speaks for all
 /// and ends the job meanwhile; and the longest of these times.
 const TURN: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(800)];
+/// How long the process that has spoken leaves it to the launcher to find out that a host is gone: one that has orders
+/// for that host under way no longer looks whether it is there.
+const LAUNCHERS_TURN: Duration = Duration::from_millis(2500);
 /// How long a failing process waits for the job's end that it asked for before it ends by itself.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -140,6 +144,10 @@ impl Mpi {
         Peer { rank, host: self.host(rank) }
     }
 
+    fn others(&self) -> Vec<Rank> {
+        (0..self.hosts.len()).map(Rank).filter(|&rank| rank != self.rank).collect()
+    }
+
     fn transfer(
         &self,
         connection: &mut Connection,
@@ -165,6 +173,7 @@ impl Mpi {
             sends.extend(messages.into_iter().map(|message| (place, message)));
         }
         let mut pause = Pause::default();
+        let mut noted = None;
         loop {
             let mut missing = None;
             for (place, message) in &mut sends {
@@ -178,12 +187,30 @@ impl Mpi {
                 }
             }
             let Some(place) = missing else { break };
-            if start.elapsed() > call.timeout {
-                return Err(error(place, Cause::Late { call: call.name(), timeout: call.timeout }));
+            let waited = start.elapsed();
+            if waited > call.timeout / 2 && noted != Some(place) {
+                notes::send(connection, &self.others(), Some(call.members.ranks[place]), call.label);
+                noted = Some(place);
+            }
+            if waited > call.timeout {
+                let first = (call.members.ranks[place], call.label);
+                let (rank, label) = notes::at_fault(connection, &self.others(), first);
+                let cause = Cause::Late { call: label.name(), timeout: call.timeout };
+                return Err(TransportError { peer: self.peer(rank), cause });
             }
             pause.next(sends.len() > gives || receives.iter().any(|(_, receive)| receive.is_moving()));
         }
+        if noted.is_some() {
+            notes::send(connection, &self.others(), None, call.label);
+        }
         Ok(receives.into_iter().map(|(_, receive)| receive.finish(&mut connection.heads)).collect())
+    }
+
+    /// Who says that a rank is at fault: one that may still be heard where that one's host is gone.
+    fn first_to_speak(&self, fault: Rank) -> Rank {
+        let elsewhere = |rank: &Rank| self.hosts.get(rank.0) != self.hosts.get(fault.0);
+        let mut ranks = (0..self.hosts.len()).map(Rank);
+        ranks.clone().find(elsewhere).or_else(|| ranks.find(|&rank| rank != fault)).unwrap_or(self.rank)
     }
 
     /// Says why, in one line, and ends all processes of the job.
@@ -196,10 +223,17 @@ impl Mpi {
         };
         let broken =
             connection.as_ref().and_then(|connection| connection.as_ref()).is_some_and(|it| it.broken);
-        if broken || shared {
-            thread::sleep((TURN[0] * self.rank.0 as u32).min(TURN[1]));
+        let lost = matches!(error.cause, Cause::Late { .. } | Cause::Broken(_))
+            && self.hosts.get(error.peer.rank.0) != self.hosts.get(self.rank.0);
+        let first = self.first_to_speak(error.peer.rank);
+        if (broken || shared) && self.rank != first {
+            let turn = (TURN[0] * self.rank.0 as u32).clamp(TURN[0], TURN[1]);
+            thread::sleep(if lost { LAUNCHERS_TURN + turn } else { turn });
         }
         last_line(&error.to_string());
+        if lost && self.rank == first {
+            thread::sleep(LAUNCHERS_TURN);
+        }
         // Where the network is gone, so may be the job's other end; then this process ends alone.
         thread::spawn(|| {
             thread::sleep(LAST_WORDS);

@@ -65,7 +65,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The collective and who meets in it.
     pub fn name(&self) -> String {
-        format!("{} over {}", self.label.collective, self.members.group)
+        self.label.name()
     }
 }
 
@@ -124,6 +124,11 @@ pub struct Label {
 }
 
 impl Label {
+    /// The collective and who meets in it.
+    pub fn name(self) -> String {
+        format!("{} over {}", self.collective, self.group)
+    }
+
     /// The label as three numbers.
     pub fn to_words(self) -> [u64; 3] {
         let place = |found: Option<usize>| found.expect("each variant is listed") as u64;
