@@ -72,17 +72,15 @@ enum Place {
 impl Write for Place {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Nameless(file) => file.write(bytes),
             Self::Temporary(file) => file.write(bytes),
-            Self::Direct(file) => file.write(bytes),
+            Self::Nameless(file) | Self::Direct(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Nameless(file) => file.flush(),
             Self::Temporary(file) => file.flush(),
-            Self::Direct(file) => file.flush(),
+            Self::Nameless(file) | Self::Direct(file) => file.flush(),
         }
     }
 }

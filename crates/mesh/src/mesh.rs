@@ -15,7 +15,7 @@ mod fit;
 
 /// How long a rank waits for the others unless told otherwise. Leaves time to end a job within ten seconds of a rank's
 /// standing still.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(6);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes that an all_reduce in one step may send more than one in two: what a transport sends in the time that a
 /// second step takes.

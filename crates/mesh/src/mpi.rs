@@ -37,8 +37,8 @@ const SLEEP: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1
 /// How long a process that fails for a reason that others know, too, waits for each rank before it, so that one of them speaks for all
 /// and ends the job meanwhile; and the longest of these times.
 const TURN: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(800)];
-/// How long the process that has spoken leaves it to the launcher to find out that a host is gone: one that has orders
-/// for that host under way no longer looks whether it is there.
+/// How long processes leave it to the launcher to find out that a host is gone. Its parts on the hosts look whether they
+/// are there only while they have nothing to tell each other: no output of a rank, and no end.
 const LAUNCHERS_TURN: Duration = Duration::from_millis(2500);
 /// How long a failing process waits for the job's end that it asked for before it ends by itself.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -206,11 +206,11 @@ impl Mpi {
         Ok(receives.into_iter().map(|(_, receive)| receive.finish(&mut connection.heads)).collect())
     }
 
-    /// Who says that a rank is at fault: one that may still be heard where that one's host is gone.
+    /// Who says first that a rank is at fault: the first other one on the first host, which is where the launcher is
+    /// as a rule, and can hear it.
     fn first_to_speak(&self, fault: Rank) -> Rank {
-        let elsewhere = |rank: &Rank| self.hosts.get(rank.0) != self.hosts.get(fault.0);
-        let mut ranks = (0..self.hosts.len()).map(Rank);
-        ranks.clone().find(elsewhere).or_else(|| ranks.find(|&rank| rank != fault)).unwrap_or(self.rank)
+        let mut ranks = (0..self.hosts.len()).filter(|&rank| self.hosts[rank] == self.hosts[0]).map(Rank);
+        ranks.find(|&rank| rank != fault).unwrap_or(fault)
     }
 
     /// Says why, in one line, and ends all processes of the job.
@@ -223,8 +223,9 @@ impl Mpi {
         };
         let broken =
             connection.as_ref().and_then(|connection| connection.as_ref()).is_some_and(|it| it.broken);
+        let host = |rank: Rank| self.hosts.get(rank.0);
         let lost = matches!(error.cause, Cause::Late { .. } | Cause::Broken(_))
-            && self.hosts.get(error.peer.rank.0) != self.hosts.get(self.rank.0);
+            && host(error.peer.rank) != host(self.rank);
         let first = self.first_to_speak(error.peer.rank);
         if (broken || shared) && self.rank != first {
             let turn = (TURN[0] * self.rank.0 as u32).clamp(TURN[0], TURN[1]);
