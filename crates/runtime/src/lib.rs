@@ -19,6 +19,7 @@ mod tensor;
 mod tree;
 mod weight;
 mod weight_cache;
+mod weight_copy;
 
 #[cfg(any(test, feature = "testing"))]
 pub use checkpoint::testing;
@@ -40,3 +41,4 @@ pub use weight::{Extent, Location, SavedScales, SavedWeight, Weight, WeightSpec}
 pub use weight_cache::{
     Converted, Fingerprint, Source, WEIGHT_CONFIG_FILE, WeightCache, WeightConfigHeader, WeightLoader,
 };
+pub use weight_copy::{CopiedWeights, WeightCopy};
