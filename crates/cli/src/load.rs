@@ -44,7 +44,7 @@ pub(crate) fn load(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Devi
         check_lock_limit(mapped.file_bytes(), lock_limit())?;
     }
     let option = if args.mlock { "--mlock" } else { "--preload" };
-    preload(&mapped.chunks(), option, device)?;
+    preload(&mut mapped.chunks(), option, device)?;
     if args.mlock {
         mapped.lock().map_err(|error| refusal(mapped.file_bytes(), &error))?;
     }
@@ -52,7 +52,7 @@ pub(crate) fn load(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Devi
 }
 
 /// Reads all chunks with all threads, and enters them into the page table.
-fn preload(chunks: &[MappedChunk], option: &str, device: &Device) -> Result<()> {
+fn preload(chunks: &mut [MappedChunk], option: &str, device: &Device) -> Result<()> {
     let missing: u64 = chunks.iter().filter(|chunk| chunk.is_missing()).map(MappedChunk::bytes).sum();
     if let Some(free) = free_memory().filter(|&free| missing > free) {
         bail!(
@@ -65,7 +65,8 @@ fn preload(chunks: &[MappedChunk], option: &str, device: &Device) -> Result<()> 
     let total = chunks.iter().map(MappedChunk::bytes).sum();
     let progress = Mutex::new((Progress::new(LABEL, Unit::BytesRead), 0));
     let failed = Mutex::new(None::<Error>);
-    device.for_each(chunks.iter().collect(), |chunk: &MappedChunk| {
+    device.for_each_chunk(chunks, 1, |_, chunk| {
+        let chunk = &chunk[0];
         if let Err(error) = chunk.populate() {
             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }

@@ -151,11 +151,11 @@ impl<'a> MatrixMut<'a> {
     /// Some rows of some columns, to be written while others write the rest.
     ///
     /// # Safety
-    /// For as long as the result lives, nothing else reaches its elements.
+    /// For `'a`, nothing else reaches its elements.
     ///
     /// # Panics
     /// If a range ends past the last row or column.
-    pub(crate) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatrixMut<'_> {
+    pub(crate) unsafe fn part(&self, rows: Range<usize>, cols: Range<usize>) -> MatrixMut<'a> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
         // As for the splits below, the pointer of a part without elements may lie anywhere and is never read.

@@ -1,6 +1,7 @@
 //! Activations as integers: blocks of 32 columns of a row, a scale each. What integer products of quantised weights
 //! take on their other side.
 
+use crate::{Chunks, Cuts, LANES, Lanes, Pieces};
 use std::ops::Range;
 
 /// Columns of a row that share a scale: the block of ggml's `q8_0` and the group of its `q4_K`.
@@ -26,101 +27,106 @@ impl IntegerWidth {
     }
 }
 
-/// The integers of a matrix, in blocks, row-major; the last block of a row has zeros behind its columns.
-#[derive(Debug)]
-pub(crate) enum BlocksMut<'a> {
-    Int8(&'a mut [[i8; BLOCK]]),
-    Int16(&'a mut [[i16; BLOCK]]),
-}
-
+/// Where the parts of a row lie, in lines: its integers in blocks, the last one with zeros behind its columns; the scales
+/// of the blocks; and their sums. Each part begins with a line.
 #[derive(Clone, Copy, Debug)]
-enum Blocks<'a> {
-    Int8(&'a [[i8; BLOCK]]),
-    Int16(&'a [[i16; BLOCK]]),
+struct Layout {
+    width: IntegerWidth,
+    blocks: usize,
+    /// Lines of the integers.
+    integers: usize,
+    /// Lines of the scales, and of the sums.
+    factors: usize,
 }
 
-/// Owns activations `[rows, cols]` as integers; usually a row is a token. Made to be used again: its memory only
-/// grows.
+impl Layout {
+    const fn new(width: IntegerWidth, cols: usize) -> Self {
+        let blocks = cols.div_ceil(BLOCK);
+        let integers = match width {
+            IntegerWidth::Int8 => blocks.div_ceil(size_of::<Lanes>() / size_of::<[i8; BLOCK]>()),
+            IntegerWidth::Int16 => blocks,
+        };
+        Self { width, blocks, integers, factors: blocks.div_ceil(LANES) }
+    }
+
+    /// Lines of a whole row.
+    #[inline]
+    const fn row(self) -> usize {
+        self.integers + 2 * self.factors
+    }
+
+    /// Lines of all rows.
+    fn rows(self, rows: usize) -> usize {
+        rows.checked_mul(self.row()).expect("a matrix in memory")
+    }
+}
+
+/// Owns activations `[rows, cols]` as integers; usually a row is a token.
 #[derive(Debug)]
 pub struct IntegerMatrix {
     width: IntegerWidth,
     rows: usize,
     cols: usize,
-    /// Blocks of the width; the other is empty.
-    int8: Vec<[i8; BLOCK]>,
-    int16: Vec<[i16; BLOCK]>,
-    /// By block.
-    scales: Vec<f32>,
-    /// By block.
-    sums: Vec<f32>,
+    /// Row after row.
+    lines: Vec<Lanes>,
 }
 
 impl Default for IntegerMatrix {
     /// Without rows or memory.
     fn default() -> Self {
-        Self {
-            width: IntegerWidth::Int8,
-            rows: 0,
-            cols: 0,
-            int8: Vec::new(),
-            int16: Vec::new(),
-            scales: Vec::new(),
-            sums: Vec::new(),
-        }
+        Self::in_memory(Vec::new())
     }
 }
 
 impl IntegerMatrix {
-    /// Takes another shape and gives it to write: what it holds from before has no meaning. Allocates only where it
-    /// never was as large.
+    /// Lines of memory that a matrix takes.
+    ///
+    /// # Panics
+    /// If it is larger than memory.
+    pub fn lines(width: IntegerWidth, rows: usize, cols: usize) -> usize {
+        Layout::new(width, cols).rows(rows)
+    }
+
+    /// Without rows, but with memory for those to come, whatever it holds.
+    pub fn in_memory(lines: Vec<Lanes>) -> Self {
+        Self { width: IntegerWidth::Int8, rows: 0, cols: 0, lines }
+    }
+
+    /// The memory, for another use.
+    pub fn into_memory(self) -> Vec<Lanes> {
+        self.lines
+    }
+
+    /// Takes another shape and gives it to write: what it holds from before has no meaning. Allocates only where the
+    /// memory is too small.
     ///
     /// # Panics
     /// If the matrix is larger than memory.
     pub fn reshape(&mut self, width: IntegerWidth, rows: usize, cols: usize) -> IntegerMut<'_> {
-        let blocks = rows.checked_mul(cols.div_ceil(BLOCK)).expect("a matrix in memory");
         (self.width, self.rows, self.cols) = (width, rows, cols);
-        let (int8, int16) = match width {
-            IntegerWidth::Int8 => (blocks, 0),
-            IntegerWidth::Int16 => (0, blocks),
-        };
-        self.int8.resize(int8, [0; BLOCK]);
-        self.int16.resize(int16, [0; BLOCK]);
-        self.scales.resize(blocks, 0.0);
-        self.sums.resize(blocks, 0.0);
+        self.lines.resize(Self::lines(width, rows, cols), Lanes::ZERO);
         self.as_mut()
     }
 
     /// To read.
     pub fn as_ref(&self) -> IntegerRef<'_> {
-        let blocks = match self.width {
-            IntegerWidth::Int8 => Blocks::Int8(&self.int8),
-            IntegerWidth::Int16 => Blocks::Int16(&self.int16),
-        };
-        IntegerRef { blocks, scales: &self.scales, sums: &self.sums, rows: self.rows, cols: self.cols }
+        let layout = Layout::new(self.width, self.cols);
+        IntegerRef { layout, lines: &self.lines, rows: self.rows, cols: self.cols }
     }
 
     /// To write.
     pub fn as_mut(&mut self) -> IntegerMut<'_> {
-        let blocks = match self.width {
-            IntegerWidth::Int8 => BlocksMut::Int8(&mut self.int8),
-            IntegerWidth::Int16 => BlocksMut::Int16(&mut self.int16),
-        };
-        IntegerMut {
-            blocks,
-            scales: &mut self.scales,
-            sums: &mut self.sums,
-            rows: self.rows,
-            cols: self.cols,
-        }
+        let layout = Layout::new(self.width, self.cols);
+        IntegerMut { layout, lines: &mut self.lines, rows: self.rows, cols: self.cols }
     }
 }
 
 /// Activations `[rows, cols]` as integers, to read. The value of an element is its integer times its block's scale.
 #[derive(Clone, Copy, Debug)]
 pub struct IntegerRef<'a> {
-    blocks: Blocks<'a>,
-    scales: &'a [f32],
-    sums: &'a [f32],
+    layout: Layout,
+    /// `[rows, layout.row()]`.
+    lines: &'a [Lanes],
     rows: usize,
     cols: usize,
 }
@@ -138,10 +144,7 @@ impl<'a> IntegerRef<'a> {
 
     /// How wide the integers are.
     pub fn width(&self) -> IntegerWidth {
-        match self.blocks {
-            Blocks::Int8(_) => IntegerWidth::Int8,
-            Blocks::Int16(_) => IntegerWidth::Int16,
-        }
+        self.layout.width
     }
 
     /// Some of the rows.
@@ -150,60 +153,67 @@ impl<'a> IntegerRef<'a> {
     /// If the range ends past the last row.
     pub fn row_range(&self, range: Range<usize>) -> IntegerRef<'a> {
         assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
-        let per_row = self.cols.div_ceil(BLOCK);
-        let part = range.start * per_row..range.end * per_row;
-        let blocks = match self.blocks {
-            Blocks::Int8(blocks) => Blocks::Int8(&blocks[part.clone()]),
-            Blocks::Int16(blocks) => Blocks::Int16(&blocks[part.clone()]),
-        };
-        let (scales, sums) = (&self.scales[part.clone()], &self.sums[part]);
-        IntegerRef { blocks, scales, sums, rows: range.len(), cols: self.cols }
+        let row = self.layout.row();
+        IntegerRef { lines: &self.lines[range.start * row..range.end * row], rows: range.len(), ..*self }
     }
 
     /// The blocks of a row of [`IntegerWidth::Int8`].
     ///
     /// # Panics
     /// If there is no such row, or the integers are wider.
+    #[inline]
     pub(crate) fn int8(&self, row: usize) -> &'a [[i8; BLOCK]] {
-        let Blocks::Int8(blocks) = self.blocks else { panic!("8 bits are asked for, of 16") };
-        &blocks[self.blocks_of(row)]
+        assert_eq!(self.width(), IntegerWidth::Int8, "8 bits are asked for");
+        &Lanes::int8(self.lines(row, 0, self.layout.integers))[..self.layout.blocks]
     }
 
     /// The blocks of a row of [`IntegerWidth::Int16`].
     ///
     /// # Panics
     /// If there is no such row, or the integers are not as wide.
+    #[inline]
     pub(crate) fn int16(&self, row: usize) -> &'a [[i16; BLOCK]] {
-        let Blocks::Int16(blocks) = self.blocks else { panic!("16 bits are asked for, of 8") };
-        &blocks[self.blocks_of(row)]
+        assert_eq!(self.width(), IntegerWidth::Int16, "16 bits are asked for");
+        Lanes::int16(self.lines(row, 0, self.layout.integers))
     }
 
     /// The scales of the blocks of a row.
+    #[inline]
     pub(crate) fn scales(&self, row: usize) -> &'a [f32] {
-        &self.scales[self.blocks_of(row)]
+        let lines = self.lines(row, self.layout.integers, self.layout.factors);
+        &Lanes::flatten(lines)[..self.layout.blocks]
     }
 
     /// The sums of the blocks of a row: of their integers, times their scale.
+    #[inline]
     pub(crate) fn sums(&self, row: usize) -> &'a [f32] {
-        &self.sums[self.blocks_of(row)]
+        let lines = self.lines(row, self.layout.integers + self.layout.factors, self.layout.factors);
+        &Lanes::flatten(lines)[..self.layout.blocks]
     }
 
-    fn blocks_of(&self, row: usize) -> Range<usize> {
+    /// Some lines of a row.
+    #[inline]
+    fn lines(&self, row: usize, first: usize, count: usize) -> &'a [Lanes] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let per_row = self.cols.div_ceil(BLOCK);
-        row * per_row..(row + 1) * per_row
+        &self.lines[row * self.layout.row() + first..][..count]
     }
 }
 
-/// Activations `[rows, cols]` as integers, to write; [`Kernels::quantize`](crate::Kernels::quantize) does. Can be
-/// split into rows that threads write at the same time.
+/// Activations `[rows, cols]` as integers, to write; [`Kernels::quantize`](crate::Kernels::quantize) does.
 #[derive(Debug)]
 pub struct IntegerMut<'a> {
-    blocks: BlocksMut<'a>,
-    scales: &'a mut [f32],
-    sums: &'a mut [f32],
+    layout: Layout,
+    /// `[rows, layout.row()]`.
+    lines: &'a mut [Lanes],
     rows: usize,
     cols: usize,
+}
+
+/// The integers of a row, in blocks.
+#[derive(Debug)]
+pub(crate) enum BlocksMut<'a> {
+    Int8(&'a mut [[i8; BLOCK]]),
+    Int16(&'a mut [[i16; BLOCK]]),
 }
 
 /// A row of [`IntegerMut`].
@@ -214,7 +224,7 @@ pub(crate) struct IntegerRowMut<'a> {
     pub(crate) sums: &'a mut [f32],
 }
 
-impl IntegerMut<'_> {
+impl<'a> IntegerMut<'a> {
     /// How many rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -231,29 +241,21 @@ impl IntegerMut<'_> {
     /// If there are fewer rows.
     pub fn split_rows_at(self, row: usize) -> (Self, Self) {
         assert!(row <= self.rows, "row {row} of {}", self.rows);
-        let at = row * self.cols.div_ceil(BLOCK);
-        let (upper, lower) = match self.blocks {
-            BlocksMut::Int8(blocks) => {
-                let (upper, lower) = blocks.split_at_mut(at);
-                (BlocksMut::Int8(upper), BlocksMut::Int8(lower))
-            }
-            BlocksMut::Int16(blocks) => {
-                let (upper, lower) = blocks.split_at_mut(at);
-                (BlocksMut::Int16(upper), BlocksMut::Int16(lower))
-            }
-        };
-        let (scales, scales_below) = self.scales.split_at_mut(at);
-        let (sums, sums_below) = self.sums.split_at_mut(at);
+        let (upper, lower) = self.lines.split_at_mut(row * self.layout.row());
         (
-            IntegerMut { blocks: upper, scales, sums, rows: row, cols: self.cols },
-            IntegerMut {
-                blocks: lower,
-                scales: scales_below,
-                sums: sums_below,
-                rows: self.rows - row,
-                cols: self.cols,
-            },
+            IntegerMut { lines: upper, rows: row, ..self },
+            IntegerMut { lines: lower, rows: self.rows - row, ..self },
         )
+    }
+
+    /// Ranges of `rows` rows, but for the last, for threads to write at the same time.
+    ///
+    /// # Panics
+    /// If `rows` is 0.
+    pub fn row_chunks(self, rows: usize) -> IntegerChunks<'a> {
+        // A row of no columns takes no line, and has nothing to write.
+        let cuts = Cuts::Every(rows * self.layout.row().max(1));
+        IntegerChunks { chunks: Chunks::new(self.lines, cuts), rows, layout: self.layout, cols: self.cols }
     }
 
     /// Copies a row of other activations into row `row`.
@@ -261,25 +263,84 @@ impl IntegerMut<'_> {
     /// # Panics
     /// If one of the rows does not exist, or columns or widths differ.
     pub fn copy_row(&mut self, row: usize, from: IntegerRef<'_>, from_row: usize) {
-        assert_eq!(self.cols, from.cols, "columns of both");
-        let to = self.row_mut(row);
-        match to.blocks {
-            BlocksMut::Int8(blocks) => blocks.copy_from_slice(from.int8(from_row)),
-            BlocksMut::Int16(blocks) => blocks.copy_from_slice(from.int16(from_row)),
-        }
-        to.scales.copy_from_slice(from.scales(from_row));
-        to.sums.copy_from_slice(from.sums(from_row));
+        assert_eq!((self.cols, self.layout.width), (from.cols, from.width()), "columns and widths of both");
+        self.lines_mut(row).copy_from_slice(from.lines(from_row, 0, from.layout.row()));
     }
 
     /// One row to write.
     pub(crate) fn row_mut(&mut self, row: usize) -> IntegerRowMut<'_> {
+        let layout = self.layout;
+        let (integers, factors) = self.lines_mut(row).split_at_mut(layout.integers);
+        let (scales, sums) = factors.split_at_mut(layout.factors);
+        IntegerRowMut {
+            blocks: match layout.width {
+                IntegerWidth::Int8 => BlocksMut::Int8(&mut Lanes::int8_mut(integers)[..layout.blocks]),
+                IntegerWidth::Int16 => BlocksMut::Int16(Lanes::int16_mut(integers)),
+            },
+            scales: &mut Lanes::flatten_mut(scales)[..layout.blocks],
+            sums: &mut Lanes::flatten_mut(sums)[..layout.blocks],
+        }
+    }
+
+    fn lines_mut(&mut self, row: usize) -> &mut [Lanes] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let per_row = self.cols.div_ceil(BLOCK);
-        let part = row * per_row..(row + 1) * per_row;
-        let blocks = match &mut self.blocks {
-            BlocksMut::Int8(blocks) => BlocksMut::Int8(&mut blocks[part.clone()]),
-            BlocksMut::Int16(blocks) => BlocksMut::Int16(&mut blocks[part.clone()]),
-        };
-        IntegerRowMut { blocks, scales: &mut self.scales[part.clone()], sums: &mut self.sums[part] }
+        &mut self.lines[row * self.layout.row()..][..self.layout.row()]
+    }
+}
+
+/// Ranges of rows of [`IntegerMut`]. A piece is the number of its first row and the rows.
+#[derive(Debug)]
+pub struct IntegerChunks<'a> {
+    chunks: Chunks<'a, Lanes>,
+    rows: usize,
+    layout: Layout,
+    cols: usize,
+}
+
+// SAFETY: pieces lie in chunks of a slice, which keep the promises.
+unsafe impl<'a> Pieces for IntegerChunks<'a> {
+    type Piece = (usize, IntegerMut<'a>);
+
+    fn count(&self) -> usize {
+        self.chunks.count()
+    }
+
+    unsafe fn piece(&self, number: usize) -> (usize, IntegerMut<'a>) {
+        // SAFETY: what the caller promises.
+        let (_, lines) = unsafe { self.chunks.piece(number) };
+        let rows = lines.len() / self.layout.row();
+        (number * self.rows, IntegerMut { layout: self.layout, lines, rows, cols: self.cols })
+    }
+}
+
+/// Lines as memory for integers.
+impl Lanes {
+    #[inline]
+    fn int8(lines: &[Self]) -> &[[i8; BLOCK]] {
+        let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
+        // SAFETY: the slice is that many blocks long and aligned for them, and initialised f32 are initialised bytes,
+        // which mean some integers; the result borrows it.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), blocks) }
+    }
+
+    #[inline]
+    fn int16(lines: &[Self]) -> &[[i16; BLOCK]] {
+        let blocks = size_of_val(lines) / size_of::<[i16; BLOCK]>();
+        // SAFETY: as for `int8`.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), blocks) }
+    }
+
+    #[inline]
+    fn int8_mut(lines: &mut [Self]) -> &mut [[i8; BLOCK]] {
+        let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
+        // SAFETY: as for `int8`, borrowed exclusively; any integers that are written are f32, too.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), blocks) }
+    }
+
+    #[inline]
+    fn int16_mut(lines: &mut [Self]) -> &mut [[i16; BLOCK]] {
+        let blocks = size_of_val(lines) / size_of::<[i16; BLOCK]>();
+        // SAFETY: as for `int8_mut`.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), blocks) }
     }
 }

@@ -1,5 +1,5 @@
 //! The unsafe wall of dsv3: kernels that take slices and give slices, on one thread, without allocating; and the
-//! [`Team`] of threads that shares out their work in [`Parts`].
+//! [`Team`] of threads that takes their work from a [`Queue`].
 //!
 //! Everything above this crate is safe Rust. Here an operation has a folder and an instruction set has a file:
 //! `matmul/scalar.rs` says what matmul is, `matmul/avx2.rs` says it faster. [`Kernels`] is the table of one
@@ -45,9 +45,9 @@ mod view;
 pub use activations::{MatrixMut, MatrixRef};
 pub use attention::{AttentionState, KeyValues, LANES, Lanes, Queries};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
-pub use integers::{IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
+pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
 pub use isa::Isa;
 pub use kernels::{Kernels, QUANTIZE_LIMIT};
-pub use parts::{Chunks, Cuts, Part, Parts};
+pub use parts::{Chunks, Cuts, Part, Parts, Pieces, Queue};
 pub use team::Team;
 pub use view::{BlockScales, MatrixView};

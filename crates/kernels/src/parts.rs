@@ -1,4 +1,4 @@
-//! Work shared out piece by piece: threads take parts of a matrix or a slice, each part once.
+//! Work shared out piece by piece: threads take the pieces of a [`Queue`], each once.
 
 use crate::MatrixMut;
 use std::{
@@ -7,13 +7,90 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-/// A matrix in parts that threads take one by one. A part is handed out once, so the parts are disjoint.
+/// What can be cut into pieces that several threads hold at the same time.
+///
+/// # Safety
+/// Pieces with different numbers have no element in common, nothing else reaches their elements, and their count stays.
+pub unsafe trait Pieces: Sync {
+    /// One piece.
+    type Piece;
+
+    /// How many there are.
+    fn count(&self) -> usize;
+
+    /// The piece with this number.
+    ///
+    /// # Safety
+    /// The number is below [`count`](Self::count), and no number is asked for twice.
+    unsafe fn piece(&self, number: usize) -> Self::Piece;
+}
+
+// SAFETY: a pair with another number is of two other pieces.
+unsafe impl<A: Pieces, B: Pieces> Pieces for (A, B) {
+    type Piece = (A::Piece, B::Piece);
+
+    /// # Panics
+    /// If one has more pieces than the other.
+    fn count(&self) -> usize {
+        assert_eq!(self.0.count(), self.1.count(), "pieces of both");
+        self.0.count()
+    }
+
+    unsafe fn piece(&self, number: usize) -> Self::Piece {
+        // SAFETY: what the caller promises; both have as many pieces.
+        unsafe { (self.0.piece(number), self.1.piece(number)) }
+    }
+}
+
+/// Pieces that threads take one by one.
 #[derive(Debug)]
-pub struct Parts<'a> {
-    matrix: MatrixMut<'a>,
-    rows: Cuts<'a>,
-    cols: Cuts<'a>,
+pub struct Queue<'a, P> {
+    pieces: P,
+    count: usize,
+    /// Holds each number below `count` once; without it the pieces come as they lie.
+    order: Option<&'a [usize]>,
     next: AtomicUsize,
+}
+
+impl<'a, P: Pieces> Queue<'a, P> {
+    /// The pieces as they lie.
+    pub fn new(pieces: P) -> Self {
+        Self { count: pieces.count(), pieces, order: None, next: AtomicUsize::new(0) }
+    }
+
+    /// The pieces by ascending `key` of their number, and as they lie where keys are equal. `order`, `[count]`, is
+    /// memory for their numbers.
+    ///
+    /// # Panics
+    /// If `order` has another length.
+    pub fn sorted<K: Ord>(pieces: P, order: &'a mut [usize], key: impl Fn(usize) -> K) -> Self {
+        let count = pieces.count();
+        assert_eq!(order.len(), count, "a place for each piece");
+        for (number, place) in order.iter_mut().enumerate() {
+            *place = number;
+        }
+        // Whatever the keys are, each number stays there once.
+        order.sort_unstable_by_key(|&number| (key(number), number));
+        Self { pieces, count, order: Some(order), next: AtomicUsize::new(0) }
+    }
+
+    /// How many pieces there are, those that were taken counted.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Takes a piece that nobody has taken yet.
+    pub fn take(&self) -> Option<P::Piece> {
+        let place = self.next.fetch_add(1, Ordering::Relaxed);
+        if place >= self.count {
+            // Not to overflow, however often this is asked.
+            self.next.store(self.count, Ordering::Relaxed);
+            return None;
+        }
+        let number = self.order.map_or(place, |order| order[place]);
+        // SAFETY: every place below `count` is given once, and has a number below `count` of its own.
+        Some(unsafe { self.pieces.piece(number) })
+    }
 }
 
 /// Where a side is cut.
@@ -57,6 +134,14 @@ impl Cuts<'_> {
     }
 }
 
+/// A matrix in parts by rows and columns; the columns of a piece of rows come one after another.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    matrix: MatrixMut<'a>,
+    rows: Cuts<'a>,
+    cols: Cuts<'a>,
+}
+
 /// One part: where it lies, and its elements to write.
 #[derive(Debug)]
 pub struct Part<'a> {
@@ -71,47 +156,43 @@ pub struct Part<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Parts by rows and columns; the columns of a piece of rows come one after another.
+    /// The parts that these cuts make.
     ///
     /// # Panics
     /// If the cuts do not fit the matrix.
     pub fn new(matrix: MatrixMut<'a>, rows: Cuts<'a>, cols: Cuts<'a>) -> Self {
         rows.check(matrix.rows());
         cols.check(matrix.cols());
-        Self { matrix, rows, cols, next: AtomicUsize::new(0) }
+        Self { matrix, rows, cols }
     }
+}
 
-    /// How many parts there are, those that were taken counted.
-    pub fn count(&self) -> usize {
+// SAFETY: pieces of a side with different numbers do not overlap, so parts with different numbers have no element in
+// common; the matrix was given away for `'a`, and is reached through its parts only.
+unsafe impl<'a> Pieces for Parts<'a> {
+    type Piece = Part<'a>;
+
+    fn count(&self) -> usize {
         self.rows.count(self.matrix.rows()) * self.cols.count(self.matrix.cols())
     }
 
-    /// Takes a part that nobody has taken yet.
-    pub fn take(&self) -> Option<Part<'_>> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        if number >= self.count() {
-            // Not to overflow, however often this is asked.
-            self.next.store(self.count(), Ordering::Relaxed);
-            return None;
-        }
+    unsafe fn piece(&self, number: usize) -> Part<'a> {
         let across = self.cols.count(self.matrix.cols());
         let row_piece = number / across;
         let rows = self.rows.piece(self.matrix.rows(), row_piece);
         let cols = self.cols.piece(self.matrix.cols(), number % across);
-        // SAFETY: every number below `count` is given once, and pieces with different numbers have no element in
-        // common; `self` is borrowed, so the matrix is not reached otherwise.
+        // SAFETY: no number comes twice, so these elements are given once.
         let out = unsafe { self.matrix.part(rows.clone(), cols.clone()) };
-        Some(Part { row_piece, rows, cols, out })
+        Part { row_piece, rows, cols, out }
     }
 }
 
-/// A slice in chunks that threads take one by one.
+/// A slice in chunks. A piece is the number of a chunk and its values.
 #[derive(Debug)]
 pub struct Chunks<'a, T> {
     first: *mut T,
     length: usize,
-    size: usize,
-    next: AtomicUsize,
+    cuts: Cuts<'a>,
     borrowed: PhantomData<&'a mut [T]>,
 }
 
@@ -121,33 +202,29 @@ unsafe impl<T: Send> Send for Chunks<'_, T> {}
 unsafe impl<T: Send> Sync for Chunks<'_, T> {}
 
 impl<'a, T> Chunks<'a, T> {
-    /// Chunks of `size`, but for the last.
+    /// The chunks that these cuts make.
     ///
     /// # Panics
-    /// If `size` is 0.
-    pub fn new(values: &'a mut [T], size: usize) -> Self {
-        assert!(size > 0, "a chunk has a length");
-        let (first, length) = (values.as_mut_ptr(), values.len());
-        Self { first, length, size, next: AtomicUsize::new(0), borrowed: PhantomData }
+    /// If the cuts do not fit the slice.
+    pub fn new(values: &'a mut [T], cuts: Cuts<'a>) -> Self {
+        cuts.check(values.len());
+        Self { first: values.as_mut_ptr(), length: values.len(), cuts, borrowed: PhantomData }
+    }
+}
+
+// SAFETY: chunks with different numbers do not overlap; the slice was given away for `'a`, and is reached through its
+// chunks only.
+unsafe impl<'a, T: Send> Pieces for Chunks<'a, T> {
+    type Piece = (usize, &'a mut [T]);
+
+    fn count(&self) -> usize {
+        self.cuts.count(self.length)
     }
 
-    /// How many chunks there are, those that were taken counted.
-    pub fn count(&self) -> usize {
-        self.length.div_ceil(self.size)
-    }
-
-    /// Takes a chunk that nobody has taken yet: its number and its values.
-    #[allow(clippy::mut_from_ref, reason = "each chunk is handed out once")]
-    pub fn take(&self) -> Option<(usize, &mut [T])> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        if number >= self.count() {
-            self.next.store(self.count(), Ordering::Relaxed);
-            return None;
-        }
-        let start = number * self.size;
-        let length = self.size.min(self.length - start);
-        // SAFETY: the chunk lies in the borrowed slice, its number is given once, and chunks do not overlap.
-        Some((number, unsafe { std::slice::from_raw_parts_mut(self.first.add(start), length) }))
+    unsafe fn piece(&self, number: usize) -> (usize, &'a mut [T]) {
+        let range = self.cuts.piece(self.length, number);
+        // SAFETY: the cuts fit the slice, so the chunk lies in it; no number comes twice, so it is given once.
+        (number, unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) })
     }
 }
 
@@ -181,7 +258,8 @@ mod tests {
             let (row_ends, col_ends) = (ends(rows, row_cuts), ends(cols, col_cuts));
             let (row_cuts, col_cuts) = (cuts(rows, &row_ends, row_way), cuts(cols, &col_ends, col_way));
             let mut values = vec![0.0; rows * cols];
-            let parts = Parts::new(MatrixMut::new(&mut values, rows, cols), row_cuts, col_cuts);
+            let matrix = MatrixMut::new(&mut values, rows, cols);
+            let parts = Queue::new(Parts::new(matrix, row_cuts, col_cuts));
             let mut taken = 0;
             while let Some(mut part) = parts.take() {
                 taken += 1;
@@ -214,13 +292,49 @@ mod tests {
 
     #[test]
     fn chunks_cover_a_slice_once() {
-        let mut values = [0; 10];
-        let chunks = Chunks::new(&mut values, 4);
-        assert_eq!(chunks.count(), 3);
-        while let Some((number, chunk)) = chunks.take() {
-            chunk.fill(number + 1);
+        for cuts in [Cuts::Every(4), Cuts::Ends(&[4, 8, 10])] {
+            let mut values = [0; 10];
+            let chunks = Queue::new(Chunks::new(&mut values, cuts));
+            assert_eq!(chunks.count(), 3);
+            while let Some((number, chunk)) = chunks.take() {
+                chunk.fill(number + 1);
+            }
+            assert!(chunks.take().is_none());
+            assert_eq!(values, [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]);
         }
-        assert!(chunks.take().is_none());
-        assert_eq!(values, [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn a_sorted_queue_gives_each_piece_once_by_its_key() {
+        let (mut values, mut order) = ([0; 10], [9; 4]);
+        let chunks = Chunks::new(&mut values, Cuts::Every(3));
+        let queue = Queue::sorted(chunks, &mut order, |number| [2, 1, 2, 0][number]);
+        let mut numbers = Vec::new();
+        while let Some((number, chunk)) = queue.take() {
+            chunk.fill(number);
+            numbers.push(number);
+        }
+        assert_eq!(numbers, [3, 1, 0, 2]);
+        assert_eq!(values, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]);
+    }
+
+    #[test]
+    fn pairs_have_one_number() {
+        let (mut left, mut right) = ([0; 4], [0; 8]);
+        let pairs = (Chunks::new(&mut left, Cuts::Every(2)), Chunks::new(&mut right, Cuts::Every(4)));
+        let queue = Queue::new(pairs);
+        while let Some(((number, left), (same, right))) = queue.take() {
+            assert_eq!(number, same);
+            left.fill(number);
+            right.fill(number);
+        }
+        assert_eq!((left, right), ([0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1]));
+    }
+
+    #[test]
+    #[should_panic(expected = "pieces of both")]
+    fn pairs_of_different_counts_are_refused() {
+        let (mut left, mut right) = ([0; 4], [0; 4]);
+        Queue::new((Chunks::new(&mut left, Cuts::Every(2)), Chunks::new(&mut right, Cuts::Whole)));
     }
 }

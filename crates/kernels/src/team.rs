@@ -1,7 +1,7 @@
 //! A team of threads that runs sections of tens of microseconds.
 //!
-//! A section is one closure that every thread calls; the closure takes pieces of work ([`Parts`](crate::Parts)) until
-//! none is left. Nobody waits for a thread that has not come: a thread enters an open section, and the caller closes
+//! A section is one closure that every thread calls; the closure takes pieces of work (from a [`Queue`](crate::Queue))
+//! until none is left. Nobody waits for a thread that has not come: a thread enters an open section, and the caller closes
 //! it when the work is all taken, so that on a loaded machine the others do the work of one that is kept from running.
 //! Between sections the threads spin for a moment, because the next one usually follows at once, and then sleep.
 
@@ -255,12 +255,12 @@ fn spin_until(time: Duration, done: impl Fn() -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Chunks;
+    use crate::{Chunks, Cuts, Queue};
     use std::sync::atomic::AtomicUsize;
 
     /// Adds 1 to every value, chunk by chunk.
     fn increment(team: &Team, values: &mut [usize]) {
-        let chunks = Chunks::new(values, 3);
+        let chunks = Queue::new(Chunks::new(values, Cuts::Every(3)));
         team.run(|| {
             while let Some((_, chunk)) = chunks.take() {
                 chunk.iter_mut().for_each(|value| *value += 1);

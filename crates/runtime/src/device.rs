@@ -1,7 +1,7 @@
 //! A device: the threads, the kernels and the place in the mesh of one rank.
 
-use crate::{Error, Tensor};
-use dsv3_kernels::{Chunks, Kernels, MatrixMut, Part, Parts, Team};
+use crate::{Error, Tensor, buffer::Buffer};
+use dsv3_kernels::{Chunks, Cuts, Kernels, Lanes, Pieces, Queue, Team};
 use dsv3_mesh::{AllGatherConfig, AllReduceConfig, Mesh, ReduceScatterConfig};
 use std::{num::NonZeroUsize, thread};
 
@@ -63,28 +63,49 @@ impl Device {
         }
     }
 
-    /// Runs `f` on every part of a matrix.
-    pub(crate) fn for_each_part(&self, parts: &Parts<'_>, f: impl Fn(Part<'_>) + Sync) {
-        self.section(parts.count(), || {
-            while let Some(part) = parts.take() {
-                f(part);
+    /// A section in which each thread has `lines` lines of memory to work in, which hold anything.
+    pub(crate) fn section_with(&self, pieces: usize, lines: usize, f: impl Fn(&mut [Lanes]) + Sync) {
+        if lines == 0 {
+            return self.section(pieces, || f(&mut []));
+        }
+        let mut memory = Buffer::anything(pieces.min(self.threads()) * lines);
+        let memory = Queue::new(Chunks::new(&mut memory, Cuts::Every(lines)));
+        self.section(pieces, || {
+            // A thread that comes when there is none left finds the last pieces at work.
+            if let Some((_, lines)) = memory.take() {
+                f(lines);
             }
         });
     }
 
-    /// Runs `f` on chunks of `size` values; it gets the number of the chunk.
-    pub(crate) fn for_each_chunk<T: Send>(
-        &self,
-        values: &mut [T],
-        size: usize,
-        f: impl Fn(usize, &mut [T]) + Sync,
-    ) {
-        let chunks = Chunks::new(values, size);
-        self.section(chunks.count(), || {
-            while let Some((number, chunk)) = chunks.take() {
-                f(number, chunk);
+    /// Runs `f` on every piece of a queue.
+    pub(crate) fn for_each<P: Pieces>(&self, queue: &Queue<'_, P>, f: impl Fn(P::Piece) + Sync) {
+        self.section(queue.count(), || {
+            while let Some(piece) = queue.take() {
+                f(piece);
             }
         });
+    }
+
+    /// Runs `f` on every piece of a queue, with `lines` lines of memory to work in, which hold anything.
+    pub(crate) fn for_each_with<P: Pieces>(
+        &self,
+        queue: &Queue<'_, P>,
+        lines: usize,
+        f: impl Fn(P::Piece, &mut [Lanes]) + Sync,
+    ) {
+        self.section_with(queue.count(), lines, |lines| {
+            while let Some(piece) = queue.take() {
+                f(piece, lines);
+            }
+        });
+    }
+
+    /// Runs `f` on chunks of `size` values; it gets the number of the chunk. A single chunk stays on the caller's
+    /// thread.
+    pub fn for_each_chunk<T: Send>(&self, values: &mut [T], size: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        let chunks = Queue::new(Chunks::new(values, Cuts::Every(size)));
+        self.for_each(&chunks, |(number, chunk)| f(number, chunk));
     }
 
     /// Runs `f` on ranges of whole rows of a matrix `[rows, width]`; `f` gets the number of its first row. Small
@@ -97,12 +118,6 @@ impl Device {
     ) {
         let rows = rows_per_task(width);
         self.for_each_chunk(values, rows * width.max(1), |number, chunk| f(number * rows, chunk));
-    }
-
-    /// Runs `f` on every task; on the caller's thread where there is only one.
-    pub fn for_each<T: Send>(&self, tasks: Vec<T>, f: impl Fn(T) + Sync) {
-        let mut tasks: Vec<Option<T>> = tasks.into_iter().map(Some).collect();
-        self.for_each_chunk(&mut tasks, 1, |_, task| f(task[0].take().expect("a task is run once")));
     }
 
     /// Concatenates column-wise over the config's axis: `[rows, cols]` to `[rows, cols * devices]`.
@@ -129,19 +144,4 @@ impl Device {
 /// Rows that make a task of an operator that goes over `width` values a row.
 pub(crate) fn rows_per_task(width: usize) -> usize {
     (ROW_CHUNK_VALUES / width.max(1)).max(1)
-}
-
-/// Splits `out` into column ranges of `width`: the disjoint parts that tasks write.
-pub(crate) fn column_tasks(mut out: MatrixMut<'_>, width: usize) -> Vec<(usize, MatrixMut<'_>)> {
-    assert!(width > 0, "a task writes a column or more");
-    let mut tasks = Vec::with_capacity(out.cols().div_ceil(width));
-    let mut start = 0;
-    while out.cols() > width {
-        let (task, rest) = out.split_columns_at(width);
-        tasks.push((start, task));
-        start += width;
-        out = rest;
-    }
-    tasks.push((start, out));
-    tasks
 }

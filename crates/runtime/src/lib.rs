@@ -14,7 +14,6 @@ mod formats;
 mod mapped_weights;
 mod module;
 pub mod ops;
-mod scratch;
 mod step;
 mod tensor;
 mod tree;

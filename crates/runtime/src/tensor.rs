@@ -17,6 +17,11 @@ impl Tensor {
         Self { rows, cols, values: Buffer::filled(rows * cols, 0.0) }
     }
 
+    /// A matrix `[rows, cols]` to write, with whatever its memory holds.
+    pub(crate) fn anything(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, values: Buffer::anything(rows * cols) }
+    }
+
     /// Wraps `values` as `[rows, cols]`.
     ///
     /// # Panics

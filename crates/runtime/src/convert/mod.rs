@@ -12,7 +12,7 @@ pub(crate) use journal::{Journal, Origin, WEIGHTS_FILE};
 pub use report::{ConvertProgress, ConvertReport, Fallback, Tally};
 
 use crate::{Checkpoint, Device, Error, Formats, Location, SavedWeight, WeightPath, WeightSpec};
-use dsv3_kernels::{Format, QUANTIZE_LIMIT};
+use dsv3_kernels::{Chunks, Cuts, Format, QUANTIZE_LIMIT, Queue};
 use dsv3_mesh::{Layout, Rank};
 use rows::Rows;
 use std::{
@@ -265,14 +265,16 @@ impl Writer {
         self.buffer.resize(all * row_bytes, 0);
         let kernels = self.device.kernels();
         let bad = AtomicUsize::new(usize::MAX);
-        let mut rest = &mut self.buffer[..];
-        let mut tasks = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let (task, after) = rest.split_at_mut(piece.len() * row_bytes);
-            tasks.push((piece.clone(), task));
-            rest = after;
-        }
-        self.device.for_each(tasks, |(piece, out)| {
+        let ends: Vec<usize> = pieces
+            .iter()
+            .scan(0, |end, piece| {
+                *end += piece.len() * row_bytes;
+                Some(*end)
+            })
+            .collect();
+        let chunks = Queue::new(Chunks::new(&mut self.buffer, Cuts::Ends(&ends)));
+        self.device.for_each(&chunks, |(number, out)| {
+            let piece = &pieces[number];
             let mut values = vec![0.0; piece.len() * cols];
             rows.read(piece.clone(), cols, kernels, &mut values);
             if let Some(index) = values.iter().position(|value| !is_storable(*value, format)) {

@@ -2,7 +2,8 @@
 //! they meet the latents, and into the outputs after.
 
 use super::AttentionConfig;
-use crate::{Device, Tensor, Weight, device::column_tasks};
+use crate::{Device, Tensor, Weight};
+use dsv3_kernels::{Cuts, Parts, Queue};
 
 /// Brings each head's query into the space of the latents: its key rows of `wkv_b`, applied from the left. The rotated
 /// part stays as it is.
@@ -16,10 +17,10 @@ pub fn absorb_queries(queries: &Tensor, wkv_b: &Weight, config: &AttentionConfig
     } = config;
     let (wkv_b, per_head) = (wkv_b.matrix(), nope + config.v_head_dim);
     let mut out = Tensor::zeros(queries.rows(), heads * (rank + rope));
-    let tasks = column_tasks(out.as_mut(), rank + rope);
-    device.for_each(tasks, |(column, out)| {
-        let head = column / (rank + rope);
-        let (latent, mut rotated) = out.split_columns_at(rank);
+    let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(rank + rope)));
+    device.for_each(&parts, |part| {
+        let head = part.cols.start / (rank + rope);
+        let (latent, mut rotated) = part.out.split_columns_at(rank);
         let keys = wkv_b.row_range(head * per_head..head * per_head + nope);
         let query = queries.columns(head * (nope + rope), nope);
         device.kernels().matmul_transposed_add(&keys, query, latent);
@@ -40,11 +41,11 @@ pub fn expand_values(attended: &Tensor, wkv_b: &Weight, config: &AttentionConfig
     let &AttentionConfig { heads, kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = config;
     let (wkv_b, per_head) = (wkv_b.matrix(), nope + v);
     let mut out = Tensor::zeros(attended.rows(), heads * v);
-    let tasks = column_tasks(out.as_mut(), v);
-    device.for_each(tasks, |(column, out)| {
-        let head = column / v;
+    let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(v)));
+    device.for_each(&parts, |part| {
+        let head = part.cols.start / v;
         let values = wkv_b.row_range(head * per_head + nope..(head + 1) * per_head);
-        device.kernels().matmul_add(&values, attended.columns(head * rank, rank), out);
+        device.kernels().matmul_add(&values, attended.columns(head * rank, rank), part.out);
     });
     out
 }

@@ -1,11 +1,11 @@
 //! In what arithmetic a matrix product is done, and activations as the product takes them.
 
-use crate::{Device, Tensor};
+use crate::{Device, Tensor, buffer::Buffer, device::rows_per_task};
 use dsv3_kernels::{
-    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView,
+    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView, Queue,
 };
 use serde::{Deserialize, Serialize};
-use std::{cell::RefCell, mem, ops::Range};
+use std::{mem, ops::Range};
 
 /// The arithmetic of a matrix product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -19,14 +19,7 @@ pub enum Arithmetic {
     Integer,
 }
 
-/// Integers that a thread keeps to use their memory again.
-const MOST_FREE: usize = 8;
-
-thread_local! {
-    static FREE: RefCell<Vec<IntegerMatrix>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Activations as integers, whose memory goes back to the thread.
+/// Activations as integers, whose memory goes back to the free list.
 #[derive(Debug)]
 pub(crate) struct Integers(IntegerMatrix);
 
@@ -84,15 +77,10 @@ impl Integers {
         device: &Device,
         f: impl Fn(usize, IntegerMut<'_>) + Sync,
     ) -> Self {
-        let free = FREE.try_with(|free| free.borrow_mut().pop()).ok().flatten();
-        let mut matrix = free.unwrap_or_default();
-        let out = matrix.reshape(width, rows, cols);
-        let chunk = crate::device::rows_per_task(cols);
-        if rows <= chunk {
-            f(0, out);
-        } else {
-            device.for_each(row_tasks(out, chunk), |(first, out)| f(first, out));
-        }
+        let memory = Buffer::anything(IntegerMatrix::lines(width, rows, cols));
+        let mut matrix = IntegerMatrix::in_memory(memory.into_vec());
+        let chunks = matrix.reshape(width, rows, cols).row_chunks(rows_per_task(cols));
+        device.for_each(&Queue::new(chunks), |(first, out)| f(first, out));
         Self(matrix)
     }
 
@@ -109,29 +97,8 @@ impl Integers {
 
 impl Drop for Integers {
     fn drop(&mut self) {
-        let matrix = mem::take(&mut self.0);
-        // Where the thread is ending nothing is kept.
-        let _ = FREE.try_with(|free| {
-            let mut free = free.borrow_mut();
-            if free.len() < MOST_FREE {
-                free.push(matrix);
-            }
-        });
+        drop(Buffer::from_vec(mem::take(&mut self.0).into_memory()));
     }
-}
-
-/// Splits into ranges of `rows` rows, with the number of the first.
-fn row_tasks(mut out: IntegerMut<'_>, rows: usize) -> Vec<(usize, IntegerMut<'_>)> {
-    let mut tasks = Vec::with_capacity(out.rows().div_ceil(rows));
-    let mut start = 0;
-    while out.rows() > rows {
-        let (task, rest) = out.split_rows_at(rows);
-        tasks.push((start, task));
-        start += rows;
-        out = rest;
-    }
-    tasks.push((start, out));
-    tasks
 }
 
 /// Activations to multiply: as they are, as integers, or both.
@@ -144,6 +111,11 @@ pub(crate) struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     pub(crate) fn new(float: &'a Tensor, integer: Option<&'a Integers>) -> Self {
         Self { float: Some(float.as_ref()), integer: integer.map(Integers::as_ref) }
+    }
+
+    /// For products in f32 only.
+    pub(crate) fn floats(float: MatrixRef<'a>) -> Self {
+        Self { float: Some(float), integer: None }
     }
 
     /// For products in integers only.

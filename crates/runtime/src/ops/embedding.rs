@@ -31,7 +31,7 @@ pub fn embedding(
         let message = format!("token id {id} is beyond the vocabulary of {} ids", config.vocab_size);
         return Err(Error::Request(message));
     }
-    let mut out = Tensor::zeros(tokens.len(), config.features);
+    let mut out = Tensor::anything(tokens.len(), config.features);
     device.for_each_row_chunk(out.values_mut(), config.features, |first, chunk| {
         for (token, out) in tokens[first..].iter().zip(chunk.chunks_exact_mut(config.features)) {
             device.kernels().dequantize_row(&table, token.0 as usize, out);

@@ -3,7 +3,7 @@
 use super::arithmetic::{Inputs, Integers};
 use super::{LinearConfig, MulConfig, Routing};
 use crate::{Device, Tensor, buffer::Buffer};
-use dsv3_kernels::{Cuts, Kernels, MatrixView, Part, Parts};
+use dsv3_kernels::{Cuts, Kernels, LANES, Lanes, MatrixMut, MatrixRef, MatrixView, Part, Parts, Queue};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -76,12 +76,13 @@ impl Dispatch {
     fn new(routing: &Routing) -> Self {
         let choices =
             || (0..routing.tokens()).flat_map(|token| routing.token(token).iter().map(move |c| (token, c)));
-        let count = choices().map(|(_, &(expert, _))| expert + 1).max().unwrap_or(0);
-        let mut next = Buffer::filled(count, 0);
+        // What is taken does not depend on the choices, so that no step takes more than the one before.
+        let mut next = Buffer::filled(routing.experts(), 0);
         for (_, &(expert, _)) in choices() {
             next[expert] += 1;
         }
-        let (mut experts, mut ends) = (Buffer::with_capacity(count), Buffer::with_capacity(count));
+        let mut experts = Buffer::with_capacity(routing.experts());
+        let mut ends = Buffer::with_capacity(routing.experts());
         let mut end = 0;
         for (expert, next) in next.iter_mut().enumerate().filter(|(_, rows)| **rows > 0) {
             let start = end;
@@ -128,7 +129,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let &Self { x, dispatch, shared, config, device, .. } = self;
         let integers = self.gather_integers();
         // Where there are integers, f32 is for experts of a few rows only, which gather them for themselves.
-        let gathered = (x.rows() > 1 && integers.is_none()).then(|| self.gather(0..dispatch.rows.len()));
+        let gathered = (x.rows() > 1 && integers.is_none()).then(|| self.gather());
         let common_integers = shared.and_then(|shared| {
             Integers::quantize(x, &shared.weights.w1, shared.config.w1.arithmetic, device)
         });
@@ -137,53 +138,81 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let mut common = common.unwrap_or_else(|| Tensor::zeros(0, 0));
         let cut = |config: &ExpertsConfig| Cuts::Every(config.w1.rows_per_task.get());
         let common_cut = shared.map_or(Cuts::Whole, |shared| cut(shared.config));
-        let common_parts = Parts::new(common.as_mut(), Cuts::Whole, common_cut);
-        let routed_parts = Parts::new(routed.as_mut(), Cuts::Ends(&dispatch.ends), cut(config));
-        device.section(common_parts.count() + routed_parts.count(), || {
+        let common_parts = Queue::new(Parts::new(common.as_mut(), Cuts::Whole, common_cut));
+        let rows = Cuts::Ends(&dispatch.ends);
+        let routed_parts = Queue::new(Parts::new(routed.as_mut(), rows, cut(config)));
+        let up = self.up_values();
+        let few = self.few_rows(integers.as_ref()) * x.cols();
+        let pieces = common_parts.count() + routed_parts.count();
+        device.section_with(pieces, up.div_ceil(LANES) + few.div_ceil(LANES), |memory| {
+            let (up, few) = memory.split_at_mut(up.div_ceil(LANES));
+            let (up, few) = (Lanes::flatten_mut(up), Lanes::flatten_mut(few));
             if let Some(shared) = shared {
                 let inputs = Inputs::new(x, common_integers.as_ref());
                 while let Some(part) = common_parts.take() {
-                    gate_up(&shared.weights, inputs, part, device.kernels());
+                    gate_up(&shared.weights, inputs, part, up, device.kernels());
                 }
             }
             while let Some(part) = routed_parts.take() {
                 let weights = (self.weights)(dispatch.experts[part.row_piece]);
                 let rows = part.rows.clone();
-                let few;
                 let inputs = match (&gathered, &integers) {
                     // One token is every row's.
                     _ if x.rows() == 1 => Inputs::new(x, integers.as_ref()),
                     (Some(gathered), _) => Inputs::new(gathered, None).row_range(rows),
-                    (None, Some(integers))
-                        if [&weights.w1, &weights.w3]
-                            .iter()
-                            .all(|w| integers.suit(w, rows.len(), device.kernels())) =>
-                    {
+                    (None, Some(integers)) if self.suit(part.row_piece, rows.len(), integers) => {
                         Inputs::integers(integers).row_range(rows)
                     }
                     (None, _) => {
-                        few = self.gather(rows);
-                        Inputs::new(&few, None)
+                        let few = &mut few[..rows.len() * x.cols()];
+                        self.gather_into(rows.start, few);
+                        Inputs::floats(MatrixRef::new(few, rows.len(), x.cols()))
                     }
                 };
-                gate_up(&weights, inputs, part, device.kernels());
+                gate_up(&weights, inputs, part, up, device.kernels());
             }
         });
         (routed, common)
     }
 
-    /// The token of each of some rows.
-    fn gather(&self, rows: Range<usize>) -> Tensor {
-        let &Self { x, dispatch, device, .. } = self;
-        let mut gathered = Tensor::zeros(rows.len(), x.cols());
-        device.for_each_row_chunk(gathered.values_mut(), x.cols(), |first, chunk| {
-            for (out, &(token, _)) in
-                chunk.chunks_exact_mut(x.cols()).zip(&dispatch.rows[rows.start + first..])
-            {
-                out.copy_from_slice(x.row(token));
-            }
+    /// Values of `w3 x` that a part of [`expand`](Self::expand) has at most, whatever is chosen: a token goes to an
+    /// expert once.
+    fn up_values(&self) -> usize {
+        let cols = |config: &ExpertsConfig| config.w1.rows_per_task.get().min(config.w1.out_features);
+        self.x.rows() * self.shared.map_or(0, |shared| cols(shared.config)).max(cols(self.config))
+    }
+
+    /// Rows that a part of [`expand`](Self::expand) gathers for itself at most, because its expert does not take
+    /// the integers: those of the chosen ones, and those that the first one's weights would not take them for.
+    fn few_rows(&self, integers: Option<&Integers>) -> usize {
+        let &Self { x, dispatch, .. } = self;
+        let Some(integers) = integers.filter(|_| x.rows() > 1) else { return 0 };
+        let chosen = (0..dispatch.experts.len()).map(|place| (place, dispatch.range(place).len()));
+        let whatever_is_chosen = (1..=x.rows()).map(|rows| (0, rows));
+        let gathers = |&(place, rows): &(usize, usize)| !self.suit(place, rows, integers);
+        chosen.chain(whatever_is_chosen).filter(gathers).map(|(_, rows)| rows).max().unwrap_or(0)
+    }
+
+    /// Whether both products of the chosen expert at this place take the integers, for so many rows.
+    fn suit(&self, place: usize, rows: usize, integers: &Integers) -> bool {
+        let ExpertMatrices { w1, w3, .. } = (self.weights)(self.dispatch.experts[place]);
+        [w1, w3].iter().all(|w| integers.suit(w, rows, self.device.kernels()))
+    }
+
+    /// Each row's token.
+    fn gather(&self) -> Tensor {
+        let mut gathered = Tensor::anything(self.dispatch.rows.len(), self.x.cols());
+        self.device.for_each_row_chunk(gathered.values_mut(), self.x.cols(), |first, chunk| {
+            self.gather_into(first, chunk);
         });
         gathered
+    }
+
+    /// The tokens of the rows from `first` on, as many as `out` `[rows, hidden]` has room for.
+    fn gather_into(&self, first: usize, out: &mut [f32]) {
+        for (out, &(token, _)) in out.chunks_exact_mut(self.x.cols()).zip(&self.dispatch.rows[first..]) {
+            out.copy_from_slice(self.x.row(token));
+        }
     }
 
     /// Each row's token in integers, where an expert with the most rows takes them; the one token, too.
@@ -219,22 +248,22 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         });
         let common = Inputs::new(common, common_integers.as_ref());
         let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
-        let parts = Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(config.w2.rows_per_task.get()));
-        device.for_each_part(&parts, |mut part| {
-            let mut down = Tensor::zeros(dispatch.most().max(x.rows()), part.cols.len());
+        let cols = config.w2.rows_per_task.get().min(config.w2.out_features);
+        let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(cols)));
+        let lines = (x.rows() * cols).div_ceil(LANES);
+        device.for_each_with(&parts, lines, |mut part, memory| {
+            let memory = Lanes::flatten_mut(memory);
             for (place, &expert) in dispatch.experts.iter().enumerate() {
                 let rows = dispatch.range(place);
-                let (mut down, _) = down.as_mut().split_rows_at(rows.len());
+                let mut down = zeros(memory, rows.len(), part.cols.len());
                 let w2 = (self.weights)(expert).w2.row_range(part.cols.clone());
-                down.fill(0.0);
                 routed.row_range(rows.clone()).matmul_add(&w2, down.reborrow(), kernels);
                 for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {
                     kernels.add_scaled(part.out.row_mut(token), weight, down.row(row));
                 }
             }
             if let Some(shared) = shared {
-                let (mut down, _) = down.as_mut().split_rows_at(x.rows());
-                down.fill(0.0);
+                let mut down = zeros(memory, x.rows(), part.cols.len());
                 common.matmul_add(&shared.weights.w2.row_range(part.cols), down.reborrow(), kernels);
                 for token in 0..x.rows() {
                     kernels.add(part.out.row_mut(token), down.row(token));
@@ -245,15 +274,28 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     }
 }
 
-/// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns.
-fn gate_up(weights: &ExpertMatrices<'_>, x: Inputs<'_>, part: Part<'_>, kernels: &Kernels) {
+/// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns. `memory` holds as many values.
+fn gate_up(
+    weights: &ExpertMatrices<'_>,
+    x: Inputs<'_>,
+    part: Part<'_>,
+    memory: &mut [f32],
+    kernels: &Kernels,
+) {
     let mut gate = part.out;
-    let mut up = Tensor::zeros(gate.rows(), gate.cols());
+    let mut up = zeros(memory, gate.rows(), gate.cols());
     x.matmul_add(&weights.w1.row_range(part.cols.clone()), gate.reborrow(), kernels);
-    x.matmul_add(&weights.w3.row_range(part.cols), up.as_mut(), kernels);
+    x.matmul_add(&weights.w3.row_range(part.cols), up.reborrow(), kernels);
     for token in 0..gate.rows() {
         kernels.silu_mul(gate.row_mut(token), up.row(token));
     }
+}
+
+/// A matrix of zeros at the start of some memory.
+fn zeros(memory: &mut [f32], rows: usize, cols: usize) -> MatrixMut<'_> {
+    let values = &mut memory[..rows * cols];
+    values.fill(0.0);
+    MatrixMut::new(values, rows, cols)
 }
 
 #[cfg(test)]

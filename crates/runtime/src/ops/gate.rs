@@ -1,6 +1,7 @@
 //! The choice of experts: sigmoid scores, grouped top-k (`noaux_tc`).
 
 use crate::{Device, Tensor, Weight, buffer::Buffer, device::rows_per_task};
+use dsv3_kernels::{Chunks, Cuts, LANES, Lanes, Queue};
 use serde::{Deserialize, Serialize};
 
 /// Config of [`grouped_top_k`].
@@ -24,6 +25,7 @@ pub struct GateConfig {
 /// Which experts each token goes to, and with which weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Routing {
+    experts: usize,
     experts_per_token: usize,
     /// `[tokens, experts per token]`: expert and weight, in ascending order of expert.
     choices: Buffer<(usize, f32)>,
@@ -33,6 +35,11 @@ impl Routing {
     /// The experts and weights of one token, in ascending order of expert.
     pub fn token(&self, token: usize) -> &[(usize, f32)] {
         &self.choices[token * self.experts_per_token..][..self.experts_per_token]
+    }
+
+    /// How many experts there are to choose from.
+    pub fn experts(&self) -> usize {
+        self.experts
     }
 
     /// How many tokens there are.
@@ -57,58 +64,68 @@ pub fn grouped_top_k(mut logits: Tensor, bias: &Weight, config: &GateConfig, dev
     device.for_each_row_chunk(logits.values_mut(), config.experts, |_, scores| {
         device.kernels().sigmoid(scores);
     });
-    device.for_each_chunk(&mut choices, rows * each, |number, choices| {
-        let mut biased = Buffer::filled(config.experts, 0.0);
+    let chunks = Queue::new(Chunks::new(&mut choices, Cuts::Every(rows * each)));
+    // Biased scores of the experts, and scores of their groups.
+    let lines = (config.experts + config.groups).div_ceil(LANES);
+    device.for_each_with(&chunks, lines, |(number, choices), memory| {
+        let (biased, of_groups) = Lanes::flatten_mut(memory).split_at_mut(config.experts);
         for (token, choices) in (number * rows..).zip(choices.chunks_exact_mut(each)) {
             let scores = logits.row(token);
             biased.copy_from_slice(scores);
-            device.kernels().add(&mut biased, bias.vector());
-            keep_best_groups(&mut biased, config);
-            weigh(scores, top_k(&biased, each), config, choices);
+            device.kernels().add(biased, bias.vector());
+            keep_best_groups(biased, &mut of_groups[..config.groups], config);
+            top_k(biased, choices);
+            weigh(scores, config, choices);
         }
     });
-    Routing { experts_per_token: each, choices }
+    Routing { experts: config.experts, experts_per_token: each, choices }
 }
 
-/// Writes the chosen experts, in ascending order, with their weights.
-fn weigh(scores: &[f32], mut chosen: Buffer<usize>, config: &GateConfig, choices: &mut [(usize, f32)]) {
-    chosen.sort_unstable();
-    let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
+/// Brings the chosen experts into ascending order, and writes their weights.
+fn weigh(scores: &[f32], config: &GateConfig, choices: &mut [(usize, f32)]) {
+    choices.sort_unstable_by_key(|&(expert, _)| expert);
+    let sum: f32 = choices.iter().map(|&(expert, _)| scores[expert]).sum();
     let norm = if config.norm_topk_prob { 1.0 / (sum + 1e-20) } else { 1.0 };
-    for (choice, &expert) in choices.iter_mut().zip(chosen.iter()) {
-        *choice = (expert, scores[expert] * norm * config.routed_scaling_factor);
+    for (expert, weight) in choices {
+        *weight = scores[*expert] * norm * config.routed_scaling_factor;
     }
 }
 
-/// Sets the scores of all groups but the best to minus infinity.
-fn keep_best_groups(scores: &mut [f32], config: &GateConfig) {
+/// Sets the scores of all groups but the best to minus infinity. `of_groups` `[groups]` is memory for the groups' scores.
+fn keep_best_groups(scores: &mut [f32], of_groups: &mut [f32], config: &GateConfig) {
     if config.groups == 1 {
         return;
     }
     let size = config.experts / config.groups;
-    let mut group_scores = Buffer::with_capacity(config.groups);
-    for group in scores.chunks_exact(size) {
-        group_scores.push(top_k(group, 2).iter().map(|&expert| group[expert]).sum());
+    for (group, score) in scores.chunks_exact(size).zip(&mut *of_groups) {
+        let mut best = [(0, 0.0); 2];
+        let best = &mut best[..size.min(2)];
+        top_k(group, best);
+        *score = best.iter().map(|&(_, score)| score).sum();
     }
-    let best = top_k(&group_scores, config.topk_groups);
     for (index, group) in scores.chunks_exact_mut(size).enumerate() {
-        if !best.contains(&index) {
+        let beats = |(other, score): (usize, &f32)| {
+            *score > of_groups[index] || (*score == of_groups[index] && other < index)
+        };
+        if of_groups.iter().enumerate().filter(|&other| beats(other)).count() >= config.topk_groups {
             group.fill(f32::NEG_INFINITY);
         }
     }
 }
 
-/// The indices of the `k` largest values, the largest first; of equal ones the lower index first.
-fn top_k(values: &[f32], k: usize) -> Buffer<usize> {
-    let mut best = Buffer::<usize>::with_capacity(k + 1);
-    for (index, value) in values.iter().enumerate() {
-        let place = best.partition_point(|&other| values[other] >= *value);
-        if place < k {
-            best.truncate(k - 1);
-            best.insert(place, index);
+/// The largest values with their indices, as many as `best` holds, the largest first; of equal ones the lower index
+/// first.
+fn top_k(values: &[f32], best: &mut [(usize, f32)]) {
+    assert!(best.len() <= values.len(), "{} of {} values", best.len(), values.len());
+    for (index, &value) in values.iter().enumerate() {
+        let found = index.min(best.len());
+        let place = best[..found].partition_point(|&(_, other)| other >= value);
+        if place < best.len() {
+            let end = best.len().min(found + 1);
+            best[place..end].rotate_right(1);
+            best[place] = (index, value);
         }
     }
-    best
 }
 
 #[cfg(test)]
@@ -123,7 +140,10 @@ mod tests {
             let mut sorted: Vec<usize> = (0..values.len()).collect();
             sorted.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
             sorted.truncate(k);
-            prop_assert_eq!(&top_k(&values, k)[..], sorted);
+            let mut best = vec![(0, 0.0); sorted.len()];
+            top_k(&values, &mut best);
+            let expected: Vec<_> = sorted.into_iter().map(|index| (index, values[index])).collect();
+            prop_assert_eq!(best, expected);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::arithmetic::{Arithmetic, Inputs, Integers};
 use crate::{Device, Mode, Tensor, Weight};
-use dsv3_kernels::{Cuts, Parts};
+use dsv3_kernels::{Cuts, Parts, Queue};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -63,8 +63,9 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
     let integers = Integers::quantize(x, &w, config.arithmetic, device);
     let inputs = Inputs::new(x, integers.as_ref());
     let mut out = Tensor::zeros(x.rows(), w.rows());
-    let parts = Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(config.rows_per_task.get()));
-    device.for_each_part(&parts, |part| {
+    let cuts = Cuts::Every(config.rows_per_task.get());
+    let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, cuts));
+    device.for_each(&parts, |part| {
         inputs.matmul_add(&w.row_range(part.cols), part.out, device.kernels());
     });
     out

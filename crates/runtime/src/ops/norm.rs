@@ -1,6 +1,6 @@
 //! Root-mean-square norms, whole and distributed over the mesh.
 
-use crate::{Device, Tensor, Weight, buffer::Buffer, device::rows_per_task};
+use crate::{Device, Tensor, Weight, device::rows_per_task};
 use serde::{Deserialize, Serialize};
 
 /// Config of a norm.
@@ -18,7 +18,7 @@ pub struct RmsNormConfig {
 /// # Shapes
 /// `x` `[tokens, features of this device]`; gives `[tokens, 1]`.
 pub fn rms_norm_pre_all_gather(x: &Tensor, device: &Device) -> Tensor {
-    let mut squares = Tensor::zeros(x.rows(), 1);
+    let mut squares = Tensor::anything(x.rows(), 1);
     let rows = rows_per_task(x.cols());
     device.for_each_chunk(squares.values_mut(), rows, |number, squares| {
         for (row, square) in (number * rows..).zip(squares) {
@@ -41,7 +41,7 @@ pub fn rms_norm_post_all_gather(
 ) -> Tensor {
     let kernels = device.kernels();
     let width = x.cols();
-    let mut out = Tensor::zeros(x.rows(), width);
+    let mut out = Tensor::anything(x.rows(), width);
     device.for_each_row_chunk(out.values_mut(), width, |first, chunk| {
         for (row, out) in (first..).zip(chunk.chunks_exact_mut(width)) {
             let mean = squares.row(row)[0] / config.features as f32;
@@ -59,13 +59,15 @@ pub fn rms_norm_post_all_gather(
 pub fn rms_norm(x: &mut Tensor, weight: &Weight, config: &RmsNormConfig, device: &Device) {
     let kernels = device.kernels();
     let width = x.cols();
-    device.for_each_row_chunk(x.values_mut(), width, |_, chunk| {
-        let mut normed = Buffer::filled(config.features, 0.0);
-        for row in chunk.chunks_exact_mut(width) {
-            let values = &mut row[..config.features];
+    let mut out = Tensor::anything(x.rows(), width);
+    device.for_each_row_chunk(out.values_mut(), width, |first, chunk| {
+        for (row, out) in (first..).zip(chunk.chunks_exact_mut(width)) {
+            let (values, others) = x.row(row).split_at(config.features);
+            let (normed, kept) = out.split_at_mut(config.features);
             let mean = kernels.sum_of_squares(values) / config.features as f32;
-            kernels.scale_mul(values, 1.0 / (mean + config.epsilon).sqrt(), weight.vector(), &mut normed);
-            values.copy_from_slice(&normed);
+            kernels.scale_mul(values, 1.0 / (mean + config.epsilon).sqrt(), weight.vector(), normed);
+            kept.copy_from_slice(others);
         }
     });
+    *x = out;
 }

@@ -1,7 +1,7 @@
 //! Rotary position embedding over interleaved pairs.
 
 use crate::{Device, Error, device::rows_per_task};
-use dsv3_kernels::{Cuts, MatrixMut, Parts};
+use dsv3_kernels::{Cuts, MatrixMut, Parts, Queue};
 use serde::{Deserialize, Serialize};
 
 /// Config of [`rope`].
@@ -79,8 +79,8 @@ pub fn rope(
     for token in 0..x.rows() {
         table.at(positions(token))?;
     }
-    let parts = Parts::new(x, Cuts::Every(rows_per_task(heads * width)), Cuts::Whole);
-    device.for_each_part(&parts, |mut part| {
+    let parts = Queue::new(Parts::new(x, Cuts::Every(rows_per_task(heads * width)), Cuts::Whole));
+    device.for_each(&parts, |mut part| {
         for (row, token) in part.rows.enumerate() {
             let (cos, sin) = table.at(positions(token)).expect("every position was looked up");
             for head in part.out.row_mut(row).chunks_exact_mut(width) {

@@ -29,14 +29,13 @@ impl Ceilings {
     /// Measures all threads of a device.
     pub(super) fn measure(device: &Device) -> Self {
         // Written once, so that it has memory of its own and not one page of zeros everywhere.
-        let memory = vec![1_u8; READ_BYTES];
+        let mut memory = vec![1_u8; READ_BYTES];
         let share = READ_BYTES.div_ceil(device.threads());
-        let shares: Vec<&[u8]> = memory.chunks(share).collect();
         let (kernels, threads) = (device.kernels(), device.threads());
-        let rate = |operations: usize, f: &(dyn Fn(&[u8]) + Sync)| {
+        let mut rate = |operations: usize, f: &(dyn Fn(&[u8]) + Sync)| {
             let seconds = (0..TRIES).map(|_| {
                 let start = Instant::now();
-                device.for_each(shares.clone(), f);
+                device.for_each_chunk(&mut memory, share, |_, part| f(part));
                 start.elapsed().as_secs_f64()
             });
             operations as f64 / seconds.fold(f64::INFINITY, f64::min)

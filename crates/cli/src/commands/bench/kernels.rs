@@ -167,8 +167,9 @@ impl Bench {
     fn evict(&self) {
         let part = self.evicting.len().div_ceil(self.device.threads());
         let kernels = self.device.kernels();
-        self.device.for_each(self.evicting.chunks(part).collect(), |part: &[u8]| {
-            black_box(kernels.xor_words(part));
+        let mut parts: Vec<&[u8]> = self.evicting.chunks(part).collect();
+        self.device.for_each_chunk(&mut parts, 1, |_, part| {
+            black_box(kernels.xor_words(part[0]));
         });
     }
 }

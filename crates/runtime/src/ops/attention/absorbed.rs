@@ -5,13 +5,12 @@ use super::{
     AttentionConfig,
     segments::{Segments, merge},
 };
-use crate::{
-    DecodeStep, Device, Error, PageId, Tensor,
-    ops::LatentCache,
-    scratch::{take_lines, with_lines},
+use crate::{DecodeStep, Device, Error, PageId, Tensor, buffer::Buffer, ops::LatentCache};
+use dsv3_kernels::{
+    AttentionState, Chunks, Cuts, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, Parts,
+    Queries as PackedQueries, Queue,
 };
-use dsv3_kernels::{AttentionState, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, Queries as PackedQueries};
-use std::{cmp::Reverse, ops::Range};
+use std::{cmp::Reverse, mem, ops::Range};
 
 /// Positions that are brought into f32 at a time: 150 kB where a position has 576 features, which stay in the second
 /// cache beside a strip's queries and sums (70 kB).
@@ -39,8 +38,7 @@ pub fn paged_attention_decode(
     config: &AttentionConfig,
     device: &Device,
 ) -> Result<Tensor, Error> {
-    let contexts = step.pages.iter().zip(step.positions);
-    let contexts = contexts.map(|(pages, &position)| Context { pages, length: position + 1 }).collect();
+    let contexts = Contexts::Users(step);
     Absorbed { queries, cache, config, device, contexts }.attend()
 }
 
@@ -60,8 +58,16 @@ pub fn paged_attention_absorbed(
     config: &AttentionConfig,
     device: &Device,
 ) -> Result<Tensor, Error> {
-    let contexts = (0..queries.rows()).map(|token| Context { pages, length: start + token + 1 }).collect();
+    let contexts = Contexts::Chunk { pages, start };
     Absorbed { queries, cache, config, device, contexts }.attend()
+}
+
+/// What the tokens see.
+enum Contexts<'a> {
+    /// Each user its own latents.
+    Users(&'a DecodeStep<'a>),
+    /// All the same ones, each up to its own.
+    Chunk { pages: &'a [PageId], start: usize },
 }
 
 /// What a token sees.
@@ -82,61 +88,112 @@ struct Absorbed<'a> {
     cache: &'a LatentCache,
     config: &'a AttentionConfig,
     device: &'a Device,
-    /// One for each row of the queries.
-    contexts: Vec<Context<'a>>,
+    /// For each row of the queries.
+    contexts: Contexts<'a>,
 }
 
 /// Some strips of a token against a segment of its context.
-struct Task<'a> {
+struct Task {
     token: usize,
     positions: Range<usize>,
-    /// `[strips, features]`.
-    queries: &'a [Lanes],
-    /// `[strips, AttentionState::lines(kv_lora_rank)]`.
-    states: &'a mut [Lanes],
+    strips: Range<usize>,
 }
 
 impl Absorbed<'_> {
     fn attend(&self) -> Result<Tensor, Error> {
-        for context in &self.contexts {
-            self.cache.check(context.pages, context.length)?;
+        let users = self.queries.rows();
+        for token in 0..users {
+            let Context { pages, length } = self.context(token);
+            self.cache.check(pages, length)?;
         }
-        let mut out = Tensor::zeros(self.contexts.len(), self.config.heads * self.config.kv_lora_rank);
+        let mut out = Tensor::anything(users, self.config.heads * self.config.kv_lora_rank);
+        // What contexts of any length take, so that it is the same in each step.
+        let most = self.lines(SEGMENTS);
+        let mut lines = Buffer::anything((users * most).min(LINES.max(most)));
         let mut tokens = 0..0;
-        while tokens.end < self.contexts.len() {
+        while tokens.end < users {
             tokens = tokens.end..tokens.end + 1;
-            let mut lines = self.lines(tokens.start);
-            while tokens.end < self.contexts.len() && lines + self.lines(tokens.end) <= LINES {
-                lines += self.lines(tokens.end);
+            let mut taken = self.lines_of(tokens.start);
+            while tokens.end < users && taken + self.lines_of(tokens.end) <= LINES {
+                taken += self.lines_of(tokens.end);
                 tokens.end += 1;
             }
-            with_lines(lines, |lines| self.attend_some(tokens.clone(), lines, &mut out));
+            self.attend_some(tokens.clone(), &mut lines[..taken], &mut out);
         }
         Ok(out)
+    }
+
+    fn context(&self, token: usize) -> Context<'_> {
+        match self.contexts {
+            Contexts::Users(step) => Context { pages: step.pages[token], length: step.positions[token] + 1 },
+            Contexts::Chunk { pages, start } => Context { pages, length: start + token + 1 },
+        }
     }
 
     fn strips(&self) -> usize {
         self.config.heads.div_ceil(LANES)
     }
 
+    /// Tasks that the strips of a segment make.
+    fn tasks(&self) -> usize {
+        self.strips().div_ceil(STRIPS)
+    }
+
     fn state_lines(&self) -> usize {
         AttentionState::lines(self.config.kv_lora_rank)
     }
 
-    /// Lines of a token's queries and states.
-    fn lines(&self, token: usize) -> usize {
-        let segments = self.contexts[token].segments().count();
-        self.strips() * (self.cache.features() + segments * self.state_lines())
+    /// Lines of a task's states. All tasks have as many, though the last of a segment may have fewer strips.
+    fn task_lines(&self) -> usize {
+        STRIPS.min(self.strips()) * self.state_lines()
     }
 
+    /// Lines of a token's queries.
+    fn packed_lines(&self) -> usize {
+        self.strips() * self.cache.features()
+    }
+
+    /// Lines of the queries and states of a token whose context has this many segments.
+    fn lines(&self, segments: usize) -> usize {
+        self.packed_lines() + segments * self.tasks() * self.task_lines()
+    }
+
+    fn lines_of(&self, token: usize) -> usize {
+        self.lines(self.context(token).segments().count())
+    }
+
+    /// `lines` are the tokens' queries `[tokens, strips, features]`, then their states
+    /// `[tokens, segments, tasks, strips of a task, lines of a state]`.
     fn attend_some(&self, tokens: Range<usize>, lines: &mut [Lanes], out: &mut Tensor) {
-        let (packed, states) = lines.split_at_mut(tokens.len() * self.strips() * self.cache.features());
-        let packing = packed.chunks_mut(self.strips() * self.cache.features()).zip(tokens.clone()).collect();
-        self.device.for_each(packing, |(packed, token)| self.pack(token, packed));
-        let mut tasks = self.tasks(tokens.clone(), packed, states);
-        tasks.sort_by_key(|task| Reverse(task.positions.len() * task.queries.len()));
-        self.device.for_each(tasks, |mut task| self.run(&mut task));
-        self.merge(tokens, states, out);
+        let (packed, states) = lines.split_at_mut(tokens.len() * self.packed_lines());
+        self.device.for_each_chunk(packed, self.packed_lines(), |number, packed| {
+            self.pack(tokens.start + number, packed);
+        });
+        // By token, where its states end.
+        let (mut ends, mut end) = (Buffer::filled(tokens.len(), 0), 0);
+        for (token, place) in tokens.clone().zip(&mut *ends) {
+            end += self.lines_of(token) - self.packed_lines();
+            *place = end;
+        }
+        let task = |number| self.task(number, tokens.start, &ends);
+        let mut order = Buffer::filled(tokens.len() * SEGMENTS * self.tasks(), 0);
+        let order = &mut order[..states.len() / self.task_lines()];
+        let tasks = Queue::sorted(Chunks::new(states, Cuts::Every(self.task_lines())), order, |number| {
+            let Task { positions, strips, .. } = task(number);
+            Reverse(positions.len() * strips.len())
+        });
+        let panel = (BLOCK * self.cache.panel_stride()).div_ceil(LANES);
+        self.device.for_each_with(&tasks, panel, |(number, states), panel| {
+            let task = task(number);
+            let packed = &packed[(task.token - tokens.start) * self.packed_lines()..];
+            let queries = task.strips.start * self.cache.features()..task.strips.end * self.cache.features();
+            self.run(&task, &packed[queries], states, Lanes::flatten_mut(panel));
+        });
+        let (out, _) = out.as_mut().split_rows_at(tokens.end);
+        let (_, out) = out.split_rows_at(tokens.start);
+        let rows = Parts::new(out, Cuts::Every(1), Cuts::Whole);
+        let merges = Queue::new((rows, Chunks::new(states, Cuts::Ends(&ends))));
+        self.device.for_each(&merges, |(mut part, (_, states))| self.merge(part.out.row_mut(0), states));
     }
 
     /// A token's queries as strips, `[strips, features]`, times the scale.
@@ -149,77 +206,57 @@ impl Absorbed<'_> {
         }
     }
 
-    /// `packed` `[tokens, strips, features]`, `states` `[tokens, segments, strips, lines of a state]`.
-    fn tasks<'a>(
-        &self,
-        tokens: Range<usize>,
-        packed: &'a [Lanes],
-        mut states: &'a mut [Lanes],
-    ) -> Vec<Task<'a>> {
-        let (strips, width) = (self.strips(), self.cache.features());
-        let mut tasks = Vec::new();
-        for (token, packed) in tokens.zip(packed.chunks_exact(strips * width)) {
-            let segments = self.contexts[token].segments();
-            for segment in 0..segments.count() {
-                for queries in packed.chunks(STRIPS * width) {
-                    let states = take_lines(&mut states, queries.len() / width * self.state_lines());
-                    tasks.push(Task { token, positions: segments.positions(segment), queries, states });
-                }
-            }
+    /// A task by its number among those of the tokens from `first` on, whose states end at `ends`.
+    fn task(&self, number: usize, first: usize, ends: &[usize]) -> Task {
+        let start = number * self.task_lines();
+        let place = ends.partition_point(|&end| end <= start);
+        let before = place.checked_sub(1).map_or(0, |before| ends[before] / self.task_lines());
+        let (segment, strips) = ((number - before) / self.tasks(), (number - before) % self.tasks() * STRIPS);
+        Task {
+            token: first + place,
+            positions: self.context(first + place).segments().positions(segment),
+            strips: strips..self.strips().min(strips + STRIPS),
         }
-        tasks
     }
 
-    fn run(&self, task: &mut Task<'_>) {
+    /// # Shapes
+    /// `queries` `[strips, features]`, `states` `[strips or more, AttentionState::lines(kv_lora_rank)]`, `panel`
+    /// `[BLOCK, features]`, strided.
+    fn run(&self, task: &Task, queries: &[Lanes], states: &mut [Lanes], panel: &mut [f32]) {
         let (width, rank) = (self.cache.features(), self.config.kv_lora_rank);
         let stride = self.cache.panel_stride();
-        let pages = self.contexts[task.token].pages;
+        let Context { pages, length } = self.context(task.token);
         let kernels = self.device.kernels();
-        for state in task.states.chunks_exact_mut(self.state_lines()) {
+        for state in states.chunks_exact_mut(self.state_lines()) {
             AttentionState::of(state).clear();
         }
-        with_lines((BLOCK * stride).div_ceil(LANES), |panel| {
-            let panel = Lanes::flatten_mut(panel);
-            for first in task.positions.clone().step_by(BLOCK) {
-                let end = task.positions.end.min(first + BLOCK);
-                self.cache.read(pages, first..end, kernels, &mut panel[..(end - first) * stride]);
-                // Beyond the segment, too: that is likely to be this thread's or its neighbour's next.
-                let length = self.contexts[task.token].length;
-                let mut ahead = self.cache.stored(pages, end, length.min(end + BLOCK));
-                let strips = task.queries.chunks_exact(width);
-                for (features, state) in strips.zip(task.states.chunks_exact_mut(self.state_lines())) {
-                    let block = KeyValues {
-                        keys: MatrixRef::strided(panel, end - first, width, stride),
-                        values: MatrixRef::strided(panel, end - first, rank, stride),
-                        ahead: std::mem::take(&mut ahead),
-                    };
-                    let queries = PackedQueries { features, visible: [BLOCK; LANES] };
-                    kernels.attend(&block, &queries, AttentionState::of(state));
-                }
+        for first in task.positions.clone().step_by(BLOCK) {
+            let end = task.positions.end.min(first + BLOCK);
+            self.cache.read(pages, first..end, kernels, &mut panel[..(end - first) * stride]);
+            // Beyond the segment, too: that is likely to be this thread's or its neighbour's next.
+            let mut ahead = self.cache.stored(pages, end, length.min(end + BLOCK));
+            let strips = queries.chunks_exact(width);
+            for (features, state) in strips.zip(states.chunks_exact_mut(self.state_lines())) {
+                let block = KeyValues {
+                    keys: MatrixRef::strided(panel, end - first, width, stride),
+                    values: MatrixRef::strided(panel, end - first, rank, stride),
+                    ahead: mem::take(&mut ahead),
+                };
+                let queries = PackedQueries { features, visible: [BLOCK; LANES] };
+                kernels.attend(&block, &queries, AttentionState::of(state));
             }
-        });
+        }
     }
 
-    /// `states` as [`tasks`](Self::tasks) cuts them.
-    fn merge(&self, tokens: Range<usize>, mut states: &mut [Lanes], out: &mut Tensor) {
-        let (rank, strips) = (self.config.kv_lora_rank, self.strips());
-        let rows = out.values_mut().chunks_exact_mut(self.config.heads * rank);
-        let merges = rows.skip(tokens.start).zip(tokens).map(|(out, token)| {
-            let segments = self.contexts[token].segments().count();
-            (out, take_lines(&mut states, segments * strips * self.state_lines()))
-        });
-        self.device.for_each(merges.collect(), |(out, states)| {
-            let lines = self.state_lines();
-            for (strip, out) in out.chunks_mut(LANES * rank).enumerate() {
-                let segments = states.chunks_exact_mut(strips * lines);
-                let heads = out.len() / rank;
-                let out = MatrixMut::new(out, heads, rank);
-                merge(
-                    segments.map(|states| &mut states[strip * lines..][..lines]),
-                    self.device.kernels(),
-                    out,
-                );
-            }
-        });
+    /// # Shapes
+    /// `out` `[heads, kv_lora_rank]`, `states` `[segments, tasks, strips of a task, lines of a state]`.
+    fn merge(&self, out: &mut [f32], states: &mut [Lanes]) {
+        let (rank, lines) = (self.config.kv_lora_rank, self.state_lines());
+        for (strip, out) in out.chunks_mut(LANES * rank).enumerate() {
+            let segments = states.chunks_exact_mut(self.tasks() * self.task_lines());
+            let heads = out.len() / rank;
+            let out = MatrixMut::new(out, heads, rank);
+            merge(segments.map(|states| &mut states[strip * lines..][..lines]), self.device.kernels(), out);
+        }
     }
 }

@@ -7,13 +7,12 @@ use super::{
 };
 use crate::{
     Device, Error, PageId, Tensor, Weight,
-    device::column_tasks,
-    ops::LatentCache,
-    scratch::{panel_stride, take_lines, with_lines},
+    buffer::Buffer,
+    ops::{LatentCache, cache::panel_stride},
 };
 use dsv3_kernels::{
-    AttentionState, Kernels, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView,
-    Queries as PackedQueries,
+    AttentionState, Chunks, Cuts, Kernels, KeyValues, LANES, Lanes, MatrixMut, MatrixRef, MatrixView, Parts,
+    Queries as PackedQueries, Queue,
 };
 use std::{cmp::Reverse, ops::Range};
 
@@ -75,11 +74,9 @@ struct Expanded<'a> {
 }
 
 /// All tokens of a head against a segment of the context.
-struct Task<'a> {
+struct Task {
     head: usize,
     positions: Range<usize>,
-    /// `[strips, AttentionState::lines(v)]`.
-    states: &'a mut [Lanes],
 }
 
 impl Expanded<'_> {
@@ -91,22 +88,24 @@ impl Expanded<'_> {
         let count = (TASKS / heads).min(length / SEGMENT).max(1);
         let segments = Segments::new(length, count, BLOCK);
         let per_segment = self.strips() * self.state_lines();
-        with_lines(heads * segments.count() * per_segment, |states| {
-            let places =
-                (0..heads).flat_map(|head| (0..segments.count()).map(move |segment| (head, segment)));
-            let mut tasks: Vec<_> = places
-                .zip(states.chunks_exact_mut(per_segment))
-                .map(|((head, segment), states)| Task {
-                    head,
-                    positions: segments.positions(segment),
-                    states,
-                })
-                .collect();
-            tasks.sort_by_key(|task| Reverse(self.products(&task.positions)));
-            self.device.for_each(tasks, |mut task| self.run(&mut task));
-            let merges = column_tasks(out, self.config.v_head_dim).into_iter();
-            let merges = merges.zip(states.chunks_exact_mut(segments.count() * per_segment)).collect();
-            self.device.for_each(merges, |((_, out), states)| self.merge(states, out));
+        // [heads, segments, strips, lines of a state]
+        let mut states = Buffer::anything(heads * segments.count() * per_segment);
+        let mut order = Buffer::filled(heads * segments.count(), 0);
+        let task = |number: usize| Task {
+            head: number / segments.count(),
+            positions: segments.positions(number % segments.count()),
+        };
+        let tasks = Queue::sorted(Chunks::new(&mut states, Cuts::Every(per_segment)), &mut order, |number| {
+            Reverse(self.products(&task(number).positions))
+        });
+        let sizes = Sizes::new(self.config, self.cache, self.strips());
+        self.device.for_each_with(&tasks, sizes.total(), |(number, states), lines| {
+            self.run(&task(number), states, &sizes, lines);
+        });
+        let of_heads = Parts::new(out, Cuts::Whole, Cuts::Every(self.config.v_head_dim));
+        let states = Chunks::new(&mut states, Cuts::Every(segments.count() * per_segment));
+        self.device.for_each(&Queue::new((of_heads, states)), |(part, (_, states))| {
+            self.merge(states, part.out);
         });
     }
 
@@ -138,36 +137,42 @@ impl Expanded<'_> {
         }
     }
 
-    fn run(&self, task: &mut Task<'_>) {
-        for state in task.states.chunks_exact_mut(self.state_lines()) {
+    /// # Shapes
+    /// `states` `[strips, AttentionState::lines(v)]`, `lines` `[sizes.total()]`.
+    fn run(&self, task: &Task, states: &mut [Lanes], sizes: &Sizes, mut lines: &mut [Lanes]) {
+        for state in states.chunks_exact_mut(self.state_lines()) {
             AttentionState::of(state).clear();
         }
-        let sizes = Sizes::new(self.config, self.cache, self.strips());
-        with_lines(sizes.total(), |mut lines| {
-            let mut head = Head {
-                weights: take_lines(&mut lines, sizes.weights),
-                queries: take_lines(&mut lines, sizes.queries),
-                latents: Lanes::flatten_mut(take_lines(&mut lines, sizes.latents)),
-                keys: Lanes::flatten_mut(take_lines(&mut lines, sizes.keys)),
-                values: Lanes::flatten_mut(take_lines(&mut lines, sizes.values)),
-                config: self.config,
-                kernels: self.device.kernels(),
-            };
-            head.pack_weights(&self.expansion.wkv_b.matrix(), task.head);
-            head.pack_queries(self.queries.values, task.head);
-            for first in task.positions.clone().step_by(BLOCK) {
-                let positions = first..task.positions.end.min(first + BLOCK);
-                let rows = positions.len() * self.cache.panel_stride();
-                self.cache.read(self.pages, positions.clone(), head.kernels, &mut head.latents[..rows]);
-                head.expand(positions.len(), self.cache.panel_stride());
-                head.attend(positions, self.queries.start, task.states);
-            }
-        });
+        let rows = Lanes::flatten_mut(take_lines(&mut lines, sizes.rows));
+        let mut head = Head {
+            weights: take_lines(&mut lines, sizes.weights),
+            queries: take_lines(&mut lines, sizes.queries),
+            latents: Lanes::flatten_mut(take_lines(&mut lines, sizes.latents)),
+            keys: Lanes::flatten_mut(take_lines(&mut lines, sizes.keys)),
+            values: Lanes::flatten_mut(take_lines(&mut lines, sizes.values)),
+            config: self.config,
+            kernels: self.device.kernels(),
+        };
+        head.pack_weights(&self.expansion.wkv_b.matrix(), task.head, rows);
+        head.pack_queries(self.queries.values, task.head);
+        for first in task.positions.clone().step_by(BLOCK) {
+            let positions = first..task.positions.end.min(first + BLOCK);
+            let rows = positions.len() * self.cache.panel_stride();
+            self.cache.read(self.pages, positions.clone(), head.kernels, &mut head.latents[..rows]);
+            head.expand(positions.len(), self.cache.panel_stride());
+            head.attend(positions, self.queries.start, states);
+        }
     }
+}
+
+/// Cuts the first `lines` lines off what is left.
+fn take_lines<'a>(rest: &mut &'a mut [Lanes], lines: usize) -> &'a mut [Lanes] {
+    rest.split_off_mut(..lines).expect("memory for all sizes")
 }
 
 /// Lines that a head needs to work in.
 struct Sizes {
+    rows: usize,
     weights: usize,
     queries: usize,
     latents: usize,
@@ -180,6 +185,7 @@ impl Sizes {
         let &AttentionConfig { kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = config;
         let key = nope + config.qk_rope_head_dim;
         Self {
+            rows: rank,
             weights: (nope.div_ceil(LANES) + v.div_ceil(LANES)) * rank,
             queries: strips * key,
             latents: BLOCK * cache.panel_stride() / LANES,
@@ -189,7 +195,7 @@ impl Sizes {
     }
 
     fn total(&self) -> usize {
-        self.weights + self.queries + self.latents + self.keys + self.values
+        self.rows + self.weights + self.queries + self.latents + self.keys + self.values
     }
 }
 
@@ -211,24 +217,22 @@ struct Head<'a> {
 
 impl Head<'_> {
     /// The rows of the head, first those of the keys, then those of the values; strips of sixteen do not mix them.
-    fn pack_weights(&mut self, wkv_b: &MatrixView<'_>, head: usize) {
+    /// `rows` `[LANES, kv_lora_rank]` is memory for a strip of them.
+    fn pack_weights(&mut self, wkv_b: &MatrixView<'_>, head: usize, rows: &mut [f32]) {
         let AttentionConfig { kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = *self.config;
         let first = head * (nope + v);
         let mut weights = self.weights.chunks_exact_mut(rank);
-        with_lines(LANES * rank.div_ceil(LANES), |rows| {
-            let rows = Lanes::flatten_mut(rows);
-            for part in [first..first + nope, first + nope..first + nope + v] {
-                for start in part.clone().step_by(LANES) {
-                    let count = LANES.min(part.end - start);
-                    for (row, out) in (start..start + count).zip(rows.chunks_exact_mut(rank)) {
-                        self.kernels.dequantize_row(wkv_b, row, out);
-                    }
-                    let rows = MatrixRef::new(&rows[..count * rank], count, rank);
-                    let strip = weights.next().expect("a strip for each sixteen rows");
-                    self.kernels.pack_lanes(rows, 1.0, strip);
+        for part in [first..first + nope, first + nope..first + nope + v] {
+            for start in part.clone().step_by(LANES) {
+                let count = LANES.min(part.end - start);
+                for (row, out) in (start..start + count).zip(rows.chunks_exact_mut(rank)) {
+                    self.kernels.dequantize_row(wkv_b, row, out);
                 }
+                let rows = MatrixRef::new(&rows[..count * rank], count, rank);
+                let strip = weights.next().expect("a strip for each sixteen rows");
+                self.kernels.pack_lanes(rows, 1.0, strip);
             }
-        });
+        }
     }
 
     /// # Shapes

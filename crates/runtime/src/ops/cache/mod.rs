@@ -2,8 +2,8 @@
 
 mod format;
 
-use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages, scratch::panel_stride};
-use dsv3_kernels::{Kernels, MatrixView};
+use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages};
+use dsv3_kernels::{Kernels, LANES, MatrixView};
 use format::Plane;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -85,23 +85,21 @@ impl LatentCache {
         kernels: &Kernels,
         panel: &mut [f32],
     ) {
-        let rows = panel.chunks_exact_mut(self.panel_stride()).take(positions.len());
+        let stride = self.panel_stride();
+        let mut rest = &mut panel[..positions.len() * stride];
         let mut position = positions.start;
-        let mut rows = rows.peekable();
-        while rows.peek().is_some() {
-            let first = position % self.page_size;
+        while position < positions.end {
+            let (page, first) = (pages[position / self.page_size], position % self.page_size);
             let count = (self.page_size - first).min(positions.end - position);
-            let matrices: Vec<_> = self
-                .planes
-                .iter()
-                .map(|plane| (plane, self.matrix(pages[position / self.page_size], plane)))
-                .collect();
-            for (row, out) in (first..first + count).zip(rows.by_ref()) {
-                // In this order, because whole blocks may reach into the features of the next plane.
-                for (plane, matrix) in &matrices {
-                    kernels.dequantize_row(matrix, row, &mut out[plane.first..][..plane.cols]);
+            let (rows, left) = rest.split_at_mut(count * stride);
+            // In this order, because whole blocks may reach into the features of the next plane.
+            for plane in &self.planes {
+                let matrix = self.matrix(page, plane);
+                for (row, out) in (first..).zip(rows.chunks_exact_mut(stride)) {
+                    kernels.dequantize_row(&matrix, row, &mut out[plane.first..][..plane.cols]);
                 }
             }
+            rest = left;
             position += count;
         }
     }
@@ -161,6 +159,12 @@ impl LatentCache {
             );
         }
     }
+}
+
+/// Values from a row of `cols` to the next in a panel: an odd number of lines, so that a column of a panel spreads over all
+/// sets of the first cache.
+pub(super) fn panel_stride(cols: usize) -> usize {
+    (cols.div_ceil(LANES) | 1) * LANES
 }
 
 /// Writes one chunk of one sequence, at the positions from `start` on.
