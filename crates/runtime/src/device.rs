@@ -68,7 +68,8 @@ impl Device {
         if lines == 0 {
             return self.section(pieces, || f(&mut []));
         }
-        let mut memory = Buffer::anything(pieces.min(self.threads()) * lines);
+        // For as many threads as there are, however few pieces: contexts grow, and no step takes more than the first.
+        let mut memory = Buffer::anything(self.threads() * lines);
         let memory = Queue::new(Chunks::new(&mut memory, Cuts::Every(lines)));
         self.section(pieces, || {
             // A thread that comes when there is none left finds the last pieces at work.
