@@ -34,7 +34,6 @@ pub struct Kernels {
     add_scaled: unsafe fn(&mut [f32], f32, &[f32]),
     silu_mul: unsafe fn(&mut [f32], &[f32]),
     sigmoid: unsafe fn(&mut [f32]),
-    exp_sum: unsafe fn(&mut [f32], f32) -> f32,
     rope_interleaved: unsafe fn(&mut [f32], &[f32], &[f32]),
     xor_words: unsafe fn(&[u8]) -> u64,
     fma_rounds: unsafe fn(usize) -> f32,
@@ -61,7 +60,6 @@ static SCALAR: Kernels = Kernels {
     add_scaled: elementwise::scalar::add_scaled,
     silu_mul: activation::scalar::silu_mul,
     sigmoid: activation::scalar::sigmoid,
-    exp_sum: activation::scalar::exp_sum,
     rope_interleaved: rope::scalar::rope_interleaved,
     xor_words: ceiling::scalar::xor_words,
     fma_rounds: ceiling::scalar::fma_rounds,
@@ -89,7 +87,6 @@ static AVX2: Kernels = Kernels {
     add_scaled: elementwise::avx2::add_scaled,
     silu_mul: activation::avx2::silu_mul,
     sigmoid: activation::avx2::sigmoid,
-    exp_sum: activation::avx2::exp_sum,
     rope_interleaved: rope::avx2::rope_interleaved,
     xor_words: ceiling::avx2::xor_words,
     fma_rounds: ceiling::avx2::fma_rounds,
@@ -301,13 +298,6 @@ impl Kernels {
     pub fn sigmoid(&self, x: &mut [f32]) {
         // SAFETY: a table is handed out only where its ISA is available.
         unsafe { (self.sigmoid)(x) }
-    }
-
-    /// `x[i] = exp(x[i] - max)`; the sum of the results. With the largest value as `max`: softmax but for the
-    /// division. A masked score is negative infinity and becomes 0, as long as `max` is finite.
-    pub fn exp_sum(&self, x: &mut [f32], max: f32) -> f32 {
-        // SAFETY: a table is handed out only where its ISA is available.
-        unsafe { (self.exp_sum)(x, max) }
     }
 
     /// Rotates the pairs `(x[2i], x[2i + 1])` by the angles whose cosines and sines are given, `[pairs]` each.

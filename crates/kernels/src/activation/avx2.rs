@@ -1,6 +1,6 @@
 //! The exponential of eight values at once, and what is made of it.
 
-use crate::avx2::{LANES, load, padded, store, sum};
+use crate::avx2::{LANES, load, padded, store};
 use std::arch::x86_64::*;
 
 /// `gate[i] = silu(gate[i]) * up[i]`.
@@ -28,24 +28,6 @@ pub(crate) fn sigmoid(x: &mut [f32]) {
     let mut all = [0.0; LANES];
     store(&mut all, results);
     rest.copy_from_slice(&all[..rest.len()]);
-}
-
-/// `x[i] = exp(x[i] - max)`; the sum.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
-    let max = _mm256_set1_ps(max);
-    let mut sums = _mm256_setzero_ps();
-    let (vectors, rest) = x.as_chunks_mut::<LANES>();
-    for x in vectors {
-        let results = exp8(_mm256_sub_ps(load(x), max));
-        store(x, results);
-        sums = _mm256_add_ps(sums, results);
-    }
-    let results = exp8(_mm256_sub_ps(load(&padded(rest)), max));
-    let mut all = [0.0; LANES];
-    store(&mut all, results);
-    rest.copy_from_slice(&all[..rest.len()]);
-    sum(_mm256_add_ps(sums, load(&padded(rest)))) // without what the padding became
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

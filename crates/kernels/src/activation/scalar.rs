@@ -13,13 +13,3 @@ pub(crate) fn sigmoid(x: &mut [f32]) {
         *x = 1.0 / (1.0 + (-*x).exp());
     }
 }
-
-/// `x[i] = exp(x[i] - max)`; the sum.
-pub(crate) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
-    let mut sum = 0.0;
-    for x in x {
-        *x = (*x - max).exp();
-        sum += *x;
-    }
-    sum
-}
