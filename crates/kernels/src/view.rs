@@ -34,7 +34,12 @@ pub struct MatrixView<'a> {
     bytes: &'a [u8],
     /// Present exactly for FP8; covers every element of the view.
     scales: Option<BlockScales<'a>>,
+    /// Whether it is known that the scales are moderate.
+    moderate: bool,
 }
+
+/// Magnitudes of moderate scales are below it, 2^68: 2^60 times any of them is finite.
+const SCALE_LIMIT: f32 = f32::from_bits((127 + 68) << 23);
 
 impl<'a> MatrixView<'a> {
     /// Rows that follow one another without gaps.
@@ -60,7 +65,7 @@ impl<'a> MatrixView<'a> {
         // SAFETY: any initialised f32 is four initialised bytes, u8 has no alignment, and the length in bytes is
         // that of the same slice, borrowed for the same lifetime.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
-        Self { format: Format::F32, rows, cols, row_stride, bytes, scales: None }
+        Self { format: Format::F32, rows, cols, row_stride, bytes, scales: None, moderate: true }
     }
 
     /// Rows that follow one another without gaps, in any format.
@@ -90,7 +95,7 @@ impl<'a> MatrixView<'a> {
             let covered = needed.is_some_and(|needed| needed <= scales.bytes.len());
             assert!(rows == 0 || covered, "{} bytes of scales for {end} rows", scales.bytes.len());
         }
-        Self { format, rows, cols, row_stride: cols, bytes, scales }
+        Self { format, rows, cols, row_stride: cols, bytes, scales, moderate: scales.is_none() }
     }
 
     /// How many rows: outputs of [`matmul`](crate::Kernels::matmul).
@@ -176,6 +181,22 @@ impl<'a> MatrixView<'a> {
             next = rows.min((start + skipped) / size * size + size - skipped);
             (start < rows).then_some(start..next)
         })
+    }
+
+    /// Whether all scales are finite and below 2^68 in magnitude, which all of a trained model are; without it some
+    /// products take a slower way. Looks at each of them, unless it is known.
+    pub fn has_moderate_scales(&self) -> bool {
+        self.moderate
+            || self.row_blocks().all(|rows| {
+                let scales = self.row_scales(rows.start);
+                self.column_blocks(0..self.cols).all(|block| scales.of(block).abs() < SCALE_LIMIT)
+            })
+    }
+
+    /// The same, for a matrix that is known to have [moderate scales](Self::has_moderate_scales): kernels do not look at
+    /// them in each call. Where that is not so, FP8 products may be infinite or NaN.
+    pub fn with_moderate_scales(self) -> Self {
+        Self { moderate: true, ..self }
     }
 
     /// Whether a row's scale changes only at multiples of `columns`.
@@ -331,6 +352,21 @@ mod tests {
     fn fp8(bytes: &[u8], scales: &[u8], rows: usize, first_row: usize) {
         let scales = BlockScales { bytes: scales, block_rows: 2, block_cols: 2, grid_cols: 2, first_row };
         MatrixView::from_bytes(Format::Fp8, bytes, rows, 3, Some(scales));
+    }
+
+    #[test]
+    fn scales_are_moderate_or_known_to_be() {
+        for (scale, moderate) in
+            [(1.0, true), (-2.9e20, true), (3e20, false), (f32::INFINITY, false), (f32::NAN, false)]
+        {
+            let bytes: Vec<u8> = [1.0, 1.0, 1.0, scale].into_iter().flat_map(f32::to_le_bytes).collect();
+            let scales =
+                BlockScales { bytes: &bytes, block_rows: 2, block_cols: 2, grid_cols: 2, first_row: 0 };
+            let view = MatrixView::from_bytes(Format::Fp8, &[0; 12], 4, 3, Some(scales));
+            assert_eq!(view.has_moderate_scales(), moderate, "{scale}");
+            assert!(view.row_range(0..2).has_moderate_scales());
+            assert!(view.with_moderate_scales().row_range(1..4).has_moderate_scales());
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@ use crate::{Bytes, Error, WeightKind};
 use dsv3_kernels::{BlockScales, Format, MatrixView};
 use dsv3_mesh::Placement;
 use serde::{Deserialize, Serialize};
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 /// What stage 1 is to do with one weight. Made from the model's config alone, without a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -89,6 +92,9 @@ pub struct Matrix {
     cols: usize,
     bytes: Bytes,
     scales: Option<([usize; 2], Bytes)>,
+    /// Whether its scales are moderate, once it was used: to look at all weights' scales before would read a page for
+    /// each.
+    moderate_scales: OnceLock<bool>,
 }
 
 impl SavedWeight {
@@ -142,7 +148,7 @@ impl Weight {
             })),
             (&[rows, cols], format) => {
                 let scales = saved.scales.as_ref().map(|scales| scales.block).zip(scales);
-                Self::Matrix(Matrix { format, rows, cols, bytes, scales })
+                Self::Matrix(Matrix { format, rows, cols, bytes, scales, moderate_scales: OnceLock::new() })
             }
             (shape, format) => unreachable!("validated as a vector or a matrix: {shape:?} of {format:?}"),
         }
@@ -203,7 +209,11 @@ impl Matrix {
             grid_cols: self.cols.div_ceil(block[1]),
             first_row: 0,
         });
-        MatrixView::from_bytes(self.format, self.bytes.as_slice(), self.rows, self.cols, scales)
+        let view = MatrixView::from_bytes(self.format, self.bytes.as_slice(), self.rows, self.cols, scales);
+        match self.moderate_scales.get_or_init(|| view.has_moderate_scales()) {
+            true => view.with_moderate_scales(),
+            false => view,
+        }
     }
 }
 

@@ -33,11 +33,7 @@ const FIELDS: i32 = 0x87f0_0000_u32.cast_signed();
 pub(super) fn fits(w: &MatrixView<'_>) -> bool {
     let mut blocks = w.column_blocks(0..w.cols());
     let aligned = blocks.next().is_some_and(|block| block.end.is_multiple_of(UNIT) || block.end == w.cols());
-    aligned
-        && w.row_blocks().all(|rows| {
-            let scales = w.row_scales(rows.start);
-            w.column_blocks(0..w.cols()).all(|block| (scales.of(block) * HALF_UNIT).is_finite())
-        })
+    aligned && w.has_moderate_scales()
 }
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`]; row by row, for memory gives
