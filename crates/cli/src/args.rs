@@ -11,7 +11,7 @@ pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
 pub(crate) use device::{DeviceArgs, LoadArgs};
-pub(crate) use layout::{LayoutArgs, Ranks};
+pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use precision::PrecisionArgs;
 

@@ -98,7 +98,7 @@ impl Session {
         room: Room,
         args: DeviceArgs,
     ) -> Result<Self> {
-        let room = Room { rows: args.mesh.layout.mesh.size(Axis::Rows), ..room };
+        let room = Room { rows: args.mesh.layout.layout().mesh.size(Axis::Rows), ..room };
         let cache = room.cache;
         let (leader, followers) = ranks::lead(model, Orders { configs, room }, args)?;
         let decode_bytes = decode_bytes(&model.hf, leader.model().weights());
