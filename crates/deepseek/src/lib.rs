@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod collectives;
 pub mod counts;
 mod decoder_block;
 mod embedding;
@@ -28,6 +29,7 @@ mod shared_expert;
 mod spec;
 mod traffic;
 
+pub use collectives::{PlannedChunk, PlannedCollective, PlannedStep, planned_collectives};
 pub use decoder_block::{
     DecoderBlock, DecoderBlockConfig, DecoderBlockWeights, FeedForward, MlpDecoderBlock, MoeDecoderBlock,
 };
