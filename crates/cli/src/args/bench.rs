@@ -160,7 +160,8 @@ fn format(text: &str) -> Result<Format, String> {
     named.ok_or_else(|| format!("expected one of {}", Format::ALL.map(Format::name).join(", ")))
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+/// A number above 0.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0);
     value.ok_or_else(|| "expected a number above 0".to_owned())
 }
