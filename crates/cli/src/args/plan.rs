@@ -19,9 +19,9 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work",
         value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) batch: u16,
-    /// Tokens of a prompt
-    #[arg(long, value_name = "N", default_value = "512", help_heading = "Work")]
-    pub(crate) prompt: NonZeroUsize,
+    /// Tokens of a prompt [default: 512, or the model's most]
+    #[arg(long, value_name = "N", help_heading = "Work")]
+    pub(crate) prompt: Option<NonZeroUsize>,
     /// How the cache is stored
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "bf16", help_heading = "Work")]
     pub(crate) kv_cache: CacheArg,

@@ -7,7 +7,7 @@ use crate::{args::DeviceArgs, model::OpenModel, operator_configs::OperatorConfig
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, Leader, ModelLimits};
-use dsv3_mesh::{Axis, MeshShape};
+use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, PrefillStep, Tensor, TokenId, Weight,
     ops::{CacheFormat, LatentCache},
@@ -128,6 +128,11 @@ impl Session {
     /// Bytes of weights that one decoded token reads on the first device.
     pub(crate) fn decode_bytes(&self) -> u64 {
         self.decode_bytes
+    }
+
+    /// What the first device has sent and received so far.
+    pub(crate) fn moved(&self) -> Moved {
+        self.leader.mesh().traffic().total()
     }
 
     /// Where it runs, for the user: `2 threads (AVX2)`, `1x2 devices of 1 thread (AVX2)`.

@@ -19,6 +19,8 @@ use subject::Subject;
 
 /// Tokens that a sequence has room for where nothing else is asked for.
 const USUAL_CONTEXT: usize = 4096;
+/// Tokens of a prompt.
+const USUAL_PROMPT: usize = 512;
 
 /// The report, as JSON has it.
 #[derive(Serialize)]
@@ -59,7 +61,7 @@ impl Lengths {
     fn resolve(args: &PlanArgs, hf: &HfConfig) -> Result<Self> {
         let most = hf.max_position_embeddings;
         let context = args.context.map_or(USUAL_CONTEXT.min(most), usize::from);
-        let prompt = args.prompt.get();
+        let prompt = args.prompt.map_or(USUAL_PROMPT.min(most), usize::from);
         for (option, tokens) in [("--context", context), ("--prompt", prompt)] {
             if tokens > most {
                 bail!("{option} {tokens}: the model's max_position_embeddings is {most}");

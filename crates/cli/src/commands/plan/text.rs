@@ -14,9 +14,13 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let devices = self.layout.mesh.devices();
         writeln!(f, "{}: {}", self.model, describe(devices, self.layout))?;
-        for device in &self.devices {
-            writeln!(f, "\n{} holds", who(device, devices))?;
-            write!(f, "{}", self.holdings(device).text())?;
+        if let Some(fullest) = self.devices.iter().max_by_key(|device| device.bytes) {
+            writeln!(f, "\n{} holds", who(fullest, devices))?;
+            write!(f, "{}", self.holdings(fullest).text())?;
+            for device in self.devices.iter().filter(|device| device.ranks != fullest.ranks) {
+                let missing = DecimalBytes(fullest.bytes - device.bytes);
+                writeln!(f, "  {} holds {missing} less", who(device, devices))?;
+            }
         }
         writeln!(f, "\n{}", self.host)?;
         writeln!(f, "{}", self.machines)?;
@@ -34,14 +38,17 @@ fn describe(devices: usize, layout: dsv3_mesh::Layout) -> String {
     }
 }
 
-/// `Each device`, `Device 3`, `Each of the devices 1, 3`.
+/// `Each device`, `Device 3`, `Each of the devices 1, 3`, of many the first.
 fn who(device: &Device, devices: usize) -> String {
-    let list = || device.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    const SHOWN: usize = 8;
+    let numbers: Vec<_> = device.ranks.iter().take(SHOWN).map(ToString::to_string).collect();
+    let list = numbers.join(", ");
     match device.ranks.len() {
         1 if devices == 1 => "It".to_owned(),
         all if all == devices => "Each device".to_owned(),
-        1 => format!("Device {}", list()),
-        _ => format!("Each of the devices {}", list()),
+        1 => format!("Device {list}"),
+        all if all > SHOWN => format!("Each of the {all} devices {list}, ..."),
+        _ => format!("Each of the devices {list}"),
     }
 }
 
