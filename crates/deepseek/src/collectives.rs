@@ -142,7 +142,7 @@ impl Walk<'_> {
         let ranks = self.mesh.ranks(group, self.rank);
         let place = ranks.iter().take_while(|&&other| other != self.rank).count();
         let moved = all_reduce.moved([self.own(), 1], self.mesh.members(group), place);
-        self.add(format!("{name}.all_reduce: squares"), Collective::AllReduce, group, moved);
+        self.add(&format!("{name}.all_reduce: squares"), Collective::AllReduce, group, moved);
     }
 
     fn mla(&mut self, cfg: &MlaConfig) {
@@ -170,7 +170,7 @@ impl Walk<'_> {
             true => Moved { exchanges: 1, sent: others * bytes, received: 0 },
             false => Moved { exchanges: 1, sent: 0, received: bytes },
         };
-        self.add("mla.sequence: context".to_owned(), Collective::Broadcast, group, moved);
+        self.add("mla.sequence: context", Collective::Broadcast, group, moved);
     }
 
     fn mlp(&mut self, cfg: &MlpConfig) {
@@ -205,20 +205,20 @@ impl Walk<'_> {
     fn gather_features(&mut self, name: &str, config: &AllGatherConfig, cols: usize) {
         let group = config.cluster_axis;
         let moved = config.moved([self.own(), cols], self.mesh.members(group));
-        self.add(name.to_owned(), Collective::AllGather, group, moved);
+        self.add(name, Collective::AllGather, group, moved);
     }
 
     /// Brings together `[tokens of the row, cols]` of the devices of a column.
     fn gather_tokens(&mut self, name: &str, config: &AllGatherConfig, cols: usize) {
         let moved = config.moved_uneven(&self.tokens, self.row, cols);
-        self.add(name.to_owned(), Collective::AllGather, config.cluster_axis, moved);
+        self.add(name, Collective::AllGather, config.cluster_axis, moved);
     }
 
     /// Adds up `[tokens, cols]` of the devices of a row.
     fn scatter(&mut self, name: &str, config: &ReduceScatterConfig, cols: usize) {
         let group = config.cluster_axis;
         let moved = config.moved([self.own(), cols], self.mesh.members(group));
-        self.add(name.to_owned(), Collective::ReduceScatter, group, moved);
+        self.add(name, Collective::ReduceScatter, group, moved);
     }
 
     /// Sends `cols` values of each token to, or back from, those devices of the column where it has an expert.
@@ -232,7 +232,7 @@ impl Walk<'_> {
         // What comes back goes the other way.
         let [sent, received] = if name.ends_with("sums") { [received, sent] } else { [sent, received] };
         let moved = Moved { exchanges, sent: sent / parts, received: received / parts };
-        self.add(name.to_owned(), Collective::AllToAll, config.cluster_axis, moved);
+        self.add(name, Collective::AllToAll, config.cluster_axis, moved);
     }
 
     /// Tokens of this rank's row.
@@ -240,7 +240,7 @@ impl Walk<'_> {
         self.tokens[self.row]
     }
 
-    fn add(&mut self, name: String, collective: Collective, group: Group, moved: Moved) {
+    fn add(&mut self, name: &str, collective: Collective, group: Group, moved: Moved) {
         if moved.exchanges > 0 {
             let name = format!("{}{name}", self.at);
             self.found.push(PlannedCollective { name, collective, group, times: self.times, moved });

@@ -18,12 +18,13 @@ pub struct Machines {
     pub between: Cost,
 }
 
-/// What a device has to do in a step.
+/// What is to be done in a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Work {
-    /// Bytes to read: weights, and what is cached.
-    pub bytes: f64,
-    /// Operations.
+    /// Bytes that all devices of a host read, weights and what is cached: they share its memory, and who has less to read
+    /// leaves more of it to the others.
+    pub host_bytes: f64,
+    /// Operations of a device, whose cores are its own.
     pub flops: f64,
 }
 
@@ -53,7 +54,7 @@ impl StepTime {
 }
 
 impl Machines {
-    /// The time that a rank takes for a step. A host's devices share its memory, its cores and its link evenly.
+    /// The time that a rank takes for a step. A host's devices share its cores and its link evenly.
     ///
     /// # Panics
     /// If the mesh's devices do not divide over the hosts.
@@ -67,7 +68,7 @@ impl Machines {
         let neighbours = mesh.devices() / self.hosts;
         let share = neighbours as f64;
         let mut time = StepTime {
-            read: work.bytes * share / self.read,
+            read: work.host_bytes / self.read,
             compute: work.flops * share / self.flops,
             ..StepTime::default()
         };
@@ -91,27 +92,43 @@ impl Machines {
     }
 }
 
-/// The share of the visited experts that the busiest of `devices` holds, where each lies on one of them and `visited`
-/// were chosen at random: 1 / devices of many, all of one.
-///
-/// Each expert is taken to lie on any device, whatever the others do: P(all hold at most m) = P(one holds at most m) ^
-/// devices, with the binomial distribution for one.
+/// The share of the visited experts that the busiest of `devices` holds on average, where each of `visited` experts lies on
+/// any of them, whatever the others do: all of one, 1 / devices of very many.
 pub fn busiest_share(visited: f64, devices: usize) -> f64 {
-    let experts = visited.round().max(1.0);
-    let probability = 1.0 / devices as f64;
-    if devices == 1 {
-        return 1.0;
+    /// Experts whose number is so large that chance evens out; probabilities of more come near what an f64 holds.
+    const MANY: usize = 900;
+    let experts = visited.round().max(1.0) as usize;
+    if devices == 1 || experts > MANY {
+        return 1.0 / devices as f64;
     }
-    // In logarithms, for a power of hundreds of experts would be no number any more.
-    let mut log_term = experts * (1.0 - probability).ln();
-    let (mut at_most, mut expected) = (0.0, 0.0);
-    for held in 0..experts as usize {
-        at_most += log_term.exp();
-        expected += 1.0 - f64::min(at_most, 1.0).powf(devices as f64);
-        let odds = probability / (1.0 - probability);
-        log_term += ((experts - held as f64) / (held + 1) as f64 * odds).ln();
+    // The expected maximum is the sum over m of P(maximum > m); nobody can hold less than the mean.
+    let least = experts.div_ceil(devices);
+    let more: f64 = (least..experts)
+        .map(|most| 1.0 - all_hold_at_most(most, experts, devices))
+        .take_while(|&p| p > 1e-9)
+        .sum();
+    (least as f64 + more) / experts as f64
+}
+
+/// The probability that none of the devices holds more than `most` of `experts`.
+fn all_hold_at_most(most: usize, experts: usize, devices: usize) -> f64 {
+    // Of so many experts on as many devices as were counted yet: one at first.
+    let mut holds: Vec<f64> = (0..=experts).map(|held| if held <= most { 1.0 } else { 0.0 }).collect();
+    for count in 2..=devices {
+        let one = 1.0 / count as f64;
+        let of_more = (0..=experts).map(|held| {
+            // One device takes some of them, by the binomial distribution, the others what is left.
+            let mut probability = (1.0 - one).powi(held as i32);
+            let mut sum = 0.0;
+            for taken in 0..=most.min(held) {
+                sum += probability * holds[held - taken];
+                probability *= (held - taken) as f64 / (taken + 1) as f64 * one / (1.0 - one);
+            }
+            sum
+        });
+        holds = of_more.collect();
     }
-    expected / experts
+    holds[experts]
 }
 
 #[cfg(test)]
@@ -137,7 +154,7 @@ mod tests {
     #[test]
     fn a_step_takes_what_its_parts_take() {
         let at = ("2x2".parse().unwrap(), Rank(1));
-        let work = Work { bytes: 100.0, flops: 400.0 };
+        let work = Work { host_bytes: 400.0, flops: 400.0 };
         let columns = [collective(Axis::Columns.into(), 30)];
         // On one host, which four devices share.
         let time = machines(1).time(at, work, &columns);
@@ -146,7 +163,7 @@ mod tests {
         assert!((time.seconds() - 7.2).abs() < 1e-12);
         // On two hosts, a row on each: rows meet inside, columns between, at twice the bytes of a device.
         let time = machines(2).time(at, work, &columns);
-        assert_eq!((time.read, time.latency, time.transfer), (2.0, 2.0, 60.0 / 50.0));
+        assert_eq!((time.compute, time.latency, time.transfer), (0.8, 2.0, 60.0 / 50.0));
         let time = machines(2).time(at, work, &[collective(Axis::Rows.into(), 30)]);
         assert_eq!((time.latency, time.transfer), (20.0, 60.0 * 2.0 / 5.0));
         // Of all others two of three are away.
@@ -158,9 +175,10 @@ mod tests {
     fn the_busiest_device_of_few_experts_holds_more_than_its_part() {
         assert_eq!(busiest_share(8.0, 1), 1.0);
         assert!((busiest_share(1.0, 4) - 1.0).abs() < 1e-12);
-        // Two experts on two devices: both on one in half of the cases.
-        let close = busiest_share(2.0, 2);
-        assert!((0.75..0.95).contains(&close), "{close}");
+        // Two experts on two devices: both on one in half of the cases. Three on two: all on one in a quarter.
+        assert!((busiest_share(2.0, 2) - 0.75).abs() < 1e-12);
+        assert!((busiest_share(3.0, 2) - (0.25 + 0.75 * 2.0 / 3.0)).abs() < 1e-12);
+        assert!((busiest_share(400.0, 2) - 0.5).abs() < 0.03);
         assert!((busiest_share(10_000.0, 2) - 0.5).abs() < 0.01);
     }
 }

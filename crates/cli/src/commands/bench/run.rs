@@ -183,13 +183,13 @@ impl Bench<'_> {
             if plan.prompt > 0 {
                 let prefill = |driver: &mut Driver<'_>| driver.prefill(0, depth, plan.prompt);
                 let repeated = self.repeat(plan.prompt, &mut tick, prefill)?;
-                found.push(self.measurement(Work::Prefill, [1, depth], repeated));
+                found.push(self.measurement(Work::Prefill, [1, depth], &repeated));
             }
             for &batch in plan.batches.iter().filter(|_| plan.generate > 0) {
                 let tokens = batch * plan.generate;
                 let decode = |driver: &mut Driver<'_>| driver.decode(batch, depth, plan.generate);
                 let repeated = self.repeat(tokens, &mut tick, decode)?;
-                found.push(self.measurement(Work::Decode, [batch, depth], repeated));
+                found.push(self.measurement(Work::Decode, [batch, depth], &repeated));
             }
         }
         Ok(found)
@@ -214,14 +214,14 @@ impl Bench<'_> {
         Ok(Repeated { speed, sent: per_token(moved.sent), received: per_token(moved.received) })
     }
 
-    fn measurement(&self, work: Work, [batch, depth]: [usize; 2], repeated: Repeated) -> Measurement {
+    fn measurement(&self, work: Work, [batch, depth]: [usize; 2], repeated: &Repeated) -> Measurement {
         let session = self.driver.session();
         let cost = match work {
             Work::Prefill => prefill_cost(self.hf, session, depth, self.plan.prompt),
             // The middle of what is decoded.
             Work::Decode => decode_cost(self.hf, session, depth + self.plan.generate / 2, batch),
         };
-        let Repeated { speed, sent, received } = repeated;
+        let &Repeated { speed, sent, received } = repeated;
         let cost = Cost { sent, received, ..cost };
         Measurement::new(work, [batch, depth], speed, cost, &self.ceilings)
     }

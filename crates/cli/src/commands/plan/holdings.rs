@@ -4,7 +4,7 @@ use super::predict::LaidOut;
 use crate::session::{PREFILL_CHUNK, Room, cached_bytes};
 use dsv3_deepseek::{HeldWeights, scratch_bytes};
 use dsv3_mesh::{Axis, Rank};
-use dsv3_runtime::ops::CacheFormat;
+use dsv3_runtime::{self as runtime, ops::CacheFormat};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -81,10 +81,13 @@ impl Cache {
 }
 
 /// What all devices hold; devices that hold as much are together.
-pub(super) fn devices(laid: &LaidOut<'_>, cache: Cache) -> Vec<Device> {
+pub(super) fn devices(laid: &LaidOut<'_>, cache: Cache, hosts: usize) -> Vec<Device> {
     let cache_bytes = cache.bytes(laid);
-    let scratch_bytes = scratch(laid, cache);
     let layout = laid.layout;
+    // On a mesh the buffers of what is received are kept, too; taken to be shared evenly, as by devices of one process.
+    let kept = runtime::Device::MOST_KEPT_BYTES * hosts as u64 / layout.mesh.devices() as u64;
+    let kept = if layout.mesh.devices() > 1 { kept } else { 0 };
+    let scratch_bytes = scratch(laid, cache).max(kept);
     let devices = laid.holders.iter().map(|holders| {
         let of = |rank: &Rank| holders.weight_ranks.contains(&layout.weight_rank(*rank));
         Device {

@@ -84,7 +84,7 @@ impl Plan {
 
     fn of(laid: &LaidOut<'_>, machines: Facts, Lengths { context, prompt, batch }: Lengths) -> Self {
         let cache = Cache::of(laid, context, batch);
-        let devices = holdings::devices(laid, cache);
+        let devices = holdings::devices(laid, cache, machines.hosts);
         Self {
             model: laid.subject.name.clone(),
             layout: laid.layout,

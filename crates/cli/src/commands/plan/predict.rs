@@ -9,7 +9,7 @@ use crate::{
     session::{PAGE_SIZE, PREFILL_CHUNK, cached_bytes},
 };
 use dsv3_deepseek::{
-    HfConfig, PlannedChunk, PlannedCollective, PlannedStep, StepTime, Work, busiest_share,
+    HfConfig, ModelConfig, PlannedChunk, PlannedCollective, PlannedStep, StepTime, Work, busiest_share,
     counts::{chunk_flops, visited_experts},
     planned_collectives, planned_step_bytes_of,
 };
@@ -93,22 +93,18 @@ impl LaidOut<'_> {
         let hf = &self.subject.hf;
         let users: Vec<_> = (0..self.rows()).map(|row| share(batch, self.rows(), row).len()).collect();
         let depth = context - 1;
-        let message = decode_message(hf, batch, context);
-        let mut slowest = Slowest::default();
-        for row in 0..self.rows() {
-            let rank = self.first_of(row);
-            let mut collectives = vec![self.message(rank, message)];
-            let step = PlannedStep::Decode(&users);
-            let at = (self.layout.mesh, rank);
-            collectives.extend(planned_collectives(hf, &self.configs.decode, at, step));
-            let flops = users[row] as u64 * chunk_flops(hf, depth, 1, 1) / self.columns();
-            let cache_bytes = users[row] as u64 * self.cache_bytes(context);
-            let weight_bytes = self.weight_bytes(rank, users[row], batch);
-            let work = Work { bytes: (weight_bytes + cache_bytes) as f64, flops: flops as f64 };
-            let time = facts.machines().time(at, work, &collectives);
-            slowest.meet(Rank(row), time, [weight_bytes, cache_bytes, flops], &collectives);
-        }
-        Prediction { batch: Some(batch), ..slowest.prediction(batch, depth) }
+        let work = |row: usize| RowWork {
+            weight_bytes: self.weight_bytes(row, [users[row], batch], facts),
+            cache_bytes: users[row] as u64 * self.cache_bytes(context),
+            flops: users[row] as u64 * chunk_flops(hf, depth, 1, 1) / self.columns() as u64,
+        };
+        let work: Vec<_> = (0..self.rows()).map(work).collect();
+        let step = Step {
+            planned: PlannedStep::Decode(&users),
+            cfg: &self.configs.decode,
+            message: decode_message(hf, batch, context),
+        };
+        Prediction { batch: Some(batch), ..self.slowest(&work, &step, facts).prediction(batch, depth) }
     }
 
     /// A prompt, in chunks; its last token gets logits.
@@ -129,45 +125,74 @@ impl LaidOut<'_> {
     fn chunk(&self, chunk: Range<usize>, logits: LogitRows, facts: &Facts) -> Prediction {
         let hf = &self.subject.hf;
         let (tokens, depth) = (chunk.len(), chunk.start);
-        // The first row caches the sequence.
-        let pages = depth.div_ceil(PAGE_SIZE) * PAGE_SIZE;
-        let context_bytes = pages as u64 * self.bytes_per_token();
-        let step = PlannedStep::Prefill(PlannedChunk { tokens, logits, row: 0, context_bytes });
-        let message = prefill_message(hf, &chunk, logits);
-        let mut slowest = Slowest::default();
-        for row in 0..self.rows() {
-            let rank = self.first_of(row);
+        let work = |row: usize| {
             let own = share(tokens, self.rows(), row);
-            let at = (self.layout.mesh, rank);
-            let mut collectives = vec![self.message(rank, message)];
-            collectives.extend(planned_collectives(hf, &self.configs.prefill, at, step));
             let has_logits = logits == LogitRows::Last && own.end == tokens && !own.is_empty();
-            let flops =
-                chunk_flops(hf, depth + own.start, own.len(), usize::from(has_logits)) / self.columns();
-            let cache_bytes = self.cache_bytes(depth + own.end);
-            let weight_bytes = self.weight_bytes(rank, own.len(), tokens);
-            let work = Work { bytes: (weight_bytes + cache_bytes) as f64, flops: flops as f64 };
-            let time = facts.machines().time(at, work, &collectives);
-            slowest.meet(Rank(row), time, [weight_bytes, cache_bytes, flops], &collectives);
-        }
-        slowest.prediction(tokens, depth)
+            let flops = chunk_flops(hf, depth + own.start, own.len(), usize::from(has_logits));
+            RowWork {
+                weight_bytes: self.weight_bytes(row, [own.len(), tokens], facts),
+                cache_bytes: self.cache_bytes(depth + own.end),
+                flops: flops / self.columns() as u64,
+            }
+        };
+        let work: Vec<_> = (0..self.rows()).map(work).collect();
+        let context_bytes = depth.next_multiple_of(PAGE_SIZE) as u64 * self.bytes_per_token();
+        let step = Step {
+            // The first row caches the sequence.
+            planned: PlannedStep::Prefill(PlannedChunk { tokens, logits, row: 0, context_bytes }),
+            cfg: &self.configs.prefill,
+            message: prefill_message(hf, &chunk, logits),
+        };
+        self.slowest(&work, &step, facts).prediction(tokens, depth)
     }
 
-    /// Bytes of weights that a device reads in a step of so many tokens in its row, and in all rows.
-    fn weight_bytes(&self, rank: Rank, in_row: usize, in_all: usize) -> u64 {
+    /// The row that takes longest. All devices of a row have as much to do.
+    fn slowest(&self, work: &[RowWork], step: &Step<'_>, facts: &Facts) -> Slowest {
         let hf = &self.subject.hf;
-        let plan = &holders_of(self.holders, self.layout, rank).plan;
+        let mesh = self.layout.mesh;
+        let neighbours = mesh.devices() / facts.hosts;
+        let mut slowest = Slowest::default();
+        for (row, own) in work.iter().enumerate() {
+            let rank = Rank(row * self.columns());
+            let mut collectives = vec![self.message(rank, step.message)];
+            collectives.extend(planned_collectives(hf, step.cfg, (mesh, rank), step.planned));
+            let first = rank.0 / neighbours * neighbours;
+            let host_bytes: u64 =
+                (first..first + neighbours).map(|other| work[other / self.columns()].bytes()).sum();
+            let work = Work { host_bytes: host_bytes as f64, flops: own.flops as f64 };
+            let time = facts.machines().time((mesh, rank), work, &collectives);
+            slowest.meet(row, time, *own, &collectives);
+        }
+        slowest
+    }
+
+    /// Bytes of weights that a device reads in a step of so many tokens in its row, and in all rows. Where experts lie on
+    /// single devices, those of the busiest host.
+    fn weight_bytes(&self, row: usize, [in_row, in_all]: [usize; 2], facts: &Facts) -> u64 {
+        let hf = &self.subject.hf;
+        let plan = &holders_of(self.holders, self.layout, Rank(row * self.columns())).plan;
         let Some(moe) = &hf.moe else { return planned_step_bytes_of(hf, plan, in_row, 0.0) };
         let experts = moe.routed_experts as f64;
         let visited = match self.layout.experts {
             ExpertSharding::Tensor => visited_experts(hf, in_row) / experts,
             ExpertSharding::Expert => {
-                let devices = self.layout.mesh.devices();
                 let visited = visited_experts(hf, in_all);
-                (visited * busiest_share(visited, devices) / (experts / devices as f64)).min(1.0)
+                let busiest = visited * busiest_share(visited, facts.hosts);
+                (busiest * facts.hosts as f64 / experts).min(1.0)
             }
         };
-        planned_step_bytes_of(hf, plan, in_row, visited)
+        // A row without tokens still has the experts of others.
+        match in_row {
+            0 => self.expert_bytes(row, visited),
+            _ => planned_step_bytes_of(hf, plan, in_row, visited),
+        }
+    }
+
+    /// Bytes of experts alone, of which a share is visited.
+    fn expert_bytes(&self, row: usize, visited: f64) -> u64 {
+        let hf = &self.subject.hf;
+        let plan = &holders_of(self.holders, self.layout, Rank(row * self.columns())).plan;
+        planned_step_bytes_of(hf, plan, 0, visited) - planned_step_bytes_of(hf, plan, 0, 0.0)
     }
 
     /// Bytes that the layers of the base model have cached of a sequence.
@@ -194,13 +219,31 @@ impl LaidOut<'_> {
         self.layout.mesh.size(Axis::Rows)
     }
 
-    fn columns(&self) -> u64 {
-        self.layout.mesh.size(Axis::Columns) as u64
+    fn columns(&self) -> usize {
+        self.layout.mesh.size(Axis::Columns)
     }
+}
 
-    fn first_of(&self, row: usize) -> Rank {
-        Rank(row * self.layout.mesh.size(Axis::Columns))
+/// What each device of a row has to do.
+#[derive(Clone, Copy, Default)]
+struct RowWork {
+    weight_bytes: u64,
+    cache_bytes: u64,
+    flops: u64,
+}
+
+impl RowWork {
+    fn bytes(&self) -> u64 {
+        self.weight_bytes + self.cache_bytes
     }
+}
+
+/// What decides what moves in a step.
+struct Step<'a> {
+    planned: PlannedStep<'a>,
+    cfg: &'a ModelConfig,
+    /// Bytes that tell all ranks of it.
+    message: u64,
 }
 
 /// What a row has of tokens or sequences: as even as can be, the first rows the larger shares.
@@ -238,23 +281,23 @@ fn prefill_message(hf: &HfConfig, chunk: &Range<usize>, logits: LogitRows) -> u6
 #[derive(Default)]
 struct Slowest {
     time: StepTime,
-    work: [u64; 3],
+    work: RowWork,
     first: Vec<Exchange>,
 }
 
 impl Slowest {
-    fn meet(&mut self, row: Rank, time: StepTime, work: [u64; 3], collectives: &[PlannedCollective]) {
-        if row == Rank(0) {
+    fn meet(&mut self, row: usize, time: StepTime, work: RowWork, collectives: &[PlannedCollective]) {
+        if row == 0 {
             self.first =
                 collectives.iter().filter(|planned| planned.moved.exchanges > 0).map(Exchange::of).collect();
         }
-        if row == Rank(0) || time.seconds() > self.time.seconds() {
+        if row == 0 || time.seconds() > self.time.seconds() {
             (self.time, self.work) = (time, work);
         }
     }
 
     fn prediction(self, tokens: usize, depth: usize) -> Prediction {
-        let [weight_bytes, cache_bytes, flops] = self.work;
+        let RowWork { weight_bytes, cache_bytes, flops } = self.work;
         let sum = |field: fn(&Exchange) -> u64| self.first.iter().map(field).sum();
         Prediction {
             batch: None,

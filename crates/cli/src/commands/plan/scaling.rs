@@ -78,9 +78,9 @@ pub(super) fn run(args: &PlanArgs, subject: &Subject, lengths: Lengths) -> Resul
         let links = if hosts == 1 { vec![None] } else { LINKS.map(Some).to_vec() };
         for link in links {
             let between = link.map(|gigabits| Link::between(gigabits, args.machines.latency));
-            let plan = Plan::of(&laid, Facts { hosts: hosts, between, ..alone }, lengths);
+            let plan = Plan::of(&laid, Facts { hosts, between, ..alone }, lengths);
             rows.push(Row {
-                hosts: hosts,
+                hosts,
                 link,
                 bytes: plan.host.bytes,
                 fits: plan.host.fits,
