@@ -32,7 +32,8 @@ pub(crate) enum BenchCommand {
     Plot(BenchPlotArgs),
     /// Bytes and operations of a step, counted from config.json alone
     ///
-    /// Nothing is measured: this is the floor that a machine of a given bandwidth and arithmetic rate leaves.
+    /// Nothing is measured: this is the floor that a machine of a given bandwidth and arithmetic rate leaves, matrix by
+    /// matrix and in several formats. `dsv3 plan` takes the formats that a checkpoint has, and a mesh.
     Count(BenchCountArgs),
 }
 
