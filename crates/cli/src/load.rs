@@ -225,7 +225,7 @@ fn read_ahead(chunks: &[MappedChunk], flags: &Flags) {
 }
 
 /// Bytes of memory that can be had without driving out what is in use; none where the system does not tell.
-fn free_memory() -> Option<u64> {
+pub(crate) fn free_memory() -> Option<u64> {
     available_bytes(&fs::read_to_string("/proc/meminfo").ok()?)
 }
 

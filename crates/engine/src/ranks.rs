@@ -34,6 +34,41 @@ enum Message {
     End,
 }
 
+impl Message {
+    fn prefill(tokens: &[TokenId], step: &PrefillStep<'_>) -> Self {
+        Self::Prefill {
+            tokens: tokens.to_vec(),
+            start: step.start,
+            pages: step.pages.to_vec(),
+            logits: step.logits.into(),
+            row: step.row,
+        }
+    }
+
+    fn decode(tokens: &[TokenId], step: &DecodeStep<'_>) -> Self {
+        Self::Decode {
+            tokens: tokens.to_vec(),
+            positions: step.positions.to_vec(),
+            pages: step.pages.iter().map(|pages| pages.to_vec()).collect(),
+            rows: step.rows.to_vec(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a message is made of numbers and lists")
+    }
+}
+
+/// Bytes of what the leader sends each follower before a chunk.
+pub fn prefill_message_bytes(tokens: &[TokenId], step: &PrefillStep<'_>) -> u64 {
+    Message::prefill(tokens, step).bytes().len() as u64
+}
+
+/// Bytes of what the leader sends each follower before a decode step.
+pub fn decode_message_bytes(tokens: &[TokenId], step: &DecodeStep<'_>) -> u64 {
+    Message::decode(tokens, step).bytes().len() as u64
+}
+
 /// [`LogitRows`], as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Rows {
@@ -101,8 +136,7 @@ impl<M> Leader<M> {
 
     fn tell(&self, message: &Message) -> Result<(), dsv3_runtime::Error> {
         if self.mesh.shape().devices() > 1 {
-            let bytes = postcard::to_stdvec(message).expect("a message is made of numbers and lists");
-            let told = self.mesh.broadcast(Some(bytes), LEADER, Group::All);
+            let told = self.mesh.broadcast(Some(message.bytes()), LEADER, Group::All);
             self.checked(told.map_err(Into::into))?;
         }
         Ok(())
@@ -129,13 +163,7 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         step: &PrefillStep<'_>,
     ) -> Result<Tensor, dsv3_runtime::Error> {
         if self.mesh.shape().devices() > 1 {
-            self.tell(&Message::Prefill {
-                tokens: tokens.to_vec(),
-                start: step.start,
-                pages: step.pages.to_vec(),
-                logits: step.logits.into(),
-                row: step.row,
-            })?;
+            self.tell(&Message::prefill(tokens, step))?;
         }
         let result = self.model.forward_prefill(tokens, step);
         self.checked(result)
@@ -147,12 +175,7 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         step: &DecodeStep<'_>,
     ) -> Result<Tensor, dsv3_runtime::Error> {
         if self.mesh.shape().devices() > 1 {
-            self.tell(&Message::Decode {
-                tokens: tokens.to_vec(),
-                positions: step.positions.to_vec(),
-                pages: step.pages.iter().map(|pages| pages.to_vec()).collect(),
-                rows: step.rows.to_vec(),
-            })?;
+            self.tell(&Message::decode(tokens, step))?;
         }
         let result = self.model.forward_decode(tokens, step);
         self.checked(result)
