@@ -25,7 +25,7 @@ mod weight_copy;
 pub use checkpoint::testing;
 pub use checkpoint::{
     Bytes, Checkpoint, Cursor, Dtype, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix, RawTensor,
-    ShardFile, TensorInfo, lock_limit, validate_scales,
+    ShardFile, TensorInfo, lock_limit, validate_scales, zeros_in_large_pages,
 };
 pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, WeightOutput};
 pub use device::Device;

@@ -1,7 +1,7 @@
 //! Weights in memory of their own instead of in mapped files: in pages as large as the system gives, and near to the
 //! threads that copy them.
 
-use crate::{Bytes, Device, Weight, checkpoint::advise_huge_pages};
+use crate::{Bytes, Device, Weight, zeros_in_large_pages};
 use std::{
     collections::HashMap,
     sync::atomic::{AtomicU64, Ordering},
@@ -42,9 +42,7 @@ impl WeightCopy {
     /// Copies with all threads of the device, which so come to have the memory near to them where that makes a
     /// difference. `progress` is told the bytes that are done, from any of them.
     pub fn run(self, device: &Device, progress: impl Fn(u64) + Sync) -> CopiedWeights {
-        // Not touched yet: the system gives each page to the thread that writes to it first.
-        let mut memory = vec![0; self.length];
-        advise_huge_pages(&mut memory);
+        let mut memory = zeros_in_large_pages(self.length);
         let done = AtomicU64::new(0);
         device.for_each_chunk(&mut memory, CHUNK, |number, chunk| {
             self.fill(number * CHUNK, chunk);

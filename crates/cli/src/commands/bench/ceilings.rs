@@ -1,7 +1,7 @@
 //! What this machine can do at best, measured now: other loads and other hours give other numbers.
 
 use super::digits;
-use dsv3_runtime::{Device, Kernels};
+use dsv3_runtime::{Device, Kernels, zeros_in_large_pages};
 use serde::{Deserialize, Serialize};
 use std::{fmt, hint::black_box, time::Instant};
 
@@ -29,7 +29,8 @@ impl Ceilings {
     /// Measures all threads of a device.
     pub(crate) fn measure(device: &Device) -> Self {
         // Written once, so that it has memory of its own and not one page of zeros everywhere.
-        let mut memory = vec![1_u8; READ_BYTES];
+        let mut memory = zeros_in_large_pages(READ_BYTES);
+        memory.fill(1);
         let share = READ_BYTES.div_ceil(device.threads());
         let (kernels, threads) = (device.kernels(), device.threads());
         let mut rate = |operations: usize, f: &(dyn Fn(&[u8]) + Sync)| {
