@@ -20,16 +20,25 @@ use anyhow::{Result, bail};
 use args::{Cli, Command};
 use clap::Parser;
 use dsv3_engine::LEADER;
-use dsv3_mesh::{launched_processes, launched_rank};
+use dsv3_mesh::{launched_peer, launched_processes, launched_rank};
 use model::{ModelPlace, OpenModel};
 use session::is_launched;
-use std::process::ExitCode;
+use std::{process::ExitCode, thread, time::Duration};
+
+/// How long a process that follows waits before it says what fails before it has met the others. The leader says the same
+/// sooner where it fails, too, and the launcher then ends the followers.
+const LEADERS_TURN: Duration = Duration::from_secs(1);
+/// And how much longer than the follower before it.
+const FOLLOWERS_TURN: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
-    let result =
-        if is_launched() && launched_rank() != Some(LEADER) { follow(&command) } else { run(command) };
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    let command = Cli::try_parse();
+    if is_launched() && launched_rank() != Some(LEADER) {
+        return follow(command);
+    }
+    let Err(error) = command.map_err(Into::into).and_then(|cli| run(cli.command)) else {
+        return ExitCode::SUCCESS;
+    };
     match error.downcast::<clap::Error>() {
         Ok(usage) => usage.exit(),
         Err(error) if error.is::<output::ClosedStdout>() => ExitCode::SUCCESS,
@@ -65,12 +74,31 @@ fn run(command: Command) -> Result<()> {
 }
 
 /// What the processes after the first do where a launcher started several: they follow it as ranks of its mesh.
-fn follow(command: &Command) -> Result<()> {
-    let Some((model, device)) = command.on_a_mesh() else {
-        // The first one says so.
-        return Ok(());
+fn follow(cli: Result<Cli, clap::Error>) -> ExitCode {
+    let (cause, code) = match cli {
+        Err(usage) if usage.use_stderr() => {
+            let text = usage.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            (line.trim_start_matches("error: ").to_owned(), ExitCode::from(2))
+        }
+        // The first process says what is asked for.
+        Err(_) => return ExitCode::SUCCESS,
+        Ok(cli) => match try_follow(&cli.command) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (one_line(&error), ExitCode::FAILURE),
+        },
     };
-    session::follow_launched(&OpenModel::open(&ModelPlace::resolve(model)?)?, device)
+    let Some(peer) = launched_peer() else { return code };
+    thread::sleep(LEADERS_TURN + FOLLOWERS_TURN * peer.rank.0.min(32) as u32);
+    output::note(format_args!("dsv3: error: {peer} failed: {cause}"));
+    code
+}
+
+fn try_follow(command: &Command) -> Result<()> {
+    let Some((model, device)) = command.on_a_mesh() else {
+        bail!("this command is for one process: start it without a launcher");
+    };
+    session::follow_launched(|| OpenModel::open(&ModelPlace::resolve(model)?), device)
 }
 
 /// The error and its causes. A cause that its error already ends with is not said twice.

@@ -146,7 +146,7 @@ impl OpenModel {
     pub(crate) fn facts(&self) -> [(&'static str, String); 3] {
         [
             ("the checkpoint", self.copies.to_string()),
-            ("--format", self.formats.name.clone()),
+            ("--format", if self.formats.name.is_empty() { "keep" } else { &self.formats.name }.to_owned()),
             ("the number of MTP layers", self.hf.mtp_layers.to_string()),
         ]
     }

@@ -15,7 +15,8 @@ pub(crate) struct ClosedStdout;
 
 /// Says something to the user. Who closed stderr does not want to hear it.
 pub(crate) fn note(message: Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{message}");
+    // In one piece: other processes of a job may write to the same place.
+    let _ = io::stderr().write_all(format!("{message}\n").as_bytes());
 }
 
 /// Writes a result to stdout and sends it off.

@@ -49,8 +49,9 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Resu
     Ok(value)
 }
 
-/// A file in the making: it lies under a temporary name beside its place until it is whole. Dropped before that, it
-/// leaves nothing, and what was at its place before stays.
+/// A file in the making: it has no name until it is whole. Dropped before that, it leaves nothing, and what was at its
+/// place before stays; so does a process that is killed. Where the file system knows no files without a name, it lies
+/// under a temporary one beside its place.
 #[derive(Debug)]
 pub struct NewFile {
     path: PathBuf,
@@ -60,6 +61,8 @@ pub struct NewFile {
 /// Where the bytes go meanwhile.
 #[derive(Debug)]
 enum Place {
+    /// Into a file without a name, in the directory of the one that they are to replace.
+    Nameless(File),
     /// Beside the file that they are to replace.
     Temporary(NamedTempFile),
     /// Straight into what is no plain file and cannot be replaced: a pipe, a device.
@@ -69,6 +72,7 @@ enum Place {
 impl Write for Place {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
+            Self::Nameless(file) => file.write(bytes),
             Self::Temporary(file) => file.write(bytes),
             Self::Direct(file) => file.write(bytes),
         }
@@ -76,6 +80,7 @@ impl Write for Place {
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
+            Self::Nameless(file) => file.flush(),
             Self::Temporary(file) => file.flush(),
             Self::Direct(file) => file.flush(),
         }
@@ -93,16 +98,11 @@ impl NewFile {
             let file = File::options().write(true).open(path).map_err(Error::io(path))?;
             return Ok(Self { path: path.clone(), writer: BufWriter::new(Place::Direct(file)) });
         }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+        let place = match nameless::create_in(directory_of(path)) {
+            Some(file) => Place::Nameless(file),
+            None => Place::Temporary(temporary_in(directory_of(path)).map_err(Error::io(path))?),
         };
-        // A plain file's permissions, not the private ones of a temporary file: others read it too.
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(directory).map_err(Error::io(path))?;
-        Ok(Self { path: path.clone(), writer: BufWriter::with_capacity(1 << 20, Place::Temporary(file)) })
+        Ok(Self { path: path.clone(), writer: BufWriter::with_capacity(1 << 20, place) })
     }
 
     /// Adds bytes.
@@ -132,6 +132,14 @@ impl NewFile {
     pub fn finish(self) -> Result<(), Error> {
         let Self { path, writer } = self;
         match writer.into_inner().map_err(|error| Error::io(&path)(error.into_error()))? {
+            Place::Nameless(file) => {
+                file.sync_all().map_err(Error::io(&path))?;
+                // A name cannot be taken from another file at once; so it gets one beside it first.
+                let builder = tempfile::Builder::new();
+                let named = builder.make_in(directory_of(&path), |name| nameless::name(&file, name));
+                let named = named.map_err(Error::io(&path))?;
+                named.persist(&path).map_err(|error| Error::io(&path)(error.error))?;
+            }
             Place::Temporary(file) => {
                 file.as_file().sync_all().map_err(Error::io(&path))?;
                 file.persist(&path).map_err(|error| Error::io(&path)(error.error))?;
@@ -139,6 +147,60 @@ impl NewFile {
             Place::Direct(_) => {}
         }
         Ok(())
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {
+    // A plain file's permissions, not the private ones of a temporary file: others read it too.
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(directory)
+}
+
+/// Files without a name.
+#[cfg(target_os = "linux")]
+mod nameless {
+    use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+    use std::{
+        fs::File,
+        io,
+        os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
+        path::{Path, PathBuf},
+    };
+
+    /// Where the system lists this process's open files.
+    const OPEN_FILES: &str = "/proc/self/fd";
+
+    /// A new one; none where there cannot be one, or none could be named later.
+    pub(super) fn create_in(directory: &Path) -> Option<File> {
+        let mut options = File::options();
+        options.write(true).mode(0o666).custom_flags(OFlags::TMPFILE.bits() as i32);
+        Path::new(OPEN_FILES).is_dir().then(|| options.open(directory).ok()).flatten()
+    }
+
+    /// Gives it a name that no other file has.
+    pub(super) fn name(file: &File, name: &Path) -> io::Result<()> {
+        let open = PathBuf::from(OPEN_FILES).join(file.as_raw_fd().to_string());
+        Ok(linkat(CWD, open, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+}
+
+/// This system knows no files without a name.
+#[cfg(not(target_os = "linux"))]
+mod nameless {
+    use std::{fs::File, io, path::Path};
+
+    pub(super) fn create_in(_: &Path) -> Option<File> {
+        None
+    }
+
+    pub(super) fn name(_: &File, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

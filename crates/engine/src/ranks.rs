@@ -3,6 +3,12 @@
 //! [`Leader`] is what rank 0's code runs: it sends every step to the [followers](follow), and then takes part itself.
 //! What the ranks exchange inside a step is the model's own business.
 
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
 use dsv3_mesh::{Group, Mesh, Rank};
 use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
 use serde::{Deserialize, Serialize};
@@ -99,10 +105,14 @@ impl From<Rows> for LogitRows {
 
 /// Rank 0's share of a model, as the whole model. On a mesh of one it is just that.
 ///
-/// Dropping it lets the followers end.
+/// Between steps a thread tells the followers every second that rank 0 is there: it may wait for as long as it likes, for
+/// a user or for whoever reads its output, and one that is cut off is still found out. Dropping it lets the followers
+/// end.
 pub struct Leader<M> {
     model: M,
     mesh: Mesh,
+    /// None where there are no followers.
+    heartbeat: Option<Heartbeat>,
 }
 
 impl<M> Leader<M> {
@@ -112,7 +122,8 @@ impl<M> Leader<M> {
     /// On another rank than 0.
     pub fn new(model: M, mesh: Mesh) -> Self {
         assert_eq!(mesh.rank(), LEADER, "the rank that leads");
-        Self { model, mesh }
+        let heartbeat = (mesh.shape().devices() > 1).then(|| Heartbeat::start(mesh.clone()));
+        Self { model, mesh, heartbeat }
     }
 
     /// This rank's share.
@@ -124,32 +135,78 @@ impl<M> Leader<M> {
     pub fn mesh(&self) -> &Mesh {
         &self.mesh
     }
+}
 
-    /// Tells the followers that this rank is still there: without a word they wait for as long as for any exchange, and
-    /// then take it for dead. A leader without work for them does so every second.
-    ///
-    /// # Errors
-    /// If one of them is not there any more.
-    pub fn idle(&self) -> Result<(), dsv3_runtime::Error> {
-        self.tell(&Message::Idle)
+/// Speaks to the followers while the leader has no step for them.
+struct Heartbeat {
+    /// When they last heard of the leader. Held by whoever speaks to them, through a whole step.
+    heard: Arc<Mutex<Instant>>,
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Heartbeat {
+    /// The longest silence: several of these fit into the time after which the followers give up.
+    fn interval(mesh: &Mesh) -> Duration {
+        (mesh.timeout() / 4).min(Duration::from_secs(1))
     }
 
-    fn tell(&self, message: &Message) -> Result<(), dsv3_runtime::Error> {
-        if self.mesh.shape().devices() > 1 {
-            let told = self.mesh.broadcast(Some(message.bytes()), LEADER, Group::All);
-            self.checked(told.map_err(Into::into))?;
-        }
-        Ok(())
+    fn start(mesh: Mesh) -> Self {
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let (stop, stopped) = mpsc::channel();
+        let interval = Self::interval(&mesh);
+        let beat = {
+            let heard = Arc::clone(&heard);
+            move || {
+                while stopped.recv_timeout(interval) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    // Else a step is under way.
+                    let Ok(mut heard) = heard.try_lock() else { continue };
+                    if heard.elapsed() >= interval {
+                        if tell(&mesh, &Message::Idle).is_err() {
+                            return;
+                        }
+                        *heard = Instant::now();
+                    }
+                }
+            }
+        };
+        Self { heard, stop, thread: thread::spawn(beat) }
     }
 
-    /// Ends the job where another rank is the cause of an error: those that are left must not wait for each other, and
-    /// one of them is to say why.
-    fn checked<T>(&self, result: Result<T, dsv3_runtime::Error>) -> Result<T, dsv3_runtime::Error> {
-        if let Err(error @ dsv3_runtime::Error::Transport(_)) = &result {
-            self.mesh.abort(&error.to_string());
-        }
-        result
+    /// Nothing is told beside a step.
+    fn pause(&self) -> Turn<'_> {
+        Turn(self.heard.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    fn end(self) {
+        drop(self.stop);
+        // It panics where the leader itself does.
+        let _ = self.thread.join();
+    }
+}
+
+/// A step's turn to speak. Its end is when the followers last heard of the leader.
+struct Turn<'a>(MutexGuard<'a, Instant>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0 = Instant::now();
+    }
+}
+
+/// Sends a message to all followers.
+fn tell(mesh: &Mesh, message: &Message) -> Result<(), dsv3_runtime::Error> {
+    let told = mesh.broadcast(Some(message.bytes()), LEADER, Group::All);
+    checked(mesh, told.map(|_| ()).map_err(Into::into))
+}
+
+/// Ends the job where another rank is the cause of an error: those that are left must not wait for each other, and one
+/// of them is to say why.
+fn checked<T>(mesh: &Mesh, result: Result<T, dsv3_runtime::Error>) -> Result<T, dsv3_runtime::Error> {
+    if let Err(dsv3_runtime::Error::Transport(error)) = &result {
+        mesh.abort_because(error.clone());
+    }
+    result
 }
 
 impl<M: LanguageModel> LanguageModel for Leader<M> {
@@ -162,11 +219,12 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         tokens: &[TokenId],
         step: &PrefillStep<'_>,
     ) -> Result<Tensor, dsv3_runtime::Error> {
-        if self.mesh.shape().devices() > 1 {
-            self.tell(&Message::prefill(tokens, step))?;
+        let turn = self.heartbeat.as_ref().map(Heartbeat::pause);
+        if turn.is_some() {
+            tell(&self.mesh, &Message::prefill(tokens, step))?;
         }
         let result = self.model.forward_prefill(tokens, step);
-        self.checked(result)
+        checked(&self.mesh, result)
     }
 
     fn forward_decode(
@@ -174,18 +232,23 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         tokens: &[TokenId],
         step: &DecodeStep<'_>,
     ) -> Result<Tensor, dsv3_runtime::Error> {
-        if self.mesh.shape().devices() > 1 {
-            self.tell(&Message::decode(tokens, step))?;
+        let turn = self.heartbeat.as_ref().map(Heartbeat::pause);
+        if turn.is_some() {
+            tell(&self.mesh, &Message::decode(tokens, step))?;
         }
         let result = self.model.forward_decode(tokens, step);
-        self.checked(result)
+        checked(&self.mesh, result)
     }
 }
 
 impl<M> Drop for Leader<M> {
     fn drop(&mut self) {
-        // Where they cannot be told, they have ended already.
-        let _ = self.tell(&Message::End);
+        let Some(heartbeat) = self.heartbeat.take() else { return };
+        heartbeat.end();
+        // In a panic they learn of that instead. Where they cannot be told, they have ended already.
+        if !thread::panicking() {
+            let _ = tell(&self.mesh, &Message::End);
+        }
     }
 }
 
@@ -216,7 +279,7 @@ pub fn follow(model: &mut impl LanguageModel, mesh: &Mesh) -> Result<(), dsv3_ru
 
 #[cfg(test)]
 mod tests {
-    use std::{ops::ControlFlow, thread, time::Duration};
+    use std::ops::ControlFlow;
 
     use dsv3_runtime::Error;
 
@@ -250,7 +313,6 @@ mod tests {
                 })
                 .collect();
             let mut leader = Leader::new(model(), leader);
-            leader.idle().unwrap();
             let request = Request::new(&GenerationConfig::default(), tokenizer(), 0, 5).unwrap();
             let mut generator = Generator::new(&mut leader, tokenizer(), 3).unwrap();
             let prompt: Vec<_> = (70..75).map(TokenId).collect();
@@ -281,12 +343,59 @@ mod tests {
             leader.forward_prefill(&[TokenId(1)], &step).unwrap();
             // The follower may not have come to its step yet.
             let error = loop {
-                match leader.idle() {
-                    Ok(()) => thread::sleep(Duration::from_millis(1)),
+                match leader.forward_prefill(&[TokenId(1)], &step) {
+                    Ok(_) => thread::sleep(Duration::from_millis(1)),
                     Err(error) => break error,
                 }
             };
             assert_eq!(error.to_string(), "rank 1 failed: out of order");
+        });
+    }
+
+    #[test]
+    fn a_leader_that_waits_for_others_than_its_followers_is_not_given_up() {
+        let timeout = Duration::from_millis(200);
+        let mut meshes = Mesh::threads("1x2".parse().unwrap()).into_iter().map(|it| it.with_timeout(timeout));
+        let (leader, follower) = (meshes.next().unwrap(), meshes.next().unwrap());
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || follow(&mut model(), &follower));
+            let mut leader = Leader::new(model(), leader);
+            let step = PrefillStep::new(0, &[PageId(0)], LogitRows::Last);
+            for _ in 0..2 {
+                thread::sleep(3 * timeout);
+                leader.forward_prefill(&[TokenId(1)], &step).unwrap();
+            }
+            drop(leader);
+            follower.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_panic_of_either_side_ends_the_other() {
+        let panicked = |rank: usize| format!("rank {rank} panicked");
+        let mut meshes = Mesh::threads("1x2".parse().unwrap());
+        let (follower, leader) = (meshes.remove(1), meshes.remove(0));
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || follow(&mut model(), &follower));
+            let leader = scope.spawn(move || {
+                let _leader = Leader::new(model(), leader);
+                panic!("as asked");
+            });
+            leader.join().unwrap_err();
+            assert_eq!(follower.join().unwrap().unwrap_err().to_string(), panicked(0));
+        });
+        let mut meshes = Mesh::threads("1x2".parse().unwrap());
+        let (follower, leader) = (meshes.remove(1), meshes.remove(0));
+        thread::scope(|scope| {
+            let follower = scope.spawn(move || {
+                let _mesh = follower;
+                panic!("as asked");
+            });
+            let mut leader = Leader::new(model(), leader);
+            follower.join().unwrap_err();
+            let step = PrefillStep::new(0, &[PageId(0)], LogitRows::Last);
+            let error = leader.forward_prefill(&[TokenId(1)], &step).unwrap_err();
+            assert_eq!(error.to_string(), panicked(1));
         });
     }
 

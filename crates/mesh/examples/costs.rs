@@ -4,7 +4,7 @@
 //! `mpirun -n 2 target/release/examples/costs 1x2`.
 
 use dsv3_mesh::{Collective, Group, Mesh, MeshShape, Rank, launched_processes, measure::cost};
-use std::{env, error::Error, io::Write as _, thread};
+use std::{env, error::Error, io::Write as _, thread, time::Duration};
 
 /// What a rank may meet, on whatever thread.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Failure> {
 
 #[cfg(feature = "mpi")]
 fn over_processes(shape: MeshShape, processes: usize) -> Result<(), Failure> {
-    let mesh = Mesh::mpi(shape)?;
+    let mesh = Mesh::mpi(shape, Duration::from_secs(60))?;
     if mesh.rank() == Rank(0) {
         say(&format!("{shape} devices, {processes} processes over MPI"))?;
     }

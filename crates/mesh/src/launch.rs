@@ -1,7 +1,7 @@
 //! How this process was started.
 
-use crate::{Rank, numa};
-use std::{env, thread};
+use crate::{Peer, Rank, numa};
+use std::{env, fs, thread};
 
 /// The variables in which launchers tell a process how many there are: Open MPI's; MPICH's, Intel MPI's and others'.
 const SIZE_VARIABLES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
@@ -29,6 +29,12 @@ pub fn launched_neighbours() -> Option<usize> {
 /// Which of the [`launched_processes`] this one is.
 pub fn launched_rank() -> Option<Rank> {
     first_number(&RANK_VARIABLES).map(Rank)
+}
+
+/// Which of the [`launched_processes`] this one is, and where: for what there is to say before the processes meet.
+pub fn launched_peer() -> Option<Peer> {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    launched_rank().map(|rank| Peer { rank, host: host.map(|host| host.trim().to_owned()) })
 }
 
 fn first_number(variables: &[&str]) -> Option<usize> {

@@ -27,7 +27,7 @@ mod view;
 
 pub use config::{AllGatherConfig, AllReduceConfig, AllToAllConfig, Dim, ReduceScatterConfig, Topology};
 pub use error::{Cause, Peer, TransportError};
-pub use launch::{launched_neighbours, launched_processes, launched_rank};
+pub use launch::{launched_neighbours, launched_peer, launched_processes, launched_rank};
 pub use layout::{ExpertSharding, Layout, ParseExpertShardingError};
 pub use mesh::{DEFAULT_TIMEOUT, Mesh};
 #[cfg(feature = "mpi")]

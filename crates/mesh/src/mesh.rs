@@ -15,7 +15,7 @@ mod fit;
 
 /// How long a rank waits for the others unless told otherwise. Leaves time to end a job within ten seconds of a rank's
 /// standing still.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(8);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Bytes that an all_reduce in one step may send more than one in two: what a transport sends in the time that a
 /// second step takes.
@@ -99,7 +99,13 @@ impl Mesh {
     /// Ends the mesh for all ranks, because this one met an error. The others' calls fail with the message. Where
     /// ranks are processes, the message goes to standard error and the whole job ends here, with exit code 1.
     pub fn abort(&self, message: &str) {
-        self.transport.fail(Cause::Failed(message.to_owned()));
+        let cause = Cause::Failed(message.to_owned());
+        self.transport.fail(TransportError { peer: self.peer(self.rank), cause }, false);
+    }
+
+    /// [`abort`](Self::abort) for a reason that other ranks know, too, and abort for: one of them speaks for all.
+    pub fn abort_because(&self, error: TransportError) {
+        self.transport.fail(error, true);
     }
 
     /// Puts the parts of all members together, along the config's dimension.

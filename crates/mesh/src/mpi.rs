@@ -5,7 +5,7 @@
 //! label where it is small; else what is left follows in messages of its own.
 
 use crate::{
-    Cause, Mesh, MeshShape, Peer, Rank, TransportError,
+    Cause, Mesh, MeshShape, Peer, Rank, TransportError, launched_peer,
     transport::{Call, Give, Label, Take, Transport},
     view::{Buffer, View},
 };
@@ -21,6 +21,7 @@ use std::{
 use transfer::Transfer;
 
 mod connection;
+mod notes;
 mod receive;
 mod transfer;
 
@@ -33,9 +34,12 @@ const HEAD: usize = 32;
 const SPIN: Duration = Duration::from_micros(300);
 /// The first sleep after that, and the longest: each is twice the one before.
 const SLEEP: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
-/// How long a process that fails because of another waits for each rank before it, so that one of them speaks for all
+/// How long a process that fails for a reason that others know, too, waits for each rank before it, so that one of them speaks for all
 /// and ends the job meanwhile; and the longest of these times.
-const TURN: [Duration; 2] = [Duration::from_millis(50), Duration::from_millis(500)];
+const TURN: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(800)];
+/// How long the process that has spoken leaves it to the launcher to find out that a host is gone: one that has orders
+/// for that host under way no longer looks whether it is there.
+const LAUNCHERS_TURN: Duration = Duration::from_millis(2500);
 /// How long a failing process waits for the job's end that it asked for before it ends by itself.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -63,20 +67,28 @@ pub enum MpiError {
 impl Mesh {
     /// This process's view of a mesh whose ranks are the processes of the MPI job that it was started in.
     ///
+    /// Waits until all of the job's processes have come so far, up to `patience`; then the process ends with an error.
+    ///
     /// When the last clone is dropped, MPI is left, which waits for the other processes to do the same. When it is
     /// dropped by a panic, the job ends.
     ///
     /// # Errors
     /// If the job has not as many processes as the mesh has devices, or MPI cannot be had.
-    pub fn mpi(shape: MeshShape) -> Result<Self, MpiError> {
+    pub fn mpi(shape: MeshShape, patience: Duration) -> Result<Self, MpiError> {
+        let own = launched_peer().map_or_else(|| "a process of this job".to_owned(), |peer| peer.to_string());
+        let line = format!("{own}: the other ranks did not start within {} s", patience.as_secs_f64());
+        let watched = Watch::start(patience, line);
         let (universe, threading) =
             mpi::initialize_with_threading(Threading::Serialized).ok_or(MpiError::InUse)?;
+        drop(watched);
         if threading < Threading::Serialized {
             return Err(MpiError::Threads);
         }
         let world = universe.world();
         let (processes, rank) = (world.size() as usize, world.rank() as usize);
         if processes != shape.devices() {
+            // To leave MPI is to wait for the others, which may see it otherwise. The process is about to end.
+            std::mem::forget(universe);
             return Err(MpiError::Processes { shape, processes, rank });
         }
         let rank = Rank(rank);
@@ -118,8 +130,8 @@ impl Transport for Mpi {
         result
     }
 
-    fn fail(&self, cause: Cause) {
-        self.end_job(&TransportError { peer: self.peer(self.rank), cause }.to_string())
+    fn fail(&self, error: TransportError, shared: bool) {
+        self.end_job(&error, shared)
     }
 
     fn host(&self, rank: Rank) -> Option<String> {
@@ -130,6 +142,10 @@ impl Transport for Mpi {
 impl Mpi {
     fn peer(&self, rank: Rank) -> Peer {
         Peer { rank, host: self.host(rank) }
+    }
+
+    fn others(&self) -> Vec<Rank> {
+        (0..self.hosts.len()).map(Rank).filter(|&rank| rank != self.rank).collect()
     }
 
     fn transfer(
@@ -157,6 +173,7 @@ impl Mpi {
             sends.extend(messages.into_iter().map(|message| (place, message)));
         }
         let mut pause = Pause::default();
+        let mut noted = None;
         loop {
             let mut missing = None;
             for (place, message) in &mut sends {
@@ -170,28 +187,53 @@ impl Mpi {
                 }
             }
             let Some(place) = missing else { break };
-            if start.elapsed() > call.timeout {
-                return Err(error(place, Cause::Late { call: call.name(), timeout: call.timeout }));
+            let waited = start.elapsed();
+            if waited > call.timeout / 2 && noted != Some(place) {
+                notes::send(connection, &self.others(), Some(call.members.ranks[place]), call.label);
+                noted = Some(place);
+            }
+            if waited > call.timeout {
+                let first = (call.members.ranks[place], call.label);
+                let (rank, label) = notes::at_fault(connection, &self.others(), first);
+                let cause = Cause::Late { call: label.name(), timeout: call.timeout };
+                return Err(TransportError { peer: self.peer(rank), cause });
             }
             pause.next(sends.len() > gives || receives.iter().any(|(_, receive)| receive.is_moving()));
+        }
+        if noted.is_some() {
+            notes::send(connection, &self.others(), None, call.label);
         }
         Ok(receives.into_iter().map(|(_, receive)| receive.finish(&mut connection.heads)).collect())
     }
 
+    /// Who says that a rank is at fault: one that may still be heard where that one's host is gone.
+    fn first_to_speak(&self, fault: Rank) -> Rank {
+        let elsewhere = |rank: &Rank| self.hosts.get(rank.0) != self.hosts.get(fault.0);
+        let mut ranks = (0..self.hosts.len()).map(Rank);
+        ranks.clone().find(elsewhere).or_else(|| ranks.find(|&rank| rank != fault)).unwrap_or(self.rank)
+    }
+
     /// Says why, in one line, and ends all processes of the job.
-    fn end_job(&self, message: &str) -> ! {
+    fn end_job(&self, error: &TransportError, shared: bool) -> ! {
         let connection = match self.connection.try_lock() {
             // Another thread is in an exchange, and MPI takes one at a time.
             Err(TryLockError::WouldBlock) => None,
             Ok(connection) => Some(connection),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
         };
-        if connection.as_ref().is_some_and(|connection| connection.as_ref().is_some_and(|it| it.broken)) {
-            thread::sleep((TURN[0] * self.rank.0 as u32).min(TURN[1]));
+        let broken =
+            connection.as_ref().and_then(|connection| connection.as_ref()).is_some_and(|it| it.broken);
+        let lost = matches!(error.cause, Cause::Late { .. } | Cause::Broken(_))
+            && self.hosts.get(error.peer.rank.0) != self.hosts.get(self.rank.0);
+        let first = self.first_to_speak(error.peer.rank);
+        if (broken || shared) && self.rank != first {
+            let turn = (TURN[0] * self.rank.0 as u32).clamp(TURN[0], TURN[1]);
+            thread::sleep(if lost { LAUNCHERS_TURN + turn } else { turn });
         }
-        let line = format!("dsv3: error: {}\n", message.replace(['\n', '\r'], " "));
-        // Nobody is left to be told if it fails.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        last_line(&error.to_string());
+        if lost && self.rank == first {
+            thread::sleep(LAUNCHERS_TURN);
+        }
         // Where the network is gone, so may be the job's other end; then this process ends alone.
         thread::spawn(|| {
             thread::sleep(LAST_WORDS);
@@ -207,7 +249,7 @@ impl Mpi {
 impl Drop for Mpi {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.fail(Cause::Panicked);
+            self.fail(TransportError { peer: self.peer(self.rank), cause: Cause::Panicked }, false);
         }
         let Some(connection) = lock(&self.connection).take() else { return };
         if connection.broken {
@@ -215,22 +257,39 @@ impl Drop for Mpi {
             std::mem::forget(connection);
             return;
         }
-        let (left, waits) = mpsc::channel::<()>();
-        let line = format!(
-            "dsv3: error: {}: the other ranks did not end within {} s\n",
-            self.peer(self.rank),
-            crate::DEFAULT_TIMEOUT.as_secs()
-        );
-        let watch = thread::spawn(move || {
-            if waits.recv_timeout(crate::DEFAULT_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                let _ = std::io::stderr().write_all(line.as_bytes());
+        let patience = crate::DEFAULT_TIMEOUT;
+        let line =
+            format!("{}: the other ranks did not end within {} s", self.peer(self.rank), patience.as_secs());
+        let watched = Watch::start(patience, line);
+        drop(connection);
+        drop(watched);
+    }
+}
+
+/// Ends the process where MPI itself waits for others too long. Its drop is the end of the wait.
+struct Watch {
+    _waits: mpsc::Sender<()>,
+}
+
+impl Watch {
+    /// Waits for so long, then says why and ends the process.
+    fn start(patience: Duration, line: String) -> Self {
+        let (waits, ended) = mpsc::channel();
+        thread::spawn(move || {
+            if ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+                last_line(&line);
                 end_process();
             }
         });
-        drop(connection);
-        drop(left);
-        let _ = watch.join();
+        Self { _waits: waits }
     }
+}
+
+/// Says why the process ends, at once, so that no other's words come between.
+fn last_line(message: &str) {
+    let line = format!("dsv3: error: {}\n", message.replace(['\n', '\r'], " "));
+    // Nobody is left to be told if it fails.
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Sends a view: its label, its length and its first bytes in one message, what is left after it.

@@ -107,8 +107,8 @@ impl Transport for Threads {
             .collect()
     }
 
-    fn fail(&self, cause: Cause) {
-        self.shared.fail(TransportError { peer: peer(self.rank), cause });
+    fn fail(&self, error: TransportError, _: bool) {
+        self.shared.fail(error);
     }
 
     fn host(&self, _: Rank) -> Option<String> {
@@ -119,7 +119,7 @@ impl Transport for Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.fail(Cause::Panicked);
+            self.shared.fail(TransportError { peer: peer(self.rank), cause: Cause::Panicked });
         }
         self.shared.places[self.rank.0].gone.store(true, Ordering::SeqCst);
         self.shared.wake_all();

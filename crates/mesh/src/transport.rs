@@ -15,8 +15,9 @@ pub trait Transport: Send + Sync {
     fn exchange(&self, call: &Call<'_>, give: Give, take: Take)
     -> Result<Vec<(Label, View)>, TransportError>;
 
-    /// Makes the others' calls fail at once, and tells them why.
-    fn fail(&self, cause: Cause);
+    /// Makes all ranks' calls fail at once, and tells them why. `shared` says that other ranks have this error, too, and
+    /// call this for it.
+    fn fail(&self, error: TransportError, shared: bool);
 
     /// The name of a rank's host, where ranks may run on several.
     fn host(&self, rank: Rank) -> Option<String>;
@@ -64,7 +65,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The collective and who meets in it.
     pub fn name(&self) -> String {
-        format!("{} over {}", self.label.collective, self.members.group)
+        self.label.name()
     }
 }
 
@@ -123,6 +124,11 @@ pub struct Label {
 }
 
 impl Label {
+    /// The collective and who meets in it.
+    pub fn name(self) -> String {
+        format!("{} over {}", self.collective, self.group)
+    }
+
     /// The label as three numbers.
     pub fn to_words(self) -> [u64; 3] {
         let place = |found: Option<usize>| found.expect("each variant is listed") as u64;
@@ -167,7 +173,7 @@ impl Transport for SingleDevice {
         Err(TransportError { peer, cause: Cause::Broken(format!("{} of one device", call.name())) })
     }
 
-    fn fail(&self, _: Cause) {}
+    fn fail(&self, _: TransportError, _: bool) {}
 
     fn host(&self, _: Rank) -> Option<String> {
         None

@@ -59,7 +59,7 @@ const TESTS: [(&str, fn()); 9] = [
 
 /// What a rank does.
 fn rank(role: &str, shape: MeshShape) -> ExitCode {
-    let mesh = match Mesh::mpi(shape) {
+    let mesh = match Mesh::mpi(shape, Duration::from_secs(60)) {
         Ok(mesh) => mesh.with_timeout(TIMEOUT),
         Err(error) => {
             say(&error.to_string());
@@ -95,7 +95,7 @@ fn rank(role: &str, shape: MeshShape) -> ExitCode {
         _ => {}
     }
     let error = mesh.barrier(Group::All).and_then(|()| mesh.barrier(Group::All)).unwrap_err();
-    mesh.abort(&error.to_string());
+    mesh.abort_because(error);
     ExitCode::SUCCESS
 }
 
@@ -186,7 +186,7 @@ fn names_the_rank(role: &str, cause: &str) {
     let expected = format!("rank 1 on {} {cause}", host.trim());
     let lines: Vec<_> = stderr.lines().filter(|line| line.contains("dsv3: error: ")).collect();
     assert_eq!(lines.len(), 1, "{stderr}");
-    assert!(lines[0].ends_with(&expected), "{stderr}");
+    assert_eq!(lines[0], format!("dsv3: error: {expected}"), "{stderr}");
     assert_ne!(code, Some(0));
     assert!(time < Duration::from_secs(10), "{time:?}");
 }

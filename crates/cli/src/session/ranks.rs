@@ -7,18 +7,28 @@ use crate::{
     operator_configs::OperatorConfigs,
     output::note,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow};
 use dsv3_engine::{LEADER, Leader, follow};
-use dsv3_mesh::{Group, Mesh, MeshShape, Rank, launched_neighbours, launched_processes, numa};
+use dsv3_mesh::{
+    Cause, Group, Mesh, MeshShape, Rank, TransportError, launched_neighbours, launched_processes, numa,
+};
 use dsv3_runtime::Device;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     num::NonZeroUsize,
+    sync::mpsc,
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
-/// What all ranks must have in common before they start, each with a name for the user.
-type Facts = Vec<(String, String)>;
+/// What all ranks must have in common before they start, each with a name for the user; or why there is none.
+type Facts = Result<Vec<(String, String)>, String>;
+
+/// How far a rank is with its share: its weights are there, or not yet, or why they are not.
+type Progress = Result<bool, String>;
+
+/// How often ranks that load tell each other how far they are, at least.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the leader has decided for all.
 #[derive(Clone, Serialize, Deserialize)]
@@ -50,29 +60,30 @@ pub(super) fn lead(
     let followers = ranks.map(|mesh| {
         let model = model.clone();
         let name = format!("dsv3-rank-{}", mesh.rank().0);
-        let follower = move || run_follower(&model, &mesh, args);
+        let follower = move || run_follower(Ok(&model), &mesh, args);
         thread::Builder::new().name(name).spawn(follower).context("a thread for a rank")
     });
     let followers = Followers(followers.collect::<Result<_>>()?);
-    let share = begin(model, &mesh, orders, args).inspect_err(|error| mesh.abort(&crate::one_line(error)))?;
+    let share = begin(model, &mesh, orders, args).inspect_err(|error| abort(&mesh, error))?;
     Ok((Leader::new(share, mesh), followers))
 }
 
 fn begin(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
-    let all = gather_facts(mesh, &facts(model, args), args)?;
-    compare(mesh, &all)?;
+    compare_facts(mesh, &facts(model, args), args)?;
     let bytes = serde_json::to_vec(&orders).context("the orders for all ranks")?;
     mesh.broadcast(Some(bytes), LEADER, Group::All)?;
     open(model, mesh, orders, args)
 }
 
-/// Follows as the one rank of this process.
+/// Follows as the one rank of this process, which opens the model when it has joined the others: they are to know where
+/// that fails.
 ///
 /// # Errors
 /// Only before there is a mesh; what fails later ends the job.
-pub(crate) fn follow_launched(model: &OpenModel, args: DeviceArgs) -> Result<()> {
+pub(crate) fn follow_launched(open: impl Fn() -> Result<OpenModel>, args: DeviceArgs) -> Result<()> {
     for mesh in join(args)? {
-        run_follower(model, &mesh, args);
+        let model = open();
+        run_follower(model.as_ref(), &mesh, args);
     }
     Ok(())
 }
@@ -90,14 +101,16 @@ impl Drop for Followers {
 }
 
 /// Follows as one rank; where that fails, all ranks are told.
-fn run_follower(model: &OpenModel, mesh: &Mesh, args: DeviceArgs) {
+fn run_follower(model: Result<&OpenModel, &Error>, mesh: &Mesh, args: DeviceArgs) {
     if let Err(error) = try_follow(model, mesh, args) {
-        mesh.abort(&crate::one_line(&error));
+        abort(mesh, &error);
     }
 }
 
-fn try_follow(model: &OpenModel, mesh: &Mesh, args: DeviceArgs) -> Result<()> {
-    gather_facts(mesh, &facts(model, args), args)?;
+fn try_follow(model: Result<&OpenModel, &Error>, mesh: &Mesh, args: DeviceArgs) -> Result<()> {
+    let facts = model.map_err(crate::one_line).and_then(|model| facts(model, args));
+    compare_facts(mesh, &facts, args)?;
+    let model = model.map_err(|error| anyhow!("{error:#}"))?;
     let patient = mesh.clone().with_timeout(args.mesh.start_timeout());
     let orders = patient.broadcast(None, LEADER, Group::All)?;
     let orders = serde_json::from_slice(&orders).context("the leader's orders")?;
@@ -105,10 +118,24 @@ fn try_follow(model: &OpenModel, mesh: &Mesh, args: DeviceArgs) -> Result<()> {
     Ok(follow(&mut share, mesh)?)
 }
 
+/// Tells all ranks why this one ends.
+fn abort(mesh: &Mesh, error: &Error) {
+    let of_cause = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(dsv3_runtime::Error::Transport(error)) => Some(error.clone()),
+        _ => cause.downcast_ref().cloned(),
+    };
+    let transport: Option<TransportError> = error.chain().find_map(of_cause);
+    match transport {
+        Some(error) => mesh.abort_because(error),
+        None => mesh.abort(&crate::one_line(error)),
+    }
+}
+
 /// The ranks that run in this process: the one that a launcher made it, or all of them.
 fn join(args: DeviceArgs) -> Result<Vec<Mesh>> {
     let shape = args.mesh.layout.layout().mesh;
-    let ranks = if is_launched() { vec![launched(shape)?] } else { Mesh::threads(shape) };
+    let ranks =
+        if is_launched() { vec![launched(shape, args.mesh.start_timeout())?] } else { Mesh::threads(shape) };
     Ok(ranks.into_iter().map(|mesh| mesh.with_timeout(args.mesh.timeout())).collect())
 }
 
@@ -118,23 +145,65 @@ pub(crate) fn is_launched() -> bool {
 }
 
 #[cfg(feature = "mpi")]
-fn launched(shape: MeshShape) -> Result<Mesh> {
-    Ok(Mesh::mpi(shape)?)
+fn launched(shape: MeshShape, patience: Duration) -> Result<Mesh> {
+    Ok(Mesh::mpi(shape, patience)?)
 }
 
 #[cfg(not(feature = "mpi"))]
-fn launched(_: MeshShape) -> Result<Mesh> {
-    bail!("this dsv3 was built without MPI")
+fn launched(_: MeshShape, _: Duration) -> Result<Mesh> {
+    anyhow::bail!("this dsv3 was built without MPI")
 }
 
-/// Loads a rank's share, and waits until all others have theirs.
+/// Loads a rank's share, and waits until all others have theirs. Meanwhile the ranks tell each other how far they are: one
+/// that is gone or hangs ends the job also now.
 fn open(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
+    thread::scope(|scope| {
+        let (ended, end) = mpsc::channel();
+        let all = scope.spawn(move || {
+            // Others need not wait until this rank has loaded.
+            wait_for_all(mesh, &end, args).inspect_err(|error| abort(mesh, error))
+        });
+        let share = load(model, mesh, orders, args);
+        // If nobody hears it, the job has ended.
+        let _ = ended.send(share.as_ref().map(|_| true).map_err(crate::one_line));
+        all.join().map_err(|_| anyhow!("the wait for the other ranks panicked"))??;
+        share
+    })
+}
+
+fn load(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
     let layout = args.mesh.layout.layout();
     model.prepare(layout, &[mesh.rank()])?;
     let device = Device::of_rank(mesh.clone(), settle(mesh, args)?)?;
-    let share = Share::open(model, layout, orders.configs, orders.room, device, args.load)?;
-    mesh.clone().with_timeout(args.mesh.start_timeout()).barrier(Group::All)?;
-    Ok(share)
+    Share::open(model, layout, orders.configs, orders.room, device, args.load)
+}
+
+/// Tells the others what comes from `end`, until all ranks have their shares.
+///
+/// # Errors
+/// The first rank that has failed, or takes longer than the user allows.
+fn wait_for_all(mesh: &Mesh, end: &mpsc::Receiver<Progress>, args: DeviceArgs) -> Result<()> {
+    let interval = PROGRESS_INTERVAL.min(mesh.timeout() / 4);
+    let start = Instant::now();
+    let mut own = Ok(false);
+    loop {
+        if own == Ok(false) {
+            match end.recv_timeout(interval) {
+                Ok(progress) => own = progress,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => own = Err("panicked".to_owned()),
+            }
+        }
+        let all: Vec<Progress> = gather(mesh, &own)?;
+        if let Some((rank, error)) = first_error(&all) {
+            return Err(failed(mesh, rank, error));
+        }
+        let Some(rank) = all.iter().position(|progress| *progress == Ok(false)) else { return Ok(()) };
+        if start.elapsed() > args.mesh.start_timeout() {
+            let cause = Cause::Late { call: "the first step".to_owned(), timeout: args.mesh.start_timeout() };
+            return Err(TransportError { peer: mesh.peer(Rank(rank)), cause }.into());
+        }
+    }
 }
 
 /// Brings this thread, and with it the device's, to the device's NUMA node where there are several. Gives how many
@@ -159,29 +228,45 @@ fn facts(model: &OpenModel, args: DeviceArgs) -> Facts {
         ("the version of dsv3", env!("CARGO_PKG_VERSION").to_owned()),
         ("--mesh", args.mesh.layout.layout().to_string()),
     ];
-    own.into_iter().chain(model.facts()).map(|(name, value)| (name.to_owned(), value)).collect()
+    Ok(own.into_iter().chain(model.facts()).map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
-/// Tells all ranks what this one starts from. Gives what each one starts from.
-fn gather_facts(mesh: &Mesh, facts: &Facts, args: DeviceArgs) -> Result<Vec<Facts>> {
-    let patient = mesh.clone().with_timeout(args.mesh.start_timeout());
-    let bytes = serde_json::to_vec(facts).context("facts to compare")?;
-    let all = patient.all_gather_bytes(bytes, Group::All)?;
-    let all: Result<Vec<Facts>, _> = all.iter().map(|facts| serde_json::from_slice(facts)).collect();
-    all.context("what the ranks start from")
-}
-
-/// Compares all ranks with the leader.
+/// Compares what all ranks start from with what the leader does.
 ///
 /// # Errors
-/// The first difference, with the name of the rank.
-fn compare(mesh: &Mesh, all: &[Facts]) -> Result<()> {
+/// The first rank that cannot start, or starts from something else; the same on every rank.
+fn compare_facts(mesh: &Mesh, facts: &Facts, args: DeviceArgs) -> Result<()> {
+    let patient = mesh.clone().with_timeout(args.mesh.start_timeout());
+    let all: Vec<Facts> = gather(&patient, facts)?;
+    if let Some((rank, error)) = first_error(&all) {
+        return Err(failed(mesh, rank, error));
+    }
+    let all: Vec<_> = all.into_iter().flatten().collect();
     for (rank, facts) in all.iter().enumerate() {
         if let Some(((name, expected), (_, got))) = all[0].iter().zip(facts).find(|(own, other)| own != other)
         {
-            let (peer, leader) = (mesh.peer(Rank(rank)), mesh.peer(LEADER));
-            bail!("{peer} starts from something else: {name} is {got}, but {expected} on {leader}");
+            let leader = mesh.peer(LEADER);
+            let difference =
+                format!("it starts from something else: {name} is {got}, but {expected} on {leader}");
+            return Err(failed(mesh, rank, &difference));
         }
     }
     Ok(())
+}
+
+/// Tells all ranks what this one has to say. Gives what each one says.
+fn gather<T: Serialize + DeserializeOwned>(mesh: &Mesh, own: &T) -> Result<Vec<T>> {
+    let bytes = serde_json::to_vec(own).context("what ranks tell each other")?;
+    let all = mesh.all_gather_bytes(bytes, Group::All)?;
+    let all: Result<Vec<T>, _> = all.iter().map(|bytes| serde_json::from_slice(bytes)).collect();
+    all.context("what ranks tell each other")
+}
+
+fn first_error<T>(all: &[Result<T, String>]) -> Option<(usize, &str)> {
+    let mut all = all.iter().enumerate();
+    all.find_map(|(rank, result)| result.as_ref().err().map(|error| (rank, &error[..])))
+}
+
+fn failed(mesh: &Mesh, rank: usize, error: &str) -> Error {
+    TransportError { peer: mesh.peer(Rank(rank)), cause: Cause::Failed(error.to_owned()) }.into()
 }

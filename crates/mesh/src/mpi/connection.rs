@@ -29,6 +29,8 @@ unsafe impl Send for Connection {}
 pub(super) struct Address {
     pub(super) communicator: MPI_Comm,
     pub(super) place: i32,
+    /// Messages to one process in a group with one tag come in the order sent.
+    pub(super) tag: i32,
 }
 
 impl Connection {
@@ -52,6 +54,11 @@ impl Connection {
 
     /// The address of the member at a place.
     pub(super) fn peer(&self, group: Group, place: usize) -> Address {
-        Address { communicator: self.communicators[group.index()].as_raw(), place: place as i32 }
+        Address { communicator: self.communicators[group.index()].as_raw(), place: place as i32, tag: 0 }
+    }
+
+    /// Where a rank looks for what others tell it beside the exchanges.
+    pub(super) fn notes(&self, rank: Rank) -> Address {
+        Address { tag: 1, ..self.peer(Group::All, rank.0) }
     }
 }

@@ -8,8 +8,6 @@ use std::{mem, ops::Range, ptr};
 
 /// Bytes of one message: MPI counts in a C int.
 const MESSAGE: usize = 1 << 30;
-/// Messages between two processes in a group come in the order sent, so one tag does.
-const TAG: i32 = 0;
 
 /// Messages under way, and their memory. What is dropped before its end leaves the memory to MPI for good.
 pub(super) struct Transfer<M> {
@@ -36,7 +34,7 @@ impl Transfer<View> {
                     message.len() as i32,
                     ffi::RSMPI_UINT8_T,
                     to.place,
-                    TAG,
+                    to.tag,
                     to.communicator,
                     &raw mut request,
                 )
@@ -66,7 +64,7 @@ impl Transfer<Vec<u8>> {
                     range.len() as i32,
                     ffi::RSMPI_UINT8_T,
                     from.place,
-                    TAG,
+                    from.tag,
                     from.communicator,
                     &raw mut request,
                 )
