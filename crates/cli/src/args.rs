@@ -5,15 +5,17 @@ mod device;
 pub(crate) mod eval;
 mod layout;
 mod mesh;
+mod plan;
 mod precision;
 
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
 pub(crate) use device::{DeviceArgs, LoadArgs};
-pub(crate) use layout::{LayoutArgs, Ranks};
+pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
-pub(crate) use precision::PrecisionArgs;
+pub(crate) use plan::{MachineArgs, PlanArgs};
+pub(crate) use precision::{CacheArg, PrecisionArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;
@@ -26,6 +28,7 @@ Examples:
   dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
+  dsv3 plan --model config.json --mesh 1x4 --link 100  would it fit, and how fast would it be?
   dsv3 bench run --model ~/DeepSeek-V3                 how fast is it here, and how fast could it be?
 
 The three stages: `convert` prepares the weights, `config` makes the operator configs, \
@@ -58,6 +61,11 @@ pub(crate) enum Command {
     ///
     /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size.
     Config(ConfigArgs),
+    /// Tell what each device of a mesh will hold, read and send, and how fast that can be
+    ///
+    /// Loads nothing: a checkpoint's headers, or its config.json alone, are enough. The machine's memory bandwidth and
+    /// arithmetic are measured in a second, unless they are given for machines that are elsewhere.
+    Plan(Box<PlanArgs>),
     /// Write the logits of a sequence of tokens to a file
     ///
     /// For comparing with other implementations. The file is in safetensors format and holds one tensor, `logits`,
@@ -84,7 +92,7 @@ impl Command {
                 Some((&args.model, args.device))
             }
             Self::Bench(BenchArgs { command: BenchCommand::Run(args) }) => Some((&args.model, args.device())),
-            Self::Bench(_) | Self::Convert(_) | Self::Config(_) | Self::Inspect(_) => None,
+            Self::Bench(_) | Self::Convert(_) | Self::Config(_) | Self::Plan(_) | Self::Inspect(_) => None,
         }
     }
 }

@@ -8,7 +8,9 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{Model, ModelWeights};
-use dsv3_runtime::{Device, Error, MappedChunk, MappedWeights, Module, Weight, WeightPath, lock_limit};
+use dsv3_runtime::{
+    Device, Error, MappedChunk, MappedWeights, Module, Weight, WeightCopy, WeightPath, lock_limit,
+};
 use indicatif::DecimalBytes;
 use std::{
     convert::Infallible,
@@ -31,7 +33,43 @@ const AHEAD: usize = 6;
 ///
 /// # Errors
 /// A failing read; weights that cannot be locked, or do not fit into memory where all are to be read now.
-pub(crate) fn load(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Device) -> Result<ReadAhead> {
+pub(crate) fn load(
+    weights: ModelWeights<Weight>,
+    args: LoadArgs,
+    device: &Device,
+) -> Result<(ModelWeights<Weight>, ReadAhead)> {
+    if args.copy_weights {
+        return Ok((copy(weights, device)?, ReadAhead::default()));
+    }
+    let read_ahead = load_mapped(&weights, args, device)?;
+    Ok((weights, read_ahead))
+}
+
+/// Weights in memory of their own.
+fn copy(weights: ModelWeights<Weight>, device: &Device) -> Result<ModelWeights<Weight>> {
+    let mut copy = WeightCopy::default();
+    let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |_, weight: Weight| {
+        copy.add(&weight);
+        Ok::<_, Infallible>(())
+    });
+    let total = copy.bytes();
+    if let Some(free) = free_memory().filter(|&free| total > free) {
+        let (total, free) = (DecimalBytes(total), DecimalBytes(free));
+        bail!(
+            "--copy-weights: the weights take {total}, and this system has {free} free: leave the option out"
+        );
+    }
+    let progress = Mutex::new(Progress::new("copying the weights", Unit::BytesRead));
+    let copied = copy.run(device, |done| {
+        progress.lock().unwrap_or_else(PoisonError::into_inner).update(done, total);
+    });
+    let Ok(weights) = Model::try_map(weights, &mut WeightPath::default(), &mut |_, weight: Weight| {
+        Ok::<_, Infallible>(copied.of(&weight))
+    });
+    Ok(weights)
+}
+
+fn load_mapped(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Device) -> Result<ReadAhead> {
     let mut mapped = MappedWeights::default();
     let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |_, weight: Weight| {
         mapped.add(&weight);
@@ -187,7 +225,7 @@ fn read_ahead(chunks: &[MappedChunk], flags: &Flags) {
 }
 
 /// Bytes of memory that can be had without driving out what is in use; none where the system does not tell.
-fn free_memory() -> Option<u64> {
+pub(crate) fn free_memory() -> Option<u64> {
     available_bytes(&fs::read_to_string("/proc/meminfo").ok()?)
 }
 

@@ -65,6 +65,7 @@ fn run(command: Command) -> Result<()> {
         Command::Generate(args) => commands::generate::run(*args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Config(args) => commands::config::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
         Command::Logits(args) => commands::logits::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),

@@ -33,6 +33,21 @@ fn tokens_are_the_same_on_every_mesh() {
 }
 
 #[test]
+fn weights_may_be_copied_and_devices_found() {
+    let place = Workplace::new();
+    let expected = tokens(&place.run(generate("1x1", "tensor")).success().stdout);
+    for mesh in ["1x1", "1x2"] {
+        let args = generate(mesh, "tensor").into_iter().chain(["--copy-weights".to_owned()]);
+        assert_eq!(tokens(&place.run(args).success().stdout), expected, "{mesh}");
+    }
+    let run = place.run(generate("auto", "tensor")).success();
+    assert_eq!(tokens(&run.stdout), expected);
+    // One for each NUMA node; most machines have one.
+    assert!(run.stderr.contains("one NUMA node") || run.stderr.contains("devices of"), "{}", run.stderr);
+    place.run(["generate", "--copy-weights", "--mlock", "hi"]).is_usage_error("--mlock");
+}
+
+#[test]
 fn logits_are_those_of_one_device() {
     let place = Workplace::new();
     let ids = place.file("ids.json", format!("{:?}", (2..60).collect::<Vec<u32>>()));

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod collectives;
 pub mod counts;
 mod decoder_block;
 mod embedding;
@@ -26,8 +27,10 @@ mod rope;
 mod rows;
 mod shared_expert;
 mod spec;
+mod speed;
 mod traffic;
 
+pub use collectives::{PlannedChunk, PlannedCollective, PlannedStep, planned_collectives};
 pub use decoder_block::{
     DecoderBlock, DecoderBlockConfig, DecoderBlockWeights, FeedForward, MlpDecoderBlock, MoeDecoderBlock,
 };
@@ -41,8 +44,9 @@ pub use model::{Model, ModelConfig, ModelOutput, ModelState, ModelWeights};
 pub use moe::{Moe, MoeConfig, MoeWeights};
 pub use moe_gate::{MoeGate, MoeGateConfig, MoeGateWeights};
 pub use mtp::{Mtp, MtpConfig, MtpInput, MtpWeights};
-pub use plan::{HeldWeights, PlannedWeight, held_weights, plan_weights, usual_format};
+pub use plan::{HeldWeights, PlannedWeight, held_weights, plan_weights, scratch_bytes, usual_format};
 pub use rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights};
 pub use rope::{Rope, RopeInput};
 pub use shared_expert::SharedExpert;
-pub use traffic::{decode_bytes, planned_step_bytes, step_bytes};
+pub use speed::{Machines, StepTime, Work, busiest_share};
+pub use traffic::{decode_bytes, planned_step_bytes, planned_step_bytes_of, step_bytes};

@@ -1,6 +1,11 @@
 //! What each device of a mesh is to hold, from the configuration alone or with a checkpoint's headers.
 
-use crate::{Model, hf::HfConfig, kinds, model::ModelWeights};
+use crate::{
+    Model,
+    hf::HfConfig,
+    kinds,
+    model::{ModelConfig, ModelWeights},
+};
 use dsv3_mesh::{Layout, Rank};
 use dsv3_runtime::{Error, Format, Formats, Module, Prefix, WeightKind, WeightPath, WeightSpec, WeightTree};
 use std::convert::Infallible;
@@ -89,6 +94,32 @@ pub fn held_weights(plan: &ModelWeights<PlannedWeight>) -> Vec<HeldWeights> {
         Ok(())
     });
     held
+}
+
+/// About how many bytes a device works in beside weights and cache when it prefills `tokens` of a chunk, `logit_rows` of
+/// which get logits: the activations of each kind of layer, which are kept for the next one.
+pub fn scratch_bytes(hf: &HfConfig, cfg: &ModelConfig, tokens: usize, logit_rows: usize) -> u64 {
+    let hidden = hf.hidden_size;
+    let block = cfg.moe_decoder_block.as_ref().map(|block| &block.mla);
+    let attention = block.or(cfg.mlp_decoder_block.as_ref().map(|block| &block.mla)).map_or(0, |mla| {
+        let heads = mla.attention.heads;
+        let queries = mla.wq_b.in_features + mla.wq_b.out_features;
+        // What the heads give: as it is summed up, of this device, and of all.
+        let values = 2 * heads * mla.attention.v_head_dim + mla.wo.in_features;
+        hidden + mla.paged_cache.features + queries + values + mla.wo.out_features
+    });
+    // In, what the gate and the up projection give, out.
+    let dense = cfg.mlp_decoder_block.as_ref().map_or(0, |block| 2 * hidden + 2 * block.mlp.w1.out_features);
+    let sparse = cfg.moe_decoder_block.as_ref().map_or(0, |block| {
+        let experts = &block.mlp.experts;
+        let shared = block.mlp.shared_experts.as_ref().map_or(0, |shared| 2 * shared.w1.out_features);
+        // A token's features are gathered for each of its experts, in half of the bytes where these are integers.
+        2 * hidden + hf.moe().experts_per_token * (hidden / 2 + 2 * experts.w1.out_features) + shared
+    });
+    // Residual, and normed.
+    let around = 2 * cfg.embedding.features;
+    let head = logit_rows * (cfg.lm_head.linear.out_features + hf.vocab_size);
+    ((tokens * (attention + dense + sparse + around) + head) * size_of::<f32>()) as u64
 }
 
 #[cfg(test)]

@@ -15,18 +15,33 @@ pub fn decode_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>) -> u64 {
 /// tokens visit where they choose at random ([`visited_experts`]). Of a device of a mesh it is what that one reads, on
 /// average where it holds some of the experts.
 pub fn step_bytes(hf: &HfConfig, weights: &ModelWeights<Weight>, tokens: usize) -> u64 {
-    step_bytes_by(hf, weights, tokens, &Weight::bytes)
+    step_bytes_by(hf, weights, (tokens, visited_share(hf, tokens)), &Weight::bytes)
 }
 
 /// As [`step_bytes`], of weights that are planned.
 pub fn planned_step_bytes(hf: &HfConfig, plan: &ModelWeights<PlannedWeight>, tokens: usize) -> u64 {
-    step_bytes_by(hf, plan, tokens, &|weight: &PlannedWeight| weight.bytes)
+    planned_step_bytes_of(hf, plan, tokens, visited_share(hf, tokens))
+}
+
+/// As [`planned_step_bytes`], where of the experts that are there this share is visited, by whatever tokens.
+pub fn planned_step_bytes_of(
+    hf: &HfConfig,
+    plan: &ModelWeights<PlannedWeight>,
+    tokens: usize,
+    visited: f64,
+) -> u64 {
+    step_bytes_by(hf, plan, (tokens, visited), &|weight: &PlannedWeight| weight.bytes)
+}
+
+/// The share of a layer's routed experts that so many tokens visit.
+fn visited_share(hf: &HfConfig, tokens: usize) -> f64 {
+    hf.moe.as_ref().map_or(0.0, |moe| visited_experts(hf, tokens) / moe.routed_experts as f64)
 }
 
 fn step_bytes_by<W: Clone>(
     hf: &HfConfig,
     weights: &ModelWeights<W>,
-    tokens: usize,
+    (tokens, visited): (usize, f64),
     bytes: &dyn Fn(&W) -> u64,
 ) -> u64 {
     let dense: u64 = weights.mlp_decoder_block.iter().map(|block| tree_bytes(block, bytes)).sum();
@@ -38,8 +53,7 @@ fn step_bytes_by<W: Clone>(
             let around = tree_bytes(&block.mla_norm, bytes)
                 + tree_bytes(&block.mla, bytes)
                 + tree_bytes(&block.mlp_norm, bytes);
-            let share = visited_experts(hf, tokens) / hf.moe().routed_experts as f64;
-            let routed = (tree_bytes(&moe.experts, bytes) as f64 * share).round() as u64;
+            let routed = (tree_bytes(&moe.experts, bytes) as f64 * visited).round() as u64;
             around + tree_bytes(&moe.gate, bytes) + routed + tree_bytes(&moe.shared_experts, bytes)
         })
         .sum();

@@ -274,6 +274,23 @@ fn mtp() {
             for output in outputs {
                 part.close("mtp prefill", &output, &expected);
             }
+            // One user, on the last row: the others have nobody.
+            let outputs = ranks.each(|stages, place| {
+                let mut state = stages.state();
+                let pages = [stages.prefill_step(0).pages];
+                let outputs = (0..TOKENS).map(|position| {
+                    let own = if place.row + 1 == place.rows { position..position + 1 } else { 0..0 };
+                    let hidden = place.features(&hidden, own);
+                    let input = MtpInput { tokens: &tokens[position..=position], hidden: &hidden };
+                    let (positions, rows) = ([position], [place.rows - 1]);
+                    let step = DecodeStep::new(&positions, &pages).on_rows(&rows);
+                    Mtp::forward_decode(input, &step, stages.run.decode(&mut state)).unwrap().logits
+                });
+                concat_rows(outputs)
+            });
+            for output in outputs {
+                part.close("mtp decode", &output, &expected);
+            }
         }
     }
 }

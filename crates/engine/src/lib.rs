@@ -72,7 +72,7 @@ pub use gguf::GgufTokenizer;
 pub use model::{LanguageModel, ModelLimits};
 pub use pages::{PagePool, PageTable};
 pub use prompts::read_prompts;
-pub use ranks::{LEADER, Leader, follow};
+pub use ranks::{LEADER, Leader, decode_message_bytes, follow, prefill_message_bytes};
 pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path};
 pub use sampler::{Sampler, SamplingParams, logprob, random_seed};
 pub use sequence::{Event, Request, SampledToken, Sequence};

@@ -40,6 +40,41 @@ enum Message {
     End,
 }
 
+impl Message {
+    fn prefill(tokens: &[TokenId], step: &PrefillStep<'_>) -> Self {
+        Self::Prefill {
+            tokens: tokens.to_vec(),
+            start: step.start,
+            pages: step.pages.to_vec(),
+            logits: step.logits.into(),
+            row: step.row,
+        }
+    }
+
+    fn decode(tokens: &[TokenId], step: &DecodeStep<'_>) -> Self {
+        Self::Decode {
+            tokens: tokens.to_vec(),
+            positions: step.positions.to_vec(),
+            pages: step.pages.iter().map(|pages| pages.to_vec()).collect(),
+            rows: step.rows.to_vec(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a message is made of numbers and lists")
+    }
+}
+
+/// Bytes of what the leader sends each follower before a chunk.
+pub fn prefill_message_bytes(tokens: &[TokenId], step: &PrefillStep<'_>) -> u64 {
+    Message::prefill(tokens, step).bytes().len() as u64
+}
+
+/// Bytes of what the leader sends each follower before a decode step.
+pub fn decode_message_bytes(tokens: &[TokenId], step: &DecodeStep<'_>) -> u64 {
+    Message::decode(tokens, step).bytes().len() as u64
+}
+
 /// [`LogitRows`], as it travels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Rows {
@@ -161,8 +196,7 @@ impl Drop for Turn<'_> {
 
 /// Sends a message to all followers.
 fn tell(mesh: &Mesh, message: &Message) -> Result<(), dsv3_runtime::Error> {
-    let bytes = postcard::to_stdvec(message).expect("a message is made of numbers and lists");
-    let told = mesh.broadcast(Some(bytes), LEADER, Group::All);
+    let told = mesh.broadcast(Some(message.bytes()), LEADER, Group::All);
     checked(mesh, told.map(|_| ()).map_err(Into::into))
 }
 
@@ -187,14 +221,7 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
     ) -> Result<Tensor, dsv3_runtime::Error> {
         let turn = self.heartbeat.as_ref().map(Heartbeat::pause);
         if turn.is_some() {
-            let message = Message::Prefill {
-                tokens: tokens.to_vec(),
-                start: step.start,
-                pages: step.pages.to_vec(),
-                logits: step.logits.into(),
-                row: step.row,
-            };
-            tell(&self.mesh, &message)?;
+            tell(&self.mesh, &Message::prefill(tokens, step))?;
         }
         let result = self.model.forward_prefill(tokens, step);
         checked(&self.mesh, result)
@@ -207,13 +234,7 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
     ) -> Result<Tensor, dsv3_runtime::Error> {
         let turn = self.heartbeat.as_ref().map(Heartbeat::pause);
         if turn.is_some() {
-            let message = Message::Decode {
-                tokens: tokens.to_vec(),
-                positions: step.positions.to_vec(),
-                pages: step.pages.iter().map(|pages| pages.to_vec()).collect(),
-                rows: step.rows.to_vec(),
-            };
-            tell(&self.mesh, &message)?;
+            tell(&self.mesh, &Message::decode(tokens, step))?;
         }
         let result = self.model.forward_decode(tokens, step);
         checked(&self.mesh, result)

@@ -33,30 +33,29 @@ impl IntegerWidth {
 struct Layout {
     width: IntegerWidth,
     blocks: usize,
+    /// Lines of the integers.
+    integers: usize,
+    /// Lines of the scales, and of the sums.
+    factors: usize,
 }
 
 impl Layout {
     const fn new(width: IntegerWidth, cols: usize) -> Self {
-        Self { width, blocks: cols.div_ceil(BLOCK) }
+        let blocks = cols.div_ceil(BLOCK);
+        let integers = match width {
+            IntegerWidth::Int8 => blocks.div_ceil(size_of::<Lanes>() / size_of::<[i8; BLOCK]>()),
+            IntegerWidth::Int16 => blocks,
+        };
+        Self { width, blocks, integers, factors: blocks.div_ceil(LANES) }
     }
 
-    const fn integers(self) -> usize {
-        match self.width {
-            IntegerWidth::Int8 => self.blocks.div_ceil(size_of::<Lanes>() / size_of::<[i8; BLOCK]>()),
-            IntegerWidth::Int16 => self.blocks,
-        }
-    }
-
-    const fn factors(self) -> usize {
-        self.blocks.div_ceil(LANES)
-    }
-
-    /// The whole row.
+    /// Lines of a whole row.
+    #[inline]
     const fn row(self) -> usize {
-        self.integers() + 2 * self.factors()
+        self.integers + 2 * self.factors
     }
 
-    /// All rows.
+    /// Lines of all rows.
     fn rows(self, rows: usize) -> usize {
         rows.checked_mul(self.row()).expect("a matrix in memory")
     }
@@ -162,35 +161,41 @@ impl<'a> IntegerRef<'a> {
     ///
     /// # Panics
     /// If there is no such row, or the integers are wider.
+    #[inline]
     pub(crate) fn int8(&self, row: usize) -> &'a [[i8; BLOCK]] {
         assert_eq!(self.width(), IntegerWidth::Int8, "8 bits are asked for");
-        &Lanes::int8(&self.row(row)[..self.layout.integers()])[..self.layout.blocks]
+        &Lanes::int8(self.lines(row, 0, self.layout.integers))[..self.layout.blocks]
     }
 
     /// The blocks of a row of [`IntegerWidth::Int16`].
     ///
     /// # Panics
     /// If there is no such row, or the integers are not as wide.
+    #[inline]
     pub(crate) fn int16(&self, row: usize) -> &'a [[i16; BLOCK]] {
         assert_eq!(self.width(), IntegerWidth::Int16, "16 bits are asked for");
-        Lanes::int16(&self.row(row)[..self.layout.integers()])
+        Lanes::int16(self.lines(row, 0, self.layout.integers))
     }
 
     /// The scales of the blocks of a row.
+    #[inline]
     pub(crate) fn scales(&self, row: usize) -> &'a [f32] {
-        let lines = &self.row(row)[self.layout.integers()..];
-        &Lanes::flatten(&lines[..self.layout.factors()])[..self.layout.blocks]
-    }
-
-    /// The sums of the blocks of a row: of their integers, times their scale.
-    pub(crate) fn sums(&self, row: usize) -> &'a [f32] {
-        let lines = &self.row(row)[self.layout.integers() + self.layout.factors()..];
+        let lines = self.lines(row, self.layout.integers, self.layout.factors);
         &Lanes::flatten(lines)[..self.layout.blocks]
     }
 
-    fn row(&self, row: usize) -> &'a [Lanes] {
+    /// The sums of the blocks of a row: of their integers, times their scale.
+    #[inline]
+    pub(crate) fn sums(&self, row: usize) -> &'a [f32] {
+        let lines = self.lines(row, self.layout.integers + self.layout.factors, self.layout.factors);
+        &Lanes::flatten(lines)[..self.layout.blocks]
+    }
+
+    /// Some lines of a row.
+    #[inline]
+    fn lines(&self, row: usize, first: usize, count: usize) -> &'a [Lanes] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        &self.lines[row * self.layout.row()..][..self.layout.row()]
+        &self.lines[row * self.layout.row() + first..][..count]
     }
 }
 
@@ -259,14 +264,14 @@ impl<'a> IntegerMut<'a> {
     /// If one of the rows does not exist, or columns or widths differ.
     pub fn copy_row(&mut self, row: usize, from: IntegerRef<'_>, from_row: usize) {
         assert_eq!((self.cols, self.layout.width), (from.cols, from.width()), "columns and widths of both");
-        self.line_range(row).copy_from_slice(from.row(from_row));
+        self.lines_mut(row).copy_from_slice(from.lines(from_row, 0, from.layout.row()));
     }
 
     /// One row to write.
     pub(crate) fn row_mut(&mut self, row: usize) -> IntegerRowMut<'_> {
         let layout = self.layout;
-        let (integers, factors) = self.line_range(row).split_at_mut(layout.integers());
-        let (scales, sums) = factors.split_at_mut(layout.factors());
+        let (integers, factors) = self.lines_mut(row).split_at_mut(layout.integers);
+        let (scales, sums) = factors.split_at_mut(layout.factors);
         IntegerRowMut {
             blocks: match layout.width {
                 IntegerWidth::Int8 => BlocksMut::Int8(&mut Lanes::int8_mut(integers)[..layout.blocks]),
@@ -277,7 +282,7 @@ impl<'a> IntegerMut<'a> {
         }
     }
 
-    fn line_range(&mut self, row: usize) -> &mut [Lanes] {
+    fn lines_mut(&mut self, row: usize) -> &mut [Lanes] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         &mut self.lines[row * self.layout.row()..][..self.layout.row()]
     }
@@ -310,6 +315,7 @@ unsafe impl<'a> Pieces for IntegerChunks<'a> {
 
 /// Lines as memory for integers.
 impl Lanes {
+    #[inline]
     fn int8(lines: &[Self]) -> &[[i8; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
         // SAFETY: the slice is that many blocks long and aligned for them, and initialised f32 are initialised bytes,
@@ -317,18 +323,21 @@ impl Lanes {
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), blocks) }
     }
 
+    #[inline]
     fn int16(lines: &[Self]) -> &[[i16; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i16; BLOCK]>();
         // SAFETY: as for `int8`.
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), blocks) }
     }
 
+    #[inline]
     fn int8_mut(lines: &mut [Self]) -> &mut [[i8; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
         // SAFETY: as for `int8`, borrowed exclusively; any integers that are written are f32, too.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), blocks) }
     }
 
+    #[inline]
     fn int16_mut(lines: &mut [Self]) -> &mut [[i16; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i16; BLOCK]>();
         // SAFETY: as for `int8_mut`.

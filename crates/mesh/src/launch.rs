@@ -1,6 +1,6 @@
 //! How this process was started.
 
-use crate::{Peer, Rank};
+use crate::{Peer, Rank, numa};
 use std::{env, fs, thread};
 
 /// The variables in which launchers tell a process how many there are: Open MPI's; MPICH's, Intel MPI's and others'.
@@ -22,19 +22,8 @@ pub fn launched_processes() -> Option<usize> {
 /// cores of its own.
 pub fn launched_neighbours() -> Option<usize> {
     let neighbours = first_number(&NEIGHBOUR_VARIABLES)?;
-    let bound = thread::available_parallelism().is_ok_and(|own| own.get() < all_cores());
+    let bound = thread::available_parallelism().is_ok_and(|own| own.get() < numa::all_cores());
     Some(if bound { 1 } else { neighbours })
-}
-
-/// Cores of this host that are in use, whether or not this process may use them.
-fn all_cores() -> usize {
-    // As `0-3,8-11`.
-    let text = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    let count = |range: &str| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?)
-    };
-    text.trim().split(',').filter_map(count).sum()
 }
 
 /// Which of the [`launched_processes`] this one is.

@@ -16,6 +16,7 @@ pub mod measure;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
+pub mod numa;
 mod payload;
 mod shape;
 mod shard;

@@ -13,7 +13,7 @@ use std::{
 };
 
 /// Bytes of one type that are kept: what a prefill chunk's activations take.
-const MOST_BYTES: usize = 256 << 20;
+pub(crate) const MOST_BYTES: usize = 256 << 20;
 /// Bits of a length that tell sizes apart, below its highest: four sizes for each power of two, so that a buffer has room
 /// for a quarter more than it is asked for at most.
 const STEPS: usize = 4;

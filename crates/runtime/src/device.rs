@@ -1,6 +1,9 @@
 //! A device: the threads, the kernels and the place in the mesh of one rank.
 
-use crate::{Error, Tensor, buffer::Buffer};
+use crate::{
+    Error, Tensor,
+    buffer::{Buffer, MOST_BYTES},
+};
 use dsv3_kernels::{Chunks, Cuts, Kernels, Lanes, Pieces, Queue, Team};
 use dsv3_mesh::{AllGatherConfig, AllReduceConfig, AllToAllConfig, Dim, Mesh, ReduceScatterConfig};
 use std::{num::NonZeroUsize, thread};
@@ -45,6 +48,10 @@ impl Device {
     pub fn of_rank(mesh: Mesh, threads: usize) -> Result<Self, Error> {
         Self::new(mesh, Kernels::best(), threads)
     }
+
+    /// Bytes of activations that a process keeps for the next layer and the next step at most, all its devices together.
+    /// On a mesh it comes to that: what is received adds to it.
+    pub const MOST_KEPT_BYTES: u64 = MOST_BYTES as u64;
 
     /// The kernels of this device's instruction set.
     pub fn kernels(&self) -> &'static Kernels {

@@ -19,12 +19,13 @@ mod tensor;
 mod tree;
 mod weight;
 mod weight_cache;
+mod weight_copy;
 
 #[cfg(any(test, feature = "testing"))]
 pub use checkpoint::testing;
 pub use checkpoint::{
     Bytes, Checkpoint, Cursor, Dtype, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix, RawTensor,
-    ShardFile, TensorInfo, lock_limit, validate_scales,
+    ShardFile, TensorInfo, lock_limit, validate_scales, zeros_in_large_pages,
 };
 pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, WeightOutput};
 pub use device::Device;
@@ -40,3 +41,4 @@ pub use weight::{Extent, Location, SavedScales, SavedWeight, Weight, WeightSpec}
 pub use weight_cache::{
     Converted, Fingerprint, Source, WEIGHT_CONFIG_FILE, WeightCache, WeightConfigHeader, WeightLoader,
 };
+pub use weight_copy::{CopiedWeights, WeightCopy};

@@ -208,6 +208,18 @@ impl Weight {
         })
     }
 
+    /// The same weight over other bytes with the same content.
+    pub(crate) fn over(&self, mut place: impl FnMut(&Bytes) -> Bytes) -> Self {
+        let mut weight = self.clone();
+        if let Self::Matrix(matrix) = &mut weight {
+            matrix.bytes = place(&matrix.bytes);
+            if let Some(scales) = &mut matrix.scales {
+                scales.bytes = place(&scales.bytes);
+            }
+        }
+        weight
+    }
+
     /// The values of a vector, `[length]`.
     ///
     /// # Panics

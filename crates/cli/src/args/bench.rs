@@ -32,7 +32,8 @@ pub(crate) enum BenchCommand {
     Plot(BenchPlotArgs),
     /// Bytes and operations of a step, counted from config.json alone
     ///
-    /// Nothing is measured: this is the floor that a machine of a given bandwidth and arithmetic rate leaves.
+    /// Nothing is measured: this is the floor that a machine of a given bandwidth and arithmetic rate leaves, matrix by
+    /// matrix and in several formats. `dsv3 plan` takes the formats that a checkpoint has, and a mesh.
     Count(BenchCountArgs),
 }
 
@@ -160,7 +161,8 @@ fn format(text: &str) -> Result<Format, String> {
     named.ok_or_else(|| format!("expected one of {}", Format::ALL.map(Format::name).join(", ")))
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+/// A number above 0.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0);
     value.ok_or_else(|| "expected a number above 0".to_owned())
 }

@@ -1,16 +1,18 @@
 //! How a model is laid over devices.
 
 use clap::Args;
-use dsv3_mesh::{ExpertSharding, Layout, MeshShape, Rank};
-use std::{ops::RangeInclusive, str::FromStr};
+use dsv3_mesh::{ExpertSharding, Layout, MeshShape, Rank, launched_processes, numa};
+use std::{fmt, num::NonZeroUsize, ops::RangeInclusive, str::FromStr};
 
 /// The devices, and how they share the model.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Mesh")]
 pub(crate) struct LayoutArgs {
-    /// Rows and columns of devices
-    #[arg(long, value_name = "RxC", default_value_t = MeshShape::SINGLE)]
-    pub(crate) mesh: MeshShape,
+    /// Rows and columns of devices; `auto` is one device for each NUMA node of this machine, in a row
+    ///
+    /// A device keeps to the cores of its node. In a job of several processes `auto` is one device for each process.
+    #[arg(long, value_name = "RxC|auto", default_value_t = MeshArg::Shape(MeshShape::SINGLE))]
+    pub(crate) mesh: MeshArg,
     /// How devices share the routed experts: each split over the columns, or each whole on one device
     ///
     /// `tensor` keeps all devices of a row equally busy, also with a single sequence; rows hold copies. `expert` keeps
@@ -22,7 +24,49 @@ pub(crate) struct LayoutArgs {
 impl LayoutArgs {
     /// As the stages take it.
     pub(crate) fn layout(self) -> Layout {
-        Layout { mesh: self.mesh, experts: self.experts }
+        Layout { mesh: self.mesh.shape(), experts: self.experts }
+    }
+}
+
+/// The devices, as they are typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MeshArg {
+    /// As this machine is.
+    Auto,
+    /// As said.
+    Shape(MeshShape),
+}
+
+impl MeshArg {
+    /// The devices.
+    pub(crate) fn shape(self) -> MeshShape {
+        match self {
+            Self::Shape(shape) => shape,
+            Self::Auto => {
+                let devices = launched_processes().unwrap_or_else(|| numa::nodes().len());
+                MeshShape::new(NonZeroUsize::MIN, NonZeroUsize::new(devices).unwrap_or(NonZeroUsize::MIN))
+            }
+        }
+    }
+}
+
+impl FromStr for MeshArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            shape => shape.parse().map(Self::Shape).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for MeshArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Shape(shape) => shape.fmt(f),
+        }
     }
 }
 

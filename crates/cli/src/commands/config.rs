@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
 }
 
 /// A file, or the one in a directory, or the embedded model's, which needs no unpacking for this.
-pub(super) fn read_config(path: Option<&Path>) -> Result<HfConfig> {
+pub(crate) fn read_config(path: Option<&Path>) -> Result<HfConfig> {
     Ok(match path {
         None => HfConfig::from_json(Path::new(CONFIG_FILE), embedded::CONFIG_JSON)?,
         Some(dir) if dir.is_dir() => HfConfig::from_file(&dir.join(CONFIG_FILE))?,

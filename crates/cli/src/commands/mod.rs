@@ -7,6 +7,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod plan;
 
 use anyhow::{Context, Result, bail};
 use dsv3_runtime::TokenId;

@@ -7,7 +7,7 @@ use crate::{args::DeviceArgs, model::OpenModel, operator_configs::OperatorConfig
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, Leader, ModelLimits};
-use dsv3_mesh::{Axis, MeshShape};
+use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, PrefillStep, Tensor, TokenId, Weight,
     ops::{CacheFormat, LatentCache},
@@ -22,7 +22,7 @@ use share::Share;
 /// activations stay in megabytes.
 pub(crate) const PREFILL_CHUNK: usize = 512;
 /// Tokens in a page of the latent cache.
-const PAGE_SIZE: usize = 64;
+pub(crate) const PAGE_SIZE: usize = 64;
 
 /// How much state to make.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -48,6 +48,11 @@ impl Room {
         self.context.div_ceil(PAGE_SIZE).saturating_mul(self.sequences.div_ceil(self.rows))
     }
 
+    /// Tokens that each device can cache.
+    pub(crate) fn positions(self) -> usize {
+        self.pages().saturating_mul(PAGE_SIZE)
+    }
+
     /// The caches' size on each device.
     fn capacity(self) -> Capacity {
         Capacity { max_context: self.context, page_size: PAGE_SIZE, pages: self.pages() }
@@ -60,7 +65,7 @@ impl Room {
     /// Asks the system for the memory of all layers' latent caches at once, and gives it back: what it refuses now would
     /// end the program later.
     fn check_memory(self, hf: &HfConfig) -> Result<()> {
-        let bytes = cached_bytes(hf, self.pages().saturating_mul(PAGE_SIZE), self.cache);
+        let bytes = cached_bytes(hf, self.positions(), self.cache);
         let mut memory = Vec::<u8>::new();
         let fits = usize::try_from(bytes).is_ok_and(|bytes| memory.try_reserve_exact(bytes).is_ok());
         // Without a use, the allocation could be optimised away, and with it the question.
@@ -98,7 +103,7 @@ impl Session {
         room: Room,
         args: DeviceArgs,
     ) -> Result<Self> {
-        let room = Room { rows: args.mesh.layout.mesh.size(Axis::Rows), ..room };
+        let room = Room { rows: args.mesh.layout.layout().mesh.size(Axis::Rows), ..room };
         let cache = room.cache;
         let (leader, followers) = ranks::lead(model, Orders { configs, room }, args)?;
         let decode_bytes = decode_bytes(&model.hf, leader.model().weights());
@@ -123,6 +128,11 @@ impl Session {
     /// Bytes of weights that one decoded token reads on the first device.
     pub(crate) fn decode_bytes(&self) -> u64 {
         self.decode_bytes
+    }
+
+    /// What the first device has sent and received so far.
+    pub(crate) fn moved(&self) -> Moved {
+        self.leader.mesh().traffic().total()
     }
 
     /// Where it runs, for the user: `2 threads (AVX2)`, `1x2 devices of 1 thread (AVX2)`.
@@ -165,7 +175,7 @@ impl LanguageModel for Session {
 }
 
 /// Bytes that all layers' caches hold of `positions` tokens.
-fn cached_bytes(hf: &HfConfig, positions: usize, cache: CacheFormat) -> u64 {
+pub(crate) fn cached_bytes(hf: &HfConfig, positions: usize, cache: CacheFormat) -> u64 {
     let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
     let per_token = LatentCache::bytes_per_token(hf.attention.latent_shape(), cache) as u64;
     (positions as u64).saturating_mul(layers).saturating_mul(per_token)

@@ -1,11 +1,16 @@
 //! How ranks come together: they compare what they start from, take the leader's orders, load, and wait for each other.
 
 use super::{Room, share::Share};
-use crate::{args::DeviceArgs, model::OpenModel, operator_configs::OperatorConfigs};
+use crate::{
+    args::{DeviceArgs, MeshArg},
+    model::OpenModel,
+    operator_configs::OperatorConfigs,
+    output::note,
+};
 use anyhow::{Context, Error, Result, anyhow};
 use dsv3_engine::{LEADER, Leader, follow};
 use dsv3_mesh::{
-    Cause, Group, Mesh, MeshShape, Rank, TransportError, launched_neighbours, launched_processes,
+    Cause, Group, Mesh, MeshShape, Rank, TransportError, launched_neighbours, launched_processes, numa,
 };
 use dsv3_runtime::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -42,6 +47,9 @@ pub(super) fn lead(
     args: DeviceArgs,
 ) -> Result<(Leader<Share>, Followers)> {
     let ranks = join(args)?;
+    if (args.mesh.layout.mesh, ranks.len()) == (MeshArg::Auto, 1) && !is_launched() {
+        note(format_args!("--mesh auto: this machine has one NUMA node, so one device it is"));
+    }
     if ranks.len() > 1 {
         // Together, which reads the checkpoint once.
         let own: Vec<_> = ranks.iter().map(Mesh::rank).collect();
@@ -125,7 +133,7 @@ fn abort(mesh: &Mesh, error: &Error) {
 
 /// The ranks that run in this process: the one that a launcher made it, or all of them.
 fn join(args: DeviceArgs) -> Result<Vec<Mesh>> {
-    let shape = args.mesh.layout.mesh;
+    let shape = args.mesh.layout.layout().mesh;
     let ranks =
         if is_launched() { vec![launched(shape, args.mesh.start_timeout())?] } else { Mesh::threads(shape) };
     Ok(ranks.into_iter().map(|mesh| mesh.with_timeout(args.mesh.timeout())).collect())
@@ -166,7 +174,7 @@ fn open(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Res
 fn load(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
     let layout = args.mesh.layout.layout();
     model.prepare(layout, &[mesh.rank()])?;
-    let device = Device::of_rank(mesh.clone(), threads(args))?;
+    let device = Device::of_rank(mesh.clone(), settle(mesh, args)?)?;
     Share::open(model, layout, orders.configs, orders.room, device, args.load)
 }
 
@@ -198,14 +206,21 @@ fn wait_for_all(mesh: &Mesh, end: &mpsc::Receiver<Progress>, args: DeviceArgs) -
     }
 }
 
-/// Threads of a device: as many as are asked for, or the cores by the devices that share them.
-fn threads(args: DeviceArgs) -> usize {
+/// Brings this thread, and with it the device's, to the device's NUMA node where there are several. Gives how many
+/// threads the device has: as many as are asked for, or its share of the cores.
+fn settle(mesh: &Mesh, args: DeviceArgs) -> Result<usize> {
+    let devices = launched_neighbours().unwrap_or(mesh.shape().devices());
+    let nodes = numa::nodes();
+    let mut sharers = devices;
+    // Who was launched was placed by the launcher.
+    if nodes.len() > 1 && devices > 1 && !is_launched() {
+        let own = numa::node_of(&nodes, devices, mesh.rank().0);
+        numa::stay_on(own)
+            .with_context(|| format!("{} cannot stay on its NUMA node", mesh.peer(mesh.rank())))?;
+        sharers = (0..devices).filter(|&device| numa::node_of(&nodes, devices, device) == own).count();
+    }
     let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let devices = match launched_neighbours() {
-        Some(processes) => processes,
-        None => args.mesh.layout.mesh.devices(),
-    };
-    args.threads.map_or_else(|| (cores() / devices).max(1), usize::from)
+    Ok(args.threads.map_or_else(|| (cores() / sharers).max(1), usize::from))
 }
 
 fn facts(model: &OpenModel, args: DeviceArgs) -> Facts {

@@ -40,7 +40,7 @@ impl Share {
         let weights: ModelWeights<Weight> = model.load(layout, device.mesh().rank())?;
         let limits = room.limits(hf);
         let state = ModelState::new(hf, layout, &room.capacity(), room.cache)?;
-        let read_ahead = load::load(&weights, load, &device)?;
+        let (weights, read_ahead) = load::load(weights, load, &device)?;
         let run = RunConfig::new(configs.prefill, configs.decode, weights, device);
         Ok(Self { run, state, limits, read_ahead })
     }

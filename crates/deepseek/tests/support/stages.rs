@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::path::Path;
 
 /// A page size that divides nothing, so that pages and chunks never end together.
-const PAGE_SIZE: usize = 7;
+pub const PAGE_SIZE: usize = 7;
 
 /// A module after stages 1 and 2, with what stage 3 needs.
 pub struct Stages<M: Module> {

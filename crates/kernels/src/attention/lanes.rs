@@ -15,6 +15,7 @@ impl Lanes {
     pub const ZERO: Self = Self([0.0; LANES]);
 
     /// The values one after another.
+    #[inline]
     pub fn flatten(lines: &[Self]) -> &[f32] {
         let values = lines.len() * LANES;
         // SAFETY: a line is `repr(C)`, made of `LANES` f32 and nothing else (its size is a multiple of its
@@ -23,6 +24,7 @@ impl Lanes {
     }
 
     /// The values one after another: lines as memory for any f32.
+    #[inline]
     pub fn flatten_mut(lines: &mut [Self]) -> &mut [f32] {
         let values = lines.len() * LANES;
         // SAFETY: as for `flatten`, borrowed exclusively.

@@ -15,7 +15,7 @@ pub struct Bytes {
 #[derive(Clone)]
 enum Owner {
     File(Arc<MappedFile>),
-    Memory(Arc<[u8]>),
+    Memory(Arc<Vec<u8>>),
 }
 
 impl Bytes {
@@ -66,15 +66,9 @@ impl From<Arc<MappedFile>> for Bytes {
     }
 }
 
-impl From<Arc<[u8]>> for Bytes {
-    fn from(memory: Arc<[u8]>) -> Self {
-        Self { start: 0, end: memory.len(), owner: Owner::Memory(memory) }
-    }
-}
-
 impl From<Vec<u8>> for Bytes {
     fn from(memory: Vec<u8>) -> Self {
-        Arc::<[u8]>::from(memory).into()
+        Self { start: 0, end: memory.len(), owner: Owner::Memory(Arc::new(memory)) }
     }
 }
 

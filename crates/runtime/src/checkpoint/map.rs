@@ -167,9 +167,16 @@ pub fn lock_limit() -> Option<u64> {
     None
 }
 
-/// Asks the system for pages of 2 MB under memory that is not written yet: fewer faults, and fewer misses of the
-/// processor's address cache. Where they are not to be had nothing changes.
-pub(crate) fn advise_huge_pages<T>(memory: &mut [T]) {
+/// Zeros that no memory stands behind yet: the system gives each page when it is first written, near to who writes it,
+/// and in pages of 2 MB where it has them: fewer faults, and fewer misses of the processor's address cache.
+pub fn zeros_in_large_pages(length: usize) -> Vec<u8> {
+    let mut memory = vec![0; length];
+    advise_huge_pages(&mut memory);
+    memory
+}
+
+/// Asks the system for pages of 2 MB under memory that is not written yet. Where they are not to be had nothing changes.
+fn advise_huge_pages<T>(memory: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         let page = page_size();

@@ -27,8 +27,7 @@ pub use bytes::Bytes;
 pub use dtype::Dtype;
 pub use fp8::validate_scales;
 pub use gguf::{Gguf, GgufName, GgufValue};
-pub(crate) use map::advise_huge_pages;
-pub use map::{MappedFile, lock_limit};
+pub use map::{MappedFile, lock_limit, zeros_in_large_pages};
 pub use prefix::{Cursor, Prefix};
 pub use raw::{RawTensor, TensorInfo};
 

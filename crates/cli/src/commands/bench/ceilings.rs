@@ -1,7 +1,7 @@
 //! What this machine can do at best, measured now: other loads and other hours give other numbers.
 
 use super::digits;
-use dsv3_runtime::{Device, Kernels};
+use dsv3_runtime::{Device, Kernels, zeros_in_large_pages};
 use serde::{Deserialize, Serialize};
 use std::{fmt, hint::black_box, time::Instant};
 
@@ -14,22 +14,23 @@ const TRIES: usize = 6;
 
 /// The ceilings of a number of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Ceilings {
+pub(crate) struct Ceilings {
     /// Threads that worked at once.
-    pub(super) threads: usize,
+    pub(crate) threads: usize,
     /// Bytes in a second, read from memory.
-    pub(super) read: f64,
+    pub(crate) read: f64,
     /// f32 operations in a second, a multiply-add being two.
-    pub(super) flops: f64,
+    pub(crate) flops: f64,
     /// Operations in a second on 8-bit integers that are added up to 32 bits, a multiply-add being two.
-    pub(super) int8: f64,
+    pub(crate) int8: f64,
 }
 
 impl Ceilings {
     /// Measures all threads of a device.
-    pub(super) fn measure(device: &Device) -> Self {
+    pub(crate) fn measure(device: &Device) -> Self {
         // Written once, so that it has memory of its own and not one page of zeros everywhere.
-        let mut memory = vec![1_u8; READ_BYTES];
+        let mut memory = zeros_in_large_pages(READ_BYTES);
+        memory.fill(1);
         let share = READ_BYTES.div_ceil(device.threads());
         let (kernels, threads) = (device.kernels(), device.threads());
         let mut rate = |operations: usize, f: &(dyn Fn(&[u8]) + Sync)| {
@@ -55,7 +56,7 @@ impl Ceilings {
     }
 
     /// Seconds that so many bytes and f32 operations take at least, where one hides behind the other.
-    pub(super) fn floor(&self, bytes: f64, flops: f64) -> f64 {
+    pub(crate) fn floor(&self, bytes: f64, flops: f64) -> f64 {
         (bytes / self.read).max(flops / self.flops)
     }
 }

@@ -1,6 +1,6 @@
 //! `dsv3 bench`: how fast a model runs on this machine, and how fast it could.
 
-mod ceilings;
+pub(crate) mod ceilings;
 mod chart;
 mod count;
 mod driver;
@@ -9,7 +9,7 @@ mod plot;
 mod report;
 mod run;
 mod spread;
-mod table;
+pub(crate) mod table;
 
 use crate::{
     args::{BenchCommand, ReportArgs},
@@ -39,7 +39,7 @@ fn print(report: &impl Serialize, table: &Table, args: ReportArgs) -> Result<()>
 }
 
 /// A number with three digits that count: `7123`, `712`, `71.2`, `7.12`, `0.071`.
-fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         100.0.. => 0,
         10.0.. => 1,
@@ -50,7 +50,7 @@ fn digits(value: f64) -> String {
 }
 
 /// A share as `71 %`; nothing where it is of nothing.
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.0} %", share * 100.0) } else { String::new() }
 }
 

@@ -56,6 +56,12 @@ pub(super) struct Cost {
     pub(super) cache_bytes: f64,
     /// A multiply-add is two.
     pub(super) flops: f64,
+    /// Bytes that the first device of a mesh sent, as counted.
+    #[serde(default)]
+    pub(super) sent: f64,
+    /// Bytes that it received.
+    #[serde(default)]
+    pub(super) received: f64,
 }
 
 /// One line.
@@ -107,6 +113,7 @@ impl Report {
             "max",
             "MB/token",
             "MFLOP/token",
+            "kB sent/token",
             "GB/s",
             "GFLOP/s",
             "roofline",
@@ -124,6 +131,7 @@ impl Report {
                 digits(speed.max),
                 digits(cost.bytes / 1e6),
                 digits(cost.flops / 1e6),
+                digits(cost.sent / 1e3),
                 digits(cost.bytes * speed.median / 1e9),
                 digits(cost.flops * speed.median / 1e9),
                 digits(found.roofline),
@@ -141,7 +149,7 @@ mod tests {
     #[test]
     fn a_measurement_is_held_against_the_slower_ceiling() {
         let ceilings = Ceilings { threads: 2, read: 30e9, flops: 200e9, int8: 400e9 };
-        let cost = Cost { bytes: 300e6, cache_bytes: 0.0, flops: 600e6 };
+        let cost = Cost { bytes: 300e6, flops: 600e6, sent: 5e3, ..Cost::default() };
         let speed = Spread::of(vec![80.0]);
         let found = Measurement::new(Work::Decode, [1, 512], speed, cost, &ceilings);
         assert!((found.roofline - 100.0).abs() < 1e-9 && (found.share - 0.8).abs() < 1e-9);
@@ -157,7 +165,7 @@ mod tests {
             ceilings: vec![ceilings],
             measurements: vec![found],
         };
-        let values = "decode,2,1,512,80.0,80.0,80.0,300,600,24.0,48.0,100,80 %";
+        let values = "decode,2,1,512,80.0,80.0,80.0,300,600,5.00,24.0,48.0,100,80 %";
         assert_eq!(report.table().csv().lines().nth(1), Some(values));
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);

@@ -140,6 +140,14 @@ impl Plan {
     }
 }
 
+/// What was found by doing something several times.
+struct Repeated {
+    speed: Spread,
+    /// Bytes of a token.
+    sent: f64,
+    received: f64,
+}
+
 /// One number of threads.
 struct Bench<'a> {
     hf: &'a HfConfig,
@@ -173,42 +181,48 @@ impl Bench<'_> {
             }
             reached = depth;
             if plan.prompt > 0 {
-                let speed =
-                    self.repeat(plan.prompt, &mut tick, |driver| driver.prefill(0, depth, plan.prompt))?;
-                found.push(self.measurement(Work::Prefill, [1, depth], speed));
+                let prefill = |driver: &mut Driver<'_>| driver.prefill(0, depth, plan.prompt);
+                let repeated = self.repeat(plan.prompt, &mut tick, prefill)?;
+                found.push(self.measurement(Work::Prefill, [1, depth], &repeated));
             }
             for &batch in plan.batches.iter().filter(|_| plan.generate > 0) {
                 let tokens = batch * plan.generate;
-                let speed =
-                    self.repeat(tokens, &mut tick, |driver| driver.decode(batch, depth, plan.generate))?;
-                found.push(self.measurement(Work::Decode, [batch, depth], speed));
+                let decode = |driver: &mut Driver<'_>| driver.decode(batch, depth, plan.generate);
+                let repeated = self.repeat(tokens, &mut tick, decode)?;
+                found.push(self.measurement(Work::Decode, [batch, depth], &repeated));
             }
         }
         Ok(found)
     }
 
-    /// Tokens in a second.
+    /// Tokens in a second, and what a token moves.
     fn repeat(
         &mut self,
         tokens: usize,
         tick: &mut impl FnMut(usize),
         mut work: impl FnMut(&mut Driver<'_>) -> Result<Duration>,
-    ) -> Result<Spread> {
+    ) -> Result<Repeated> {
+        let before = self.driver.session().moved();
         let speeds = (0..self.plan.repeat).map(|_| {
             let time = work(&mut self.driver)?;
             tick(tokens);
             Ok(tokens as f64 / time.as_secs_f64())
         });
-        Ok(Spread::of(speeds.collect::<Result<_>>()?))
+        let speed = Spread::of(speeds.collect::<Result<_>>()?);
+        let moved = self.driver.session().moved() - before;
+        let per_token = |bytes: u64| bytes as f64 / (self.plan.repeat * tokens) as f64;
+        Ok(Repeated { speed, sent: per_token(moved.sent), received: per_token(moved.received) })
     }
 
-    fn measurement(&self, work: Work, [batch, depth]: [usize; 2], speed: Spread) -> Measurement {
+    fn measurement(&self, work: Work, [batch, depth]: [usize; 2], repeated: &Repeated) -> Measurement {
         let session = self.driver.session();
         let cost = match work {
             Work::Prefill => prefill_cost(self.hf, session, depth, self.plan.prompt),
             // The middle of what is decoded.
             Work::Decode => decode_cost(self.hf, session, depth + self.plan.generate / 2, batch),
         };
+        let &Repeated { speed, sent, received } = repeated;
+        let cost = Cost { sent, received, ..cost };
         Measurement::new(work, [batch, depth], speed, cost, &self.ceilings)
     }
 }
@@ -226,7 +240,8 @@ fn prefill_cost(hf: &HfConfig, session: &Session, depth: usize, prompt: usize) -
         sum.flops += counts::chunk_flops(hf, depth + start, tokens, logit_rows) as f64;
     }
     let tokens = prompt as f64;
-    Cost { bytes: sum.bytes / tokens, cache_bytes: sum.cache_bytes / tokens, flops: sum.flops / tokens }
+    let [bytes, cache_bytes, flops] = [sum.bytes, sum.cache_bytes, sum.flops].map(|all| all / tokens);
+    Cost { bytes, cache_bytes, flops, ..sum }
 }
 
 /// What a token costs that is decoded at a position, beside those of other sequences.
@@ -236,6 +251,7 @@ fn decode_cost(hf: &HfConfig, session: &Session, position: usize, batch: usize) 
         bytes: step_bytes(hf, session.weights(), batch) as f64 / batch as f64 + cache_bytes,
         cache_bytes,
         flops: counts::chunk_flops(hf, position, 1, 1) as f64,
+        ..Cost::default()
     }
 }
 

@@ -1,25 +1,25 @@
 //! Rows of values, as text for people and as comma-separated values for programs.
 
 /// A table. The first column holds names, all others numbers.
-pub(super) struct Table {
+pub(crate) struct Table {
     header: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty one.
-    pub(super) fn new<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn new<S: Into<String>>(header: impl IntoIterator<Item = S>) -> Self {
         Self { header: header.into_iter().map(Into::into).collect(), rows: Vec::new() }
     }
 
     /// Adds a row of as many values as there are columns.
-    pub(super) fn row(&mut self, row: Vec<String>) {
+    pub(crate) fn row(&mut self, row: Vec<String>) {
         assert_eq!(row.len(), self.header.len(), "a value a column");
         self.rows.push(row);
     }
 
     /// Columns of equal width: names to the left, numbers to the right.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let all = || std::iter::once(&self.header).chain(&self.rows);
         let width = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
@@ -36,7 +36,7 @@ impl Table {
     }
 
     /// As RFC 4180 has it, with line ends as they are here.
-    pub(super) fn csv(&self) -> String {
+    pub(crate) fn csv(&self) -> String {
         let mut text = String::new();
         for row in std::iter::once(&self.header).chain(&self.rows) {
             let fields: Vec<String> = row.iter().map(|value| quoted(value)).collect();

@@ -9,7 +9,6 @@ use crate::{
     ops::{CacheFormat, LatentCache, LatentShape, PagedCacheConfig, paged_fill_cache},
 };
 use dsv3_kernels::{Format, Kernels};
-use std::sync::Arc;
 
 const SHAPE: LatentShape = LatentShape { kv_lora_rank: 24, qk_rope_head_dim: 6 };
 const LENGTH: usize = 1100;
@@ -163,7 +162,7 @@ fn wkv_b(heads: usize) -> (Weight, Tensor) {
     let data = Extent { location: Location::Cache, file: "w".into(), offset: 0, length: bytes.len() as u64 };
     let shape = vec![values.rows(), values.cols()];
     let saved = SavedWeight { source: "w".into(), format: Format::F32, shape, data, scales: None };
-    (Weight::new(&saved, Bytes::from(Arc::<[u8]>::from(bytes)), None), values)
+    (Weight::new(&saved, Bytes::from(bytes), None), values)
 }
 
 /// Keys and values of a head, and bounds of the error of a value and (times a query's size) of a key.

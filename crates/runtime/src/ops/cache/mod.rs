@@ -3,7 +3,7 @@
 mod format;
 mod over_rows;
 
-use crate::{Capacity, Error, PageId, Tensor, checkpoint::advise_huge_pages};
+use crate::{Capacity, Error, PageId, Tensor, zeros_in_large_pages};
 use dsv3_kernels::{Kernels, LANES, MatrixView};
 use format::Plane;
 use serde::{Deserialize, Serialize};
@@ -49,8 +49,7 @@ impl LatentCache {
         let bytes = pages.checked_mul(page_size).and_then(|tokens| tokens.checked_mul(row));
         match bytes.filter(|&bytes| bytes > 0 && bytes <= isize::MAX as usize) {
             Some(bytes) => {
-                let mut bytes = vec![0; bytes];
-                advise_huge_pages(&mut bytes);
+                let bytes = zeros_in_large_pages(bytes);
                 Ok(Self { page_size, shape, format, planes, bytes })
             }
             None => {
