@@ -47,7 +47,7 @@ impl Work {
     }
 }
 
-/// What a token costs: bytes that must come from memory, and operations.
+/// What a token costs on the first device: bytes that must come from memory, and operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Cost {
     /// Weights, once a chunk or step, and the cached tokens that are attended to.

@@ -222,7 +222,9 @@ impl Bench<'_> {
             Work::Decode => decode_cost(self.hf, session, depth + self.plan.generate / 2, batch),
         };
         let &Repeated { speed, sent, received } = repeated;
-        let cost = Cost { sent, received, ..cost };
+        // Bytes are the first device's; of the operations it has its share.
+        let devices = session.on().mesh().shape().devices() as f64;
+        let cost = Cost { sent, received, flops: cost.flops / devices, ..cost };
         Measurement::new(work, [batch, depth], speed, cost, &self.ceilings)
     }
 }
