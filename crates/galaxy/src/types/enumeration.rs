@@ -171,6 +171,8 @@ enumeration! {
         RoundRobin1d = "ROUND_ROBIN_1D", 0;
         /// Over a grid of cores as they lie in the tensor.
         Grid2d = "GRID_2D", 1;
+        /// As many as a core gets, one after the other, then the next core.
+        Contiguous1d = "CONTIGUOUS_1D", 2;
     }
 }
 
@@ -191,8 +193,6 @@ enumeration! {
 enumeration! {
     /// How the devices of a collective are connected.
     Topology {
-        /// Each with its two neighbours only while a neighbour's data is exchanged.
-        NeighborExchange = "NeighborExchange", 0;
         /// In a line, with two ends.
         Linear = "Linear", 1;
         /// In a ring.

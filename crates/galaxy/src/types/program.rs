@@ -5,7 +5,7 @@
 // Many of TT-NN's switches are fields of one config.
 #![allow(clippy::struct_excessive_bools)]
 
-use super::{CoreCoord, CoreGrid};
+use super::{CoreCoord, CoreGrid, MathFidelity};
 use serde::{Deserialize, Deserializer, Serialize, de, de::value::MapAccessDeserializer};
 use std::fmt;
 
@@ -96,6 +96,9 @@ pub struct MatmulMultiCoreReuseProgramConfig {
     /// Columns of tiles of a core.
     #[serde(rename = "per_core_N")]
     pub per_core_n: u32,
+    /// The cores that may be used; all of the grid where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_worker_cores: Option<CoreGrid>,
 }
 
 /// See [`ProgramConfig::MatmulMultiCoreReuseMultiCastProgramConfig`].
@@ -130,6 +133,9 @@ pub struct MatmulMultiCoreReuseMultiCastProgramConfig {
     /// Whether a batch counts as more rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fuse_batch: Option<bool>,
+    /// The cores that may be used; all of the grid where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_worker_cores: Option<CoreGrid>,
 }
 
 /// See [`ProgramConfig::MatmulMultiCoreReuseMultiCast1DProgramConfig`].
@@ -175,6 +181,12 @@ pub struct MatmulMultiCoreReuseMultiCast1DProgramConfig {
     /// Whether the result is written in rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untilize_out: Option<bool>,
+    /// The cores that may be used; all of the grid where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_worker_cores: Option<CoreGrid>,
+    /// Whether the right factor is read as it is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_in1: Option<bool>,
 }
 
 /// See [`ProgramConfig::MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig`].
@@ -192,6 +204,9 @@ pub struct MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig {
     /// What is done to the result as it is packed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fused_activation: Option<UnaryWithParam>,
+    /// Cores that read one bank of DRAM; 1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_workers_per_dram_bank: Option<u32>,
 }
 
 /// See [`ProgramConfig::MatmulMultiCoreReuseMultiCastBatchedDRAMShardedProgramConfig`].
@@ -218,9 +233,6 @@ pub struct LayerNormDefaultProgramConfig {
     /// Whether sums go the older, less precise way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub legacy_reduction: Option<bool>,
-    /// Whether the root is the older, less precise one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub legacy_rsqrt: Option<bool>,
     /// Whether mean and variance are found in one pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_welford: Option<bool>,
@@ -243,9 +255,6 @@ pub struct LayerNormShardedMultiCoreProgramConfig {
     /// Whether sums go the older, less precise way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub legacy_reduction: Option<bool>,
-    /// Whether the root is the older, less precise one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub legacy_rsqrt: Option<bool>,
     /// Whether mean and variance are found in one pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_welford: Option<bool>,
@@ -270,4 +279,13 @@ pub struct SDPAProgramConfig {
     /// The most cores that share a head of one user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_cores_per_head_batch: Option<u32>,
+    /// The most parts into which keys are split; 1 where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_k_splits: Option<u32>,
+    /// Passes of the products; the compute kernel config's where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matmul_math_fidelity: Option<MathFidelity>,
+    /// Whether sums are kept for segments of keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segmented_accumulation: Option<bool>,
 }
