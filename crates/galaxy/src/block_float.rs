@@ -142,7 +142,9 @@ impl BlockFloat {
         let shift = width - 1 - m.ilog2();
         let magnitude = m << shift << (MAGNITUDE_BITS - width);
         if exponent > shift {
-            return f32::from_bits(sign | (exponent - shift) << FRACTION_BITS | magnitude ^ 1 << FRACTION_BITS);
+            return f32::from_bits(
+                sign | (exponent - shift) << FRACTION_BITS | magnitude ^ 1 << FRACTION_BITS,
+            );
         }
         // A denormal: its fraction has the exponent 1. Nothing is lost, as `m` has 7 bits at most and the shift is 6.
         f32::from_bits(sign | magnitude >> (1 + shift - exponent))

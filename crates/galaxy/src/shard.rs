@@ -199,8 +199,10 @@ impl ShardLayout {
                 }
             }
             _ => match self.data_type {
-                DataType::Float32 => self.move_band(values, out, |value| value.to_le_bytes()),
-                DataType::Bfloat16 => self.move_band(values, out, |value| bf16::from_f32(value).to_le_bytes()),
+                DataType::Float32 => self.move_band(values, out, f32::to_le_bytes),
+                DataType::Bfloat16 => {
+                    self.move_band(values, out, |value| bf16::from_f32(value).to_le_bytes());
+                }
                 integer => panic!("{integer} is packed with pack_integers"),
             },
         }
@@ -249,7 +251,9 @@ impl ShardLayout {
                 }
                 _ => match self.data_type {
                     DataType::Float32 => self.move_back(bytes, values, f32::from_le_bytes),
-                    DataType::Bfloat16 => self.move_back(bytes, values, |two| bf16::from_le_bytes(two).to_f32()),
+                    DataType::Bfloat16 => {
+                        self.move_back(bytes, values, |two| bf16::from_le_bytes(two).to_f32());
+                    }
                     integer => panic!("{integer} is unpacked with unpack_integers"),
                 },
             }
@@ -310,7 +314,12 @@ impl ShardLayout {
     }
 
     /// Writes the elements of a band in order, zeros where there are none.
-    fn move_band<T: Copy, const N: usize>(&self, values: &[T], out: &mut [u8], to_bytes: impl Fn(T) -> [u8; N]) {
+    fn move_band<T: Copy, const N: usize>(
+        &self,
+        values: &[T],
+        out: &mut [u8],
+        to_bytes: impl Fn(T) -> [u8; N],
+    ) {
         let mut out = out.as_chunks_mut::<N>().0;
         for (row, column, length) in self.runs() {
             let (run, rest) = out.split_at_mut(length);

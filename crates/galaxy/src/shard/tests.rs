@@ -28,9 +28,8 @@ fn what_cannot_be_is_refused() {
 fn orders() -> impl Strategy<Value = Order> {
     prop_oneof![
         (1_u32..20).prop_map(|multiple| Order::Rows { multiple }),
-        (0_u32..6, 1_u32..3).prop_map(|(height, width)| {
-            Order::Tiles(Tile::new(1 << height, 16 * width).unwrap())
-        }),
+        (0_u32..6, 1_u32..3)
+            .prop_map(|(height, width)| { Order::Tiles(Tile::new(1 << height, 16 * width).unwrap()) }),
     ]
 }
 

@@ -51,7 +51,9 @@ impl Header {
             let error = |message| Err(HeaderError::new(format!("shards[{index}].buffer"), message));
             let Span { offset, bytes } = *span;
             if offset.checked_add(bytes).is_none_or(|end| end > data_bytes) {
-                return error(format!("{bytes} bytes from {offset} do not lie within the {data_bytes} of the file's data"));
+                return error(format!(
+                    "{bytes} bytes from {offset} do not lie within the {data_bytes} of the file's data"
+                ));
             }
             if let Some(expected) = expected
                 && bytes != expected
@@ -93,7 +95,8 @@ fn memory_config(table: &Table<'_>) -> Result<MemoryConfig, HeaderError> {
     let buffer = table.u16(1, "buffer_type")?;
     let unknown = |name, number: u16| table.error(name, format!("{number} is no {name}"));
     Ok(MemoryConfig {
-        memory_layout: MemoryLayout::from_code(layout.into()).ok_or_else(|| unknown("memory_layout", layout))?,
+        memory_layout: MemoryLayout::from_code(layout.into())
+            .ok_or_else(|| unknown("memory_layout", layout))?,
         buffer_type: BufferType::from_code(buffer.into()).ok_or_else(|| unknown("buffer_type", buffer))?,
         shard_spec: table.table(2, "shard_spec")?.map(|table| shard_spec(&table)).transpose()?,
         nd_shard_spec: table.table(3, "nd_shard_spec")?.map(|table| nd_shard_spec(&table)).transpose()?,
@@ -112,14 +115,14 @@ fn shard_spec(table: &Table<'_>) -> Result<ShardSpec, HeaderError> {
 
 fn nd_shard_spec(table: &Table<'_>) -> Result<NdShardSpec, HeaderError> {
     let strategy = table.u8(3, "shard_distribution_strategy")?;
-    let unknown = || {
-        table.error("shard_distribution_strategy", format!("{strategy} is no distribution strategy"))
-    };
+    let unknown =
+        || table.error("shard_distribution_strategy", format!("{strategy} is no distribution strategy"));
     Ok(NdShardSpec {
         shard_shape: table.needs_vector(0, "shard_shape", MAX_RANK)?.numbers(),
         grid: core_range_set(&table.needs_table(1, "grid")?)?,
         orientation: orientation(table, 2)?,
-        shard_distribution_strategy: ShardDistributionStrategy::from_code(strategy.into()).ok_or_else(unknown)?,
+        shard_distribution_strategy: ShardDistributionStrategy::from_code(strategy.into())
+            .ok_or_else(unknown)?,
     })
 }
 

@@ -138,7 +138,12 @@ impl<'h> Table<'h> {
     }
 
     /// A vector of offsets or of numbers, of 4 bytes each. It has `most` elements at most.
-    pub(super) fn vector(&self, field: usize, name: &str, most: usize) -> Result<Option<Vector<'h>>, HeaderError> {
+    pub(super) fn vector(
+        &self,
+        field: usize,
+        name: &str,
+        most: usize,
+    ) -> Result<Option<Vector<'h>>, HeaderError> {
         let Some(at) = self.reference(field, name)? else { return Ok(None) };
         let path = self.path(name);
         let count = bytes(self.header, at).map(u32::from_le_bytes).ok_or_else(|| outside(&path))?;
@@ -154,7 +159,12 @@ impl<'h> Table<'h> {
     }
 
     /// A vector that must be there.
-    pub(super) fn needs_vector(&self, field: usize, name: &str, most: usize) -> Result<Vector<'h>, HeaderError> {
+    pub(super) fn needs_vector(
+        &self,
+        field: usize,
+        name: &str,
+        most: usize,
+    ) -> Result<Vector<'h>, HeaderError> {
         self.vector(field, name, most)?.ok_or_else(|| self.error(name, "is missing"))
     }
 }

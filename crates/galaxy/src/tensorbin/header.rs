@@ -141,9 +141,11 @@ impl TensorSpec {
     /// As TT-NN reads the alignment: rounded up to what the page config demands.
     fn order(&self) -> Result<Order, UnsupportedLayout> {
         let unsupported = || UnsupportedLayout::Alignment(self.alignment.clone());
-        let from_last = |index: usize| self.alignment.iter().rev().nth(index).map_or(1, |&multiple| multiple.max(1));
-        let rounded =
-            |index: usize, multiple: u32| from_last(index).checked_next_multiple_of(multiple).ok_or_else(unsupported);
+        let from_last =
+            |index: usize| self.alignment.iter().rev().nth(index).map_or(1, |&multiple| multiple.max(1));
+        let rounded = |index: usize, multiple: u32| {
+            from_last(index).checked_next_multiple_of(multiple).ok_or_else(unsupported)
+        };
         let kept = match self.page {
             PageConfig::RowMajor => 1,
             PageConfig::Tile { .. } => 2,
@@ -177,12 +179,17 @@ fn default_row_multiple(config: &MemoryConfig) -> u32 {
 impl TensorTopology {
     /// Of a tensor on the host.
     pub fn host() -> Self {
-        Self { distribution_shape: vec![1], placements: vec![Placement::Replicate], mesh_coords: vec![vec![0, 0]] }
+        Self {
+            distribution_shape: vec![1],
+            placements: vec![Placement::Replicate],
+            mesh_coords: vec![vec![0, 0]],
+        }
     }
 
     /// Of a mesh of rows and columns: what happens along the rows, and along the columns.
     pub fn mesh(rows: u32, columns: u32, placements: [Placement; 2]) -> Self {
-        let mesh_coords = (0..rows).flat_map(|row| (0..columns).map(move |column| vec![row, column])).collect();
+        let mesh_coords =
+            (0..rows).flat_map(|row| (0..columns).map(move |column| vec![row, column])).collect();
         Self { distribution_shape: vec![rows, columns], placements: placements.to_vec(), mesh_coords }
     }
 
@@ -190,8 +197,11 @@ impl TensorTopology {
     fn buffers(&self) -> Result<Vec<usize>, HeaderError> {
         let field = |name: &str| format!("tensor_topology.{name}");
         if self.distribution_shape.len() != self.placements.len() {
-            let message =
-                format!("expected {} placements, got {}", self.distribution_shape.len(), self.placements.len());
+            let message = format!(
+                "expected {} placements, got {}",
+                self.distribution_shape.len(),
+                self.placements.len()
+            );
             return Err(HeaderError::new(field("placements"), message));
         }
         let count = devices(&self.distribution_shape, &field("distribution_shape"))?;
@@ -233,7 +243,11 @@ impl Header {
     ///
     /// # Errors
     /// A topology that does not suit the mesh or itself, or a layout that is not packed here.
-    pub fn new(spec: TensorSpec, mesh_shape: Vec<u32>, topology: TensorTopology) -> Result<Self, HeaderError> {
+    pub fn new(
+        spec: TensorSpec,
+        mesh_shape: Vec<u32>,
+        topology: TensorTopology,
+    ) -> Result<Self, HeaderError> {
         let layout = spec.shard_layout();
         let layout = layout.map_err(|error| HeaderError::new("tensor_spec", error.to_string()))?;
         let bytes = layout.bytes() as u64;
@@ -281,7 +295,8 @@ impl Header {
             let inside = coordinate.len() == self.mesh_shape.len()
                 && coordinate.iter().zip(&self.mesh_shape).all(|(at, side)| at < side);
             if !inside {
-                let message = format!("expected a device of the mesh {:?}, got {coordinate:?}", self.mesh_shape);
+                let message =
+                    format!("expected a device of the mesh {:?}, got {coordinate:?}", self.mesh_shape);
                 return Err(HeaderError::new(field(), message));
             }
             if !seen.insert(coordinate) {

@@ -2,7 +2,10 @@
 
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, value::{MapAccessDeserializer, SeqAccessDeserializer}},
+    de::{
+        self,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
 };
 use std::fmt;
 

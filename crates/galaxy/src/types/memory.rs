@@ -1,9 +1,9 @@
 //! Where a tensor lies on a device, and how it is cut there.
 
-use super::{
-    BufferType, CoreGrid, CoreRangeSet, MemoryLayout, ShardDistributionStrategy, ShardOrientation,
+use super::{BufferType, CoreGrid, CoreRangeSet, MemoryLayout, ShardDistributionStrategy, ShardOrientation};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer, de, de::value::MapAccessDeserializer, ser::SerializeMap,
 };
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::value::MapAccessDeserializer, ser::SerializeMap};
 use serde_json::{Value, json};
 use std::{fmt, marker::PhantomData};
 

@@ -20,7 +20,8 @@ pub use grid::{CoreCoord, CoreGrid, CoreRange, CoreRangeSet};
 pub use memory::{MemoryConfig, NdShardSpec, ShardSpec};
 pub use program::{
     LayerNormDefaultProgramConfig, LayerNormShardedMultiCoreProgramConfig,
-    MatmulMultiCoreReuseMultiCast1DProgramConfig, MatmulMultiCoreReuseMultiCastBatchedDRAMShardedProgramConfig,
+    MatmulMultiCoreReuseMultiCast1DProgramConfig,
+    MatmulMultiCoreReuseMultiCastBatchedDRAMShardedProgramConfig,
     MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig, MatmulMultiCoreReuseMultiCastProgramConfig,
     MatmulMultiCoreReuseProgramConfig, ProgramConfig, SDPAProgramConfig, UnaryObject, UnaryWithParam,
 };

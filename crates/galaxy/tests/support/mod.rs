@@ -63,9 +63,12 @@ impl Array {
             let start = header.find(from).unwrap() + from.len();
             &header[start..start + header[start..].find(to).unwrap()]
         };
-        let shape = between("'shape': (", ")").split(',').filter_map(|side| side.trim().parse().ok()).collect();
+        let shape =
+            between("'shape': (", ")").split(',').filter_map(|side| side.trim().parse().ok()).collect();
         let words = match between("'descr': '", "'") {
-            "<f4" | "<u4" | "<i4" => data.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect(),
+            "<f4" | "<u4" | "<i4" => {
+                data.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect()
+            }
             "<u2" => data.as_chunks().0.iter().map(|&two| u16::from_le_bytes(two).into()).collect(),
             "|u1" => data.iter().map(|&byte| byte.into()).collect(),
             other => panic!("{name} has elements of type {other}"),
