@@ -18,6 +18,7 @@
 //! four in a byte; that is derived from upstream's description and the size of its tiles (320 bytes), not checked.
 
 use crate::tile::{FACE_COLUMNS, Tile};
+use std::ops::RangeInclusive;
 
 #[cfg(test)]
 mod tests;
@@ -90,13 +91,34 @@ impl BlockFloat {
     pub fn pack_block(self, block: &Block, rounding: Rounding, elements: &mut [u8]) -> u8 {
         assert_eq!(elements.len(), self.block_bytes(), "bytes of a block in {self:?}");
         let exponent = block.iter().map(|value| biased_exponent(value.to_bits())).fold(0, u32::max);
-        let codes = block.map(|value| self.element(value.to_bits(), exponent, rounding));
-        let in_byte = 8 / self.element_bits();
-        for (byte, codes) in elements.iter_mut().zip(codes.chunks_exact(in_byte)) {
-            let shifted = codes.iter().enumerate().map(|(index, code)| code << (index * self.element_bits()));
-            *byte = shifted.fold(0, |byte, code| byte | code);
+        let codes = match rounding {
+            Rounding::Host if SCALED.contains(&exponent) => self.scaled_elements(block, exponent),
+            _ => block.map(|value| self.element(value.to_bits(), exponent, rounding)),
+        };
+        match self {
+            Self::Eight => elements.copy_from_slice(&codes),
+            Self::Four => {
+                for (byte, [low, high]) in elements.iter_mut().zip(codes.as_chunks().0) {
+                    *byte = low | high << 4;
+                }
+            }
+            Self::Two => {
+                for (byte, [a, b, c, d]) in elements.iter_mut().zip(codes.as_chunks().0) {
+                    *byte = a | b << 2 | c << 4 | d << 6;
+                }
+            }
         }
         exponent as u8
+    }
+
+    /// The elements of a block, rounded as on the host: what [`element`](Self::element) gives, without a branch, so that
+    /// a compiler can take several at a time.
+    fn scaled_elements(self, block: &Block, exponent: u32) -> [u8; FACE_COLUMNS] {
+        match self {
+            Self::Eight => scaled_elements::<7>(block, exponent),
+            Self::Four => scaled_elements::<3>(block, exponent),
+            Self::Two => scaled_elements::<1>(block, exponent),
+        }
     }
 
     /// The element of a value under a shared exponent that is not less than its own.
@@ -178,6 +200,27 @@ impl BlockFloat {
             values[start..start + FACE_COLUMNS].copy_from_slice(&self.unpack_block(exponent, elements));
         }
     }
+}
+
+/// Shared exponents for which a power of two brings the magnitudes to 24 bits.
+const SCALED: RangeInclusive<u32> = 23..=254;
+
+/// Elements with `W` bits of magnitude; see [`BlockFloat::element`].
+///
+/// A float32 of exponent `e` is its magnitude of 24 bits times 2^(e - 150). Times 2^(150 - E) it is that magnitude times
+/// 2^(e - E), which is what a shift to the right by E - e gives once its fraction is cut off. Denormals come out as 0 or 1
+/// of 24 bits and so round to 0, as they must.
+fn scaled_elements<const W: u32>(block: &Block, exponent: u32) -> [u8; FACE_COLUMNS] {
+    let scale = f32::from_bits((127 + 150 - exponent) << FRACTION_BITS);
+    let cut = MAGNITUDE_BITS - W;
+    block.map(|value| {
+        let magnitude = (value.abs() * scale) as i32;
+        // Nearest, ties to even: half of a step less one, and that one where the bit that is kept is odd.
+        let rounded = (magnitude + (1 << (cut - 1)) - 1 + (magnitude >> cut & 1)) >> cut;
+        let m = rounded.min((1 << W) - 1);
+        let sign = (value.to_bits() >> 31) as i32 & i32::from(m != 0);
+        (sign << W | m) as u8
+    })
 }
 
 fn exponent_bytes(tile: Tile) -> usize {

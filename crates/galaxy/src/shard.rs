@@ -287,7 +287,10 @@ impl ShardLayout {
     }
 
     /// The rows of a band with their padding.
-    fn padded<'s>(&self, values: &[f32], scratch: &'s mut Vec<f32>) -> &'s [f32] {
+    fn padded<'s>(&self, values: &'s [f32], scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        if values.len() == self.band_rows() * self.padded_columns {
+            return values;
+        }
         scratch.clear();
         scratch.resize(self.band_rows() * self.padded_columns, 0.0);
         for (padded, row) in

@@ -69,12 +69,16 @@ impl Tile {
 
     /// The face rows in the order in which they are stored.
     pub(crate) fn in_order(self) -> impl Iterator<Item = FaceRow> {
+        // All of these are powers of two.
         let face_height = self.height().min(16);
-        let corners = (0..self.height()).step_by(face_height).flat_map(move |row| {
-            (0..self.width()).step_by(FACE_COLUMNS).map(move |column| FaceRow { row, column })
-        });
-        corners.flat_map(move |corner| {
-            (0..face_height).map(move |row| FaceRow { row: corner.row + row, ..corner })
+        let rows = face_height.trailing_zeros();
+        let across = (self.width() / FACE_COLUMNS).trailing_zeros();
+        (0..self.face_rows()).map(move |index| {
+            let face = index >> rows;
+            FaceRow {
+                row: (face >> across << rows) + (index & (face_height - 1)),
+                column: (face & ((1 << across) - 1)) * FACE_COLUMNS,
+            }
         })
     }
 }

@@ -63,12 +63,31 @@ fn no_zero_has_a_sign() {
 
 fn blocks() -> impl Strategy<Value = Block> {
     // Any bits, and values near each other.
-    let any = proptest::array::uniform16(any::<u32>().prop_map(f32::from_bits));
+    let any_bits = proptest::array::uniform16(any::<u32>().prop_map(f32::from_bits));
     let near = proptest::array::uniform16(-4.0_f32..4.0);
-    prop_oneof![any, near]
+    // Few bits, for ties, at exponents down to denormals.
+    let few =
+        (0_u32..255, proptest::array::uniform16((any::<u16>(), 0_u32..30))).prop_map(|(top, values)| {
+            values.map(|(bits, below)| {
+                let (sign, fraction) = (u32::from(bits) & 1, u32::from(bits) >> 6);
+                f32::from_bits(sign << 31 | top.saturating_sub(below) << FRACTION_BITS | fraction << 13)
+            })
+        });
+    prop_oneof![any_bits, near, few]
 }
 
 proptest! {
+    #[test]
+    fn a_block_at_once_is_its_elements_one_by_one(block in blocks()) {
+        let exponent = block.iter().map(|value| biased_exponent(value.to_bits())).fold(0, u32::max);
+        if SCALED.contains(&exponent) {
+            for format in BlockFloat::ALL {
+                let single = block.map(|value| format.element(value.to_bits(), exponent, Rounding::Host));
+                prop_assert_eq!(format.scaled_elements(&block, exponent), single);
+            }
+        }
+    }
+
     #[test]
     fn a_packed_block_packs_to_itself(block in blocks()) {
         for format in BlockFloat::ALL {
