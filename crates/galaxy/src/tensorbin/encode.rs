@@ -130,7 +130,7 @@ fn core_range_set(builder: &mut Builder, set: &CoreRangeSet) -> Table {
 
 fn coord(builder: &mut Builder, coord: CoreCoord) -> Table {
     let table = builder.start_table();
-    // The format has i32: numbers above its range are no core's.
+    // The format has i32; `Header::new` refuses what goes beyond it.
     builder.push_slot(slot(1), coord.y, 0);
     builder.push_slot(slot(0), coord.x, 0);
     builder.end_table(table)

@@ -242,7 +242,8 @@ impl Header {
     /// A header with its buffers laid out as TT-NN does: what is the same lies there once.
     ///
     /// # Errors
-    /// A topology that does not suit the mesh or itself, or a layout that is not packed here.
+    /// A topology that does not suit the mesh or itself, a layout that is not packed here, or a field that no reader
+    /// takes.
     pub fn new(
         spec: TensorSpec,
         mesh_shape: Vec<u32>,
@@ -262,6 +263,8 @@ impl Header {
         }
         let header = Self { spec, mesh_shape, shards, topology: Some(topology) };
         header.check_coordinates()?;
+        // What could not be read again is not to be written: cores that are none, too many dimensions.
+        Self::decode(&header.encode()[8..], header.data_bytes())?;
         Ok(header)
     }
 

@@ -110,6 +110,17 @@ fn a_topology_must_suit_the_mesh() {
     assert_eq!(new([2, 4], short), "tensor_topology.mesh_coords");
     let flat = TensorTopology { placements: vec![Placement::Replicate], ..whole };
     assert_eq!(new([2, 4], flat), "tensor_topology.placements");
+    let nowhere = ShardSpec {
+        grid: CoreRangeSet::rectangle(u32::MAX, 2),
+        shape: [32, 32],
+        orientation: ShardOrientation::RowMajor,
+    };
+    let config = MemoryConfig::sharded(MemoryLayout::WidthSharded, BufferType::L1, nowhere);
+    let field = Header::host(TensorSpec { memory_config: config, ..spec() }).unwrap_err().field;
+    assert!(
+        field.starts_with("tensor_spec.tensor_layout.memory_config.shard_spec.grid.ranges[0].end"),
+        "{field}"
+    );
     let transposed = PageConfig::Tile { tile: Tile::SQUARE, transpose: true };
     let spec = TensorSpec { page: transposed, ..spec() };
     assert_eq!(Header::host(spec).unwrap_err().field, "tensor_spec");

@@ -3,9 +3,9 @@
 use super::MathFidelity;
 use serde::{Deserialize, Serialize};
 
-/// `WormholeComputeKernelConfig`.
+/// `WormholeComputeKernelConfig`. What JSON leaves out has the default of TT-NN's `init_device_compute_kernel_config`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct ComputeKernelConfig {
     /// Passes of a product.
     pub math_fidelity: MathFidelity,
@@ -16,6 +16,18 @@ pub struct ComputeKernelConfig {
     /// Whether partial sums are added up in L1 as they are packed.
     pub packer_l1_acc: bool,
     /// Whether all registers are used at once, without a second half to pack from meanwhile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dst_full_sync_en: Option<bool>,
+}
+
+impl Default for ComputeKernelConfig {
+    fn default() -> Self {
+        Self {
+            math_fidelity: MathFidelity::LoFi,
+            math_approx_mode: true,
+            fp32_dest_acc_en: false,
+            packer_l1_acc: false,
+            dst_full_sync_en: None,
+        }
+    }
 }
