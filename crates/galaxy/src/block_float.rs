@@ -91,9 +91,10 @@ impl BlockFloat {
     pub fn pack_block(self, block: &Block, rounding: Rounding, elements: &mut [u8]) -> u8 {
         assert_eq!(elements.len(), self.block_bytes(), "bytes of a block in {self:?}");
         let exponent = block.iter().map(|value| biased_exponent(value.to_bits())).fold(0, u32::max);
-        let codes = match rounding {
-            Rounding::Host if SCALED.contains(&exponent) => self.scaled_elements(block, exponent),
-            _ => block.map(|value| self.element(value.to_bits(), exponent, rounding)),
+        let codes = if SCALED.contains(&exponent) {
+            self.scaled_elements(block, exponent, rounding)
+        } else {
+            block.map(|value| self.element(value.to_bits(), exponent, rounding))
         };
         match self {
             Self::Eight => elements.copy_from_slice(&codes),
@@ -111,13 +112,16 @@ impl BlockFloat {
         exponent as u8
     }
 
-    /// The elements of a block, rounded as on the host: what [`element`](Self::element) gives, without a branch, so that
-    /// a compiler can take several at a time.
-    fn scaled_elements(self, block: &Block, exponent: u32) -> [u8; FACE_COLUMNS] {
-        match self {
-            Self::Eight => scaled_elements::<7>(block, exponent),
-            Self::Four => scaled_elements::<3>(block, exponent),
-            Self::Two => scaled_elements::<1>(block, exponent),
+    /// The elements of a block: what [`element`](Self::element) gives, without a branch, so that a compiler can take several
+    /// at a time.
+    fn scaled_elements(self, block: &Block, exponent: u32, rounding: Rounding) -> [u8; FACE_COLUMNS] {
+        match (self, rounding) {
+            (Self::Eight, Rounding::Host) => scaled_elements::<7>(block, exponent, to_even::<7>),
+            (Self::Four, Rounding::Host) => scaled_elements::<3>(block, exponent, to_even::<3>),
+            (Self::Two, Rounding::Host) => scaled_elements::<1>(block, exponent, to_even::<1>),
+            (Self::Eight, Rounding::Device) => scaled_elements::<7>(block, exponent, up_and_cut::<7>),
+            (Self::Four, Rounding::Device) => scaled_elements::<3>(block, exponent, up_and_cut::<3>),
+            (Self::Two, Rounding::Device) => scaled_elements::<1>(block, exponent, up_and_cut::<1>),
         }
     }
 
@@ -210,17 +214,29 @@ const SCALED: RangeInclusive<u32> = 23..=254;
 /// A float32 of exponent `e` is its magnitude of 24 bits times 2^(e - 150). Times 2^(150 - E) it is that magnitude times
 /// 2^(e - E), which is what a shift to the right by E - e gives once its fraction is cut off. Denormals come out as 0 or 1
 /// of 24 bits and so round to 0, as they must.
-fn scaled_elements<const W: u32>(block: &Block, exponent: u32) -> [u8; FACE_COLUMNS] {
+fn scaled_elements<const W: u32>(
+    block: &Block,
+    exponent: u32,
+    round: impl Fn(i32) -> i32,
+) -> [u8; FACE_COLUMNS] {
     let scale = f32::from_bits((127 + 150 - exponent) << FRACTION_BITS);
-    let cut = MAGNITUDE_BITS - W;
     block.map(|value| {
-        let magnitude = (value.abs() * scale) as i32;
-        // Nearest, ties to even: half of a step less one, and that one where the bit that is kept is odd.
-        let rounded = (magnitude + (1 << (cut - 1)) - 1 + (magnitude >> cut & 1)) >> cut;
-        let m = rounded.min((1 << W) - 1);
+        let m = round((value.abs() * scale) as i32);
         let sign = (value.to_bits() >> 31) as i32 & i32::from(m != 0);
         (sign << W | m) as u8
     })
+}
+
+/// As [`round_to_even`]: half of a step less one is added, and that one where the bit that is kept is odd.
+fn to_even<const W: u32>(magnitude: i32) -> i32 {
+    let cut = MAGNITUDE_BITS - W;
+    ((magnitude + (1 << (cut - 1)) - 1 + (magnitude >> cut & 1)) >> cut).min((1 << W) - 1)
+}
+
+/// As [`round_up`] to the bits of a bfloat8_b, of which `W` are kept.
+fn up_and_cut<const W: u32>(magnitude: i32) -> i32 {
+    let cut = MAGNITUDE_BITS - DEVICE_BITS;
+    ((magnitude + (1 << (cut - 1))) >> cut).min((1 << DEVICE_BITS) - 1) >> (DEVICE_BITS - W)
 }
 
 fn exponent_bytes(tile: Tile) -> usize {

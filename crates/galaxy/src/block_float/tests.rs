@@ -82,8 +82,10 @@ proptest! {
         let exponent = block.iter().map(|value| biased_exponent(value.to_bits())).fold(0, u32::max);
         if SCALED.contains(&exponent) {
             for format in BlockFloat::ALL {
-                let single = block.map(|value| format.element(value.to_bits(), exponent, Rounding::Host));
-                prop_assert_eq!(format.scaled_elements(&block, exponent), single);
+                for rounding in [Rounding::Host, Rounding::Device] {
+                    let single = block.map(|value| format.element(value.to_bits(), exponent, rounding));
+                    prop_assert_eq!(format.scaled_elements(&block, exponent, rounding), single);
+                }
             }
         }
     }

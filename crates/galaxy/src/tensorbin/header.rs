@@ -6,7 +6,10 @@ use crate::{
     tile::Tile,
     types::{DataType, MemoryConfig},
 };
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 /// The most devices that a mesh may have here: a header may claim any number.
 pub const MAX_DEVICES: usize = 1 << 16;
@@ -292,7 +295,7 @@ impl Header {
     /// That each device of the mesh has one shard at most, and no other has any.
     pub(super) fn check_coordinates(&self) -> Result<(), HeaderError> {
         devices(&self.mesh_shape, "mesh_shape")?;
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for (index, Shard { coordinate, .. }) in self.shards.iter().enumerate() {
             let field = || format!("shards[{index}].mesh_coordinate");
             let inside = coordinate.len() == self.mesh_shape.len()
