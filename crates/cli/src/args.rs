@@ -73,7 +73,7 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Measure what the model is worth: perplexity, divergence from other logits, accuracy under teacher forcing
     Eval(Box<eval::EvalArgs>),
-    /// Show what a checkpoint or a cache holds, and whether it is whole
+    /// Show what a checkpoint, a cache or a .tensorbin file holds, and whether it is whole
     ///
     /// Reads headers only. Fails if the checkpoint could not be used.
     Inspect(InspectArgs),
@@ -289,7 +289,8 @@ pub(crate) struct LogitsArgs {
 /// `dsv3 inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A checkpoint, a config.json, or the cache that `dsv3 convert` made [default: the model inside this binary]
+    /// A checkpoint, a config.json, the cache that `dsv3 convert` made, or a .tensorbin file of TT-NN [default: the
+    /// model inside this binary]
     #[arg(value_name = "PATH", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
     pub(crate) path: Option<PathBuf>,
     /// Directory for prepared weights, where the embedded model is unpacked [default: as for `convert`]

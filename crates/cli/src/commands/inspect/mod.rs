@@ -1,8 +1,9 @@
-//! `dsv3 inspect`: what a checkpoint or a cache holds. Reads headers only.
+//! `dsv3 inspect`: what a checkpoint, a cache or a file of TT-NN holds. Reads headers only.
 
 mod architecture;
 mod cache;
 mod contents;
+mod tensorbin;
 
 use crate::{
     args::InspectArgs,
@@ -15,12 +16,14 @@ use architecture::Architecture;
 use cache::{CacheContents, MeshContents};
 use contents::Contents;
 use dsv3_deepseek::HfConfig;
+use dsv3_galaxy::tensorbin::TensorBin;
 use dsv3_runtime::{Checkpoint, Gguf, WeightCache};
 use serde::Serialize;
 use std::{
     fmt::{self, Display},
     path::PathBuf,
 };
+use tensorbin::TensorBinContents;
 
 /// What stands in a checkpoint's directory.
 #[derive(Serialize)]
@@ -44,6 +47,9 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
             [cache] if cache.dir() == path => return print(&CacheContents::read(cache)?, args.json),
             ranks => return print(&MeshContents::read(path, ranks)?, args.json),
         }
+    }
+    if TensorBin::is_named(&path) && !path.is_dir() {
+        return print(&TensorBinContents::read(path)?, args.json);
     }
     if Gguf::is_gguf(&path) {
         bail!("{}: expected a checkpoint, a config.json or a cache, got a GGUF file", path.display());

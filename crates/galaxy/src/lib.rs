@@ -1,0 +1,17 @@
+//! What TT-NN on a Tenstorrent Galaxy takes, made on any computer.
+//!
+//! - [`block_float`]: the number formats in which 16 values share an exponent.
+//! - [`tile`] and [`shard`]: how the numbers of a tensor lie in the bytes of a shard.
+//! - [`tensorbin`]: the files that `ttnn.dump_tensor` writes and `ttnn.load_tensor` reads.
+//! - [`types`]: TT-NN's own types under its own names, as JSON has them.
+//!
+//! Nothing here runs on a device or needs TT-NN. What is held to files that TT-NN 0.81.1 wrote says so; those files and
+//! where they come from: `testdata/galaxy/README.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod block_float;
+pub mod shard;
+pub mod tensorbin;
+pub mod tile;
+pub mod types;

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# run.sh DIR
+#
+# Installs TT-NN 0.81.1 into an environment in DIR (700 MB, once; Linux on x86-64 with CPython 3.12 or 3.10 only), lets this
+# project write files, and asks TT-NN whether it loads them and would store the same bytes. PYTHON chooses the interpreter.
+set -euo pipefail
+
+version=0.81.1
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+die() { echo "ttnn_check: $*" >&2; exit 1; }
+
+[ $# -eq 1 ] || die "usage: $0 DIR"
+[ "$(uname -sm)" = "Linux x86_64" ] || die "TT-NN's wheels are for Linux on x86-64 only"
+
+# TT-NN is published for these versions only.
+is_suitable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 12), (3, 10)))' 2> /dev/null
+}
+find_python() {
+    local candidates=("${PYTHON:-python3.12}" python3.10 python3) candidate
+    if command -v pyenv > /dev/null; then
+        candidates+=("$(pyenv root)"/versions/3.12.*/bin/python3 "$(pyenv root)"/versions/3.10.*/bin/python3)
+    fi
+    for candidate in "${candidates[@]}"; do
+        if is_suitable "$candidate"; then echo "$candidate"; return; fi
+    done
+    die "no CPython 3.12 or 3.10 with the venv module found; set PYTHON to one"
+}
+
+python=$1/bin/python
+if ! [ -x "$python" ]; then
+    chosen=$(find_python)
+    "$chosen" -m venv "$1"
+fi
+if ! "$python" -c "import importlib.metadata as m; assert m.version('ttnn') == '$version'" 2> /dev/null; then
+    "$python" -m pip install -q --disable-pip-version-check "ttnn==$version"
+fi
+
+written=$(mktemp -d)
+trap 'rm -rf "$written"' EXIT
+(cd "$here/../.." && cargo run --quiet -p dsv3-galaxy --example write_samples -- "$written")
+"$python" "$here/check_tensorbin.py" --index "$written/index.json" --strict
