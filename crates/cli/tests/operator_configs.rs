@@ -63,6 +63,53 @@ fn the_files_of_stage_2_run() {
     }
 }
 
+/// Sets every field of this name.
+fn set_everywhere(config: &mut Value, field: &str, to: &Value) {
+    let Value::Object(fields) = config else { return };
+    for (name, value) in fields {
+        if name == field {
+            *value = to.clone();
+        } else {
+            set_everywhere(value, field, to);
+        }
+    }
+}
+
+#[test]
+fn devices_may_exchange_less_than_f32_where_a_file_says_so() {
+    let (place, model) = (Workplace::new(), testdata("odd-fp8"));
+    let mesh = ["--mesh", "2x2", "--experts", "expert"];
+    let config = ["config", "--output", "v3.json", "--model", model.to_str().unwrap()];
+    let logits = |payload: &str| {
+        place.run(config.into_iter().chain(mesh)).success();
+        for file in ["v3.prefill.json", "v3.decode.json"] {
+            edit(&place, file, |config| {
+                let dispatch = config["moe_decoder_block"]["mlp"]["dispatch"].clone();
+                set_everywhere(config, "payload", &json!(payload));
+                for block in ["moe_decoder_block", "mtp"] {
+                    let block = &mut config[block];
+                    let block = if block["mlp"].is_object() { block } else { &mut block["decoder_block"] };
+                    block["mlp"]["dispatch"] = dispatch.clone();
+                }
+            });
+        }
+        let files = ["--prefill-config", "v3.prefill.json", "--decode-config", "v3.decode.json"];
+        let args: Vec<&str> = files.into_iter().chain(mesh).chain(["--max-new-tokens", "4"]).collect();
+        place.generate_ids(&model, &Golden::of("odd-fp8").ids("greedy.prompt"), &args)
+    };
+    let expected = token_ids(&logits("f32").success().json());
+    // One rounding to 8 bits of a sum is far from what it takes to change the likeliest token here.
+    assert_eq!(token_ids(&logits("bf16").success().json()), expected);
+    edit(&place, "v3.decode.json", |config| {
+        config["moe_decoder_block"]["mlp"]["dispatch"]["all_to_all"]["payload"] = json!("bf8");
+    });
+    let files = ["--decode-config", "v3.decode.json", "--max-new-tokens", "2"];
+    let args: Vec<&str> = files.into_iter().chain(mesh).collect();
+    place
+        .generate_ids(&model, &Golden::of("odd-fp8").ids("greedy.prompt"), &args)
+        .fails_with(&["v3.decode.json: moe_decoder_block.mlp.dispatch.all_to_all"]);
+}
+
 /// `dsv3 config` reads config.json alone; that the checkpoint has no MTP layer is no reason to refuse its file.
 #[test]
 fn a_checkpoint_without_its_mtp_layer_takes_a_config_with_one() {

@@ -6,7 +6,7 @@
 
 use super::Routing;
 use crate::{Device, Error, Tensor, buffer::Buffer};
-use dsv3_mesh::{AllToAllConfig, Axis, MeshShape, Rank, shard};
+use dsv3_mesh::{AllToAllConfig, Axis, MeshShape, Payload, Rank, shard};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use std::ops::Range;
 pub struct DispatchConfig {
     /// Routed experts, on all devices together.
     pub experts: usize,
-    /// Sends tokens along the columns of the mesh, and what became of them back.
+    /// Sends tokens along the columns of the mesh, and what became of them back. Exact: the experts' numbers go along.
     pub all_to_all: AllToAllConfig,
 }
 
@@ -58,6 +58,7 @@ pub fn dispatch(
     config: &DispatchConfig,
     device: &Device,
 ) -> Result<Dispatched, Error> {
+    assert_eq!(config.all_to_all.payload, Payload::F32, "the numbers of experts travel with the tokens");
     let (shape, rank) = (device.mesh().shape(), device.mesh().rank());
     let (rows, columns) = (shape.size(Axis::Rows), shape.size(Axis::Columns));
     let column = shape.coordinate(rank, Axis::Columns);
