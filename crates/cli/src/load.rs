@@ -5,6 +5,7 @@ use crate::{
     args::LoadArgs,
     output::note,
     progress::{Progress, Unit},
+    session::is_launched,
 };
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{Model, ModelWeights};
@@ -53,10 +54,13 @@ fn copy(weights: ModelWeights<Weight>, device: &Device) -> Result<ModelWeights<W
         Ok::<_, Infallible>(())
     });
     let total = copy.bytes();
-    if let Some(free) = free_memory().filter(|&free| total > free) {
-        let (total, free) = (DecimalBytes(total), DecimalBytes(free));
+    // The devices of a process copy at once, each about as much.
+    let devices = if is_launched() { 1 } else { device.mesh().shape().devices() as u64 };
+    let all = total.saturating_mul(devices);
+    if let Some(free) = free_memory().filter(|&free| all > free) {
+        let (all, free) = (DecimalBytes(all), DecimalBytes(free));
         bail!(
-            "--copy-weights: the weights take {total}, and this system has {free} free: leave the option out"
+            "--copy-weights: the weights take {all}, and this system has {free} free: leave the option out"
         );
     }
     let progress = Mutex::new(Progress::new("copying the weights", Unit::BytesRead));

@@ -38,6 +38,7 @@ pub(crate) fn decode(
     forward: impl FnOnce(&[TokenId], &DecodeStep<'_>) -> Result<ModelOutput, Error>,
 ) -> Result<ModelOutput, Error> {
     let Some(cfg) = cfg else { return forward(tokens, step) };
+    assert!(step.rows.iter().all(|&row| row < rows(device)), "a user's row is one of the mesh");
     let own = step.of_row(row(device));
     let own_tokens: Vec<_> = own.users.iter().map(|&user| tokens[user]).collect();
     let ModelOutput { logits, hidden } = forward(&own_tokens, &own.step())?;

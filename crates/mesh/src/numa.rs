@@ -1,6 +1,6 @@
 //! The nodes of this machine: cores with memory of their own. A device on CPUs is best one of them.
 
-use std::{fs, io, path::Path, thread};
+use std::{fs, io, path::Path, sync::OnceLock, thread};
 
 /// A node: its cores, by the system's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,8 +10,11 @@ pub struct Node {
 }
 
 /// The nodes whose cores this process may use, in order. Where the system does not tell, one with all cores.
-pub fn nodes() -> Vec<Node> {
-    nodes_of(Path::new("/sys/devices/system/node"), &usable_cores())
+///
+/// They are those of the first call: a thread that [stays](stay_on) on a node would see that one only.
+pub fn nodes() -> &'static [Node] {
+    static NODES: OnceLock<Vec<Node>> = OnceLock::new();
+    NODES.get_or_init(|| nodes_of(Path::new("/sys/devices/system/node"), &usable_cores()))
 }
 
 /// The node that a device runs on, of `devices` that share `nodes`: as many devices on each node as can be.

@@ -93,7 +93,7 @@ pub enum Weight {
     Matrix(Matrix),
 }
 
-/// A weight matrix `[rows, cols]` over bytes that lie in a mapped file.
+/// A weight matrix `[rows, cols]` over bytes that lie in a mapped file, or in a copy of it.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     format: Format,

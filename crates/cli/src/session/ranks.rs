@@ -12,7 +12,7 @@ use dsv3_engine::{LEADER, Leader, follow};
 use dsv3_mesh::{
     Cause, Group, Mesh, MeshShape, Rank, TransportError, launched_neighbours, launched_processes, numa,
 };
-use dsv3_runtime::Device;
+use dsv3_runtime::{Device, Kernels};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     num::NonZeroUsize,
@@ -88,14 +88,23 @@ pub(crate) fn follow_launched(open: impl Fn() -> Result<OpenModel>, args: Device
     Ok(())
 }
 
+/// How long followers have to end after the leader did. One that hangs ends with the process.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The threads of the other ranks. Ends when these do.
 pub(super) struct Followers(Vec<JoinHandle<()>>);
 
 impl Drop for Followers {
     fn drop(&mut self) {
+        let start = Instant::now();
         for follower in self.0.drain(..) {
-            // It has told the others if it failed.
-            let _ = follower.join();
+            while !follower.is_finished() && start.elapsed() < END_TIMEOUT {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if follower.is_finished() {
+                // It has told the others if it failed.
+                let _ = follower.join();
+            }
         }
     }
 }
@@ -209,24 +218,32 @@ fn wait_for_all(mesh: &Mesh, end: &mpsc::Receiver<Progress>, args: DeviceArgs) -
 /// Brings this thread, and with it the device's, to the device's NUMA node where there are several. Gives how many
 /// threads the device has: as many as are asked for, or its share of the cores.
 fn settle(mesh: &Mesh, args: DeviceArgs) -> Result<usize> {
-    let devices = launched_neighbours().unwrap_or(mesh.shape().devices());
+    let devices = devices_here(mesh);
     let nodes = numa::nodes();
     let mut sharers = devices;
     // Who was launched was placed by the launcher.
     if nodes.len() > 1 && devices > 1 && !is_launched() {
-        let own = numa::node_of(&nodes, devices, mesh.rank().0);
+        let own = numa::node_of(nodes, devices, mesh.rank().0);
         numa::stay_on(own)
             .with_context(|| format!("{} cannot stay on its NUMA node", mesh.peer(mesh.rank())))?;
-        sharers = (0..devices).filter(|&device| numa::node_of(&nodes, devices, device) == own).count();
+        sharers = (0..devices).filter(|&device| numa::node_of(nodes, devices, device) == own).count();
     }
     let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
     Ok(args.threads.map_or_else(|| (cores() / sharers).max(1), usize::from))
+}
+
+/// Devices that share this host's cores.
+fn devices_here(mesh: &Mesh) -> usize {
+    let launched = launched_neighbours().filter(|_| is_launched());
+    launched.unwrap_or(mesh.shape().devices())
 }
 
 fn facts(model: &OpenModel, args: DeviceArgs) -> Facts {
     let own = [
         ("the version of dsv3", env!("CARGO_PKG_VERSION").to_owned()),
         ("--mesh", args.mesh.layout.layout().to_string()),
+        // Devices that choose experts for themselves must round alike.
+        ("the instruction set", Kernels::best().isa().to_string()),
     ];
     Ok(own.into_iter().chain(model.facts()).map(|(name, value)| (name.to_owned(), value)).collect())
 }
@@ -269,4 +286,18 @@ fn first_error<T>(all: &[Result<T, String>]) -> Option<(usize, &str)> {
 
 fn failed(mesh: &Mesh, rank: usize, error: &str) -> Error {
     TransportError { peer: mesh.peer(Rank(rank)), cause: Cause::Failed(error.to_owned()) }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follower_that_hangs_does_not_keep_the_process() {
+        let hour = Duration::from_secs(3600);
+        let followers = [thread::spawn(|| ()), thread::spawn(move || thread::sleep(hour))];
+        let start = Instant::now();
+        drop(Followers(followers.into()));
+        assert!(start.elapsed() < hour / 60);
+    }
 }

@@ -1,6 +1,6 @@
 //! When what ranks bring to a collective belongs together.
 
-use crate::transport::Label;
+use crate::{Payload, transport::Label};
 
 /// What must be the same for all members of a call, beside the collective, the devices, the payload and the columns.
 #[derive(Clone, Copy)]
@@ -25,7 +25,8 @@ impl Fit {
                 (same_rows || !demanded) && values.is_some_and(|values| theirs.payload.bytes(values) == bytes)
             }
             Self::Parts { bytes: expected } => same_rows && bytes == expected,
-            Self::AnyRows => true,
+            // Blocks of values tell their number less exactly.
+            Self::AnyRows => theirs.payload != Payload::F32 || bytes.is_multiple_of((4 * cols).max(1)),
             Self::AnyBytes => same_rows,
         };
         fits && *ours == Label { shape: [ours.shape[0], cols], ..*theirs }

@@ -42,9 +42,9 @@ pub fn paged_fill_cache_over_rows(
     let (shape, rank) = (device.mesh().shape(), device.mesh().rank());
     let root = Rank(step.row * shape.size(Axis::Columns) + shape.coordinate(rank, Axis::Columns));
     let known = step.context.div_ceil(cache.page_size);
+    // On every row: all have the same pages, and none may wait for one that has refused them.
+    cache.check(step.pages, step.context + latents.rows())?;
     if rank == root {
-        // Before the chunk, so that what is sent does not depend on it.
-        cache.check(step.pages, step.context + latents.rows())?;
         if known > 0 {
             let pages = step.pages[..known].iter().flat_map(|&page| cache.page(page)).copied();
             device.mesh().broadcast(Some(pages.collect()), root, Axis::Rows)?;
