@@ -10,7 +10,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use dsv3_deepseek::{Model, ModelWeights};
 use dsv3_runtime::{
-    Device, Error, MappedChunk, MappedWeights, Module, Weight, WeightCopy, WeightPath, lock_limit,
+    Device, Error, MappedChunk, MappedWeights, Module, Weight, WeightCopy, WeightPath, WeightTree, lock_limit,
 };
 use indicatif::DecimalBytes;
 use std::{
@@ -49,10 +49,7 @@ pub(crate) fn load(
 /// Weights in memory of their own.
 fn copy(weights: ModelWeights<Weight>, device: &Device) -> Result<ModelWeights<Weight>> {
     let mut copy = WeightCopy::default();
-    let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |_, weight: Weight| {
-        copy.add(&weight);
-        Ok::<_, Infallible>(())
-    });
+    weights.clone().for_each(|_, weight| copy.add(&weight));
     let total = copy.bytes();
     // The devices of a process copy at once, each about as much.
     let devices = if is_launched() { 1 } else { device.mesh().shape().devices() as u64 };
@@ -75,10 +72,7 @@ fn copy(weights: ModelWeights<Weight>, device: &Device) -> Result<ModelWeights<W
 
 fn load_mapped(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Device) -> Result<ReadAhead> {
     let mut mapped = MappedWeights::default();
-    let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |_, weight: Weight| {
-        mapped.add(&weight);
-        Ok::<_, Infallible>(())
-    });
+    weights.clone().for_each(|_, weight| mapped.add(&weight));
     if !args.preload && !args.mlock {
         return Ok(ReadAhead::start(mapped.chunks()));
     }

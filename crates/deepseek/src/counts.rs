@@ -6,8 +6,7 @@ use crate::{
     hf::{AttentionShape, HfConfig},
 };
 use dsv3_mesh::Layout;
-use dsv3_runtime::{Format, Module, Prefix, WeightPath};
-use std::convert::Infallible;
+use dsv3_runtime::{Format, Module, Prefix, WeightTree};
 
 /// Matrices of one name: those of all layers and experts, which have one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,13 +167,12 @@ fn is_routed(count: &MatrixCount) -> bool {
 /// The shape of every weight of the base model but the embedding, with its name.
 fn for_each_shape(hf: &HfConfig, mut f: impl FnMut(&str, &[usize])) {
     let specs = Model::weight_specs(hf, &Prefix::root(), Layout::SINGLE);
-    let Ok(_) = Model::try_map(specs, &mut WeightPath::default(), &mut |path, spec| {
+    specs.for_each(|path, spec| {
         let path = path.to_string();
         let parts: Vec<&str> = path.split('.').filter(|part| part.parse::<usize>().is_err()).collect();
         if !matches!(parts[0], "embedding" | "mtp") {
             f(&parts.join("."), &spec.shape);
         }
-        Ok::<_, Infallible>(())
     });
 }
 

@@ -8,7 +8,6 @@ use crate::{
 };
 use dsv3_mesh::{Layout, Rank};
 use dsv3_runtime::{Error, Format, Formats, Module, Prefix, WeightKind, WeightPath, WeightSpec, WeightTree};
-use std::convert::Infallible;
 
 /// What a device is to hold of one weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,12 +76,12 @@ pub fn usual_format(spec: &WeightSpec) -> Format {
 /// Planned weights by kind and format. What the MTP layer takes of the base model counts once.
 pub fn held_weights(plan: &ModelWeights<PlannedWeight>) -> Vec<HeldWeights> {
     let mut held: Vec<HeldWeights> = Vec::new();
-    let Ok(_) = plan.clone().try_map(&mut WeightPath::default(), &mut |path, weight: PlannedWeight| {
+    plan.clone().for_each(|path, weight| {
         let path = path.to_string();
         let is_shared = path.starts_with("mtp.embedding.") || path.starts_with("mtp.lm_head.");
         let PlannedWeight { kind, format, bytes } = weight;
         if is_shared || bytes == 0 {
-            return Ok::<_, Infallible>(());
+            return;
         }
         match held.iter_mut().find(|held| (held.kind, held.format) == (kind, format)) {
             Some(known) => {
@@ -91,7 +90,6 @@ pub fn held_weights(plan: &ModelWeights<PlannedWeight>) -> Vec<HeldWeights> {
             }
             None => held.push(HeldWeights { kind, format, tensors: 1, bytes }),
         }
-        Ok(())
     });
     held
 }
@@ -153,10 +151,7 @@ mod tests {
 
     fn list<W>(weights: ModelWeights<W>, bytes: impl Fn(&W) -> u64) -> Vec<(String, u64)> {
         let mut list = Vec::new();
-        let Ok(_) = weights.try_map(&mut WeightPath::default(), &mut |path, weight: W| {
-            list.push((path.to_string(), bytes(&weight)));
-            Ok::<_, Infallible>(())
-        });
+        weights.for_each(|path, weight| list.push((path.to_string(), bytes(&weight))));
         list
     }
 
@@ -200,10 +195,7 @@ mod tests {
                 let parts = |rank| {
                     let specs = Model::weight_specs(&hf, &Prefix::root(), layout);
                     let mut parts = Vec::new();
-                    let Ok(_) = specs.try_map(&mut WeightPath::default(), &mut |_, spec: WeightSpec| {
-                        parts.push(spec.local_range(layout, rank).unwrap());
-                        Ok::<_, Infallible>(())
-                    });
+                    specs.for_each(|_, spec| parts.push(spec.local_range(layout, rank).unwrap()));
                     parts
                 };
                 assert_eq!(parts(rank), parts(layout.weight_rank(rank)));

@@ -2,8 +2,7 @@
 //! is the bandwidth that a run achieves.
 
 use crate::{counts::visited_experts, hf::HfConfig, model::ModelWeights, plan::PlannedWeight};
-use dsv3_runtime::{Weight, WeightPath, WeightTree};
-use std::convert::Infallible;
+use dsv3_runtime::{Weight, WeightTree};
 
 /// Bytes of weights, block scales included, that one decoded token reads: of the routed experts those that it visits,
 /// of the embedding one row, and nothing of the MTP layer.
@@ -65,10 +64,7 @@ fn step_bytes_by<W: Clone>(
 /// Bytes of all weights of a tree. Cloning a loaded one clones handles, not bytes.
 fn tree_bytes<W, T: WeightTree<W> + Clone>(tree: &T, bytes: &dyn Fn(&W) -> u64) -> u64 {
     let mut sum = 0;
-    let Ok(_) = tree.clone().try_map(&mut WeightPath::default(), &mut |_, weight: W| {
-        sum += bytes(&weight);
-        Ok::<_, Infallible>(())
-    });
+    tree.clone().for_each(|_, weight| sum += bytes(&weight));
     sum
 }
 
@@ -77,7 +73,7 @@ mod tests {
     use super::*;
     use crate::Model;
     use dsv3_mesh::{Layout, Rank};
-    use dsv3_runtime::{Checkpoint, Module, Prefix, WeightLoader, WeightOutput};
+    use dsv3_runtime::{Checkpoint, Module, Prefix, WeightLoader, WeightOutput, WeightPath};
     use std::path::Path;
 
     #[test]

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::{
+    convert::Infallible,
     fmt::{self, Display, Write as _},
     ops::Deref,
 };
@@ -57,6 +58,17 @@ pub trait WeightTree<W> {
     /// # Errors
     /// Those of `f`.
     fn try_map<V, E>(self, path: &mut WeightPath, f: LeafFn<'_, W, V, E>) -> Result<Self::With<V>, E>;
+
+    /// Visits every leaf, in order.
+    fn for_each(self, mut f: impl FnMut(&WeightPath, W))
+    where
+        Self: Sized,
+    {
+        let Ok(_) = self.try_map(&mut WeightPath::default(), &mut |path, leaf| {
+            f(path, leaf);
+            Ok::<_, Infallible>(())
+        });
+    }
 }
 
 impl<W> WeightTree<W> for Leaf<W> {

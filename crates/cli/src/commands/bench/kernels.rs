@@ -8,13 +8,13 @@ use crate::{
     progress::{Progress, Unit},
 };
 use anyhow::Result;
-use dsv3_deepseek::{Model, ModelWeights};
+use dsv3_deepseek::ModelWeights;
 use dsv3_runtime::{
-    Device, Format, Mode, Module, Tensor, Weight, WeightPath,
+    Device, Format, Mode, Tensor, Weight, WeightTree,
     ops::{LinearConfig, linear},
 };
 use serde::Serialize;
-use std::{collections::BTreeMap, convert::Infallible, hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
 /// What is read before each measurement, so that no cache holds weights.
 const EVICTING_BYTES: usize = 128 << 20;
@@ -92,7 +92,7 @@ struct Measurement {
 /// Groups the matrices that tokens are multiplied with.
 fn shapes(weights: &ModelWeights<Weight>) -> Vec<Shape> {
     let mut shapes = BTreeMap::new();
-    let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |path, weight: Weight| {
+    weights.clone().for_each(|path, weight| {
         let path = path.to_string();
         let parts: Vec<&str> = path.split('.').filter(|part| part.parse::<usize>().is_err()).collect();
         if matches!(weight, Weight::Matrix(_)) && !matches!(parts[0], "embedding" | "mtp") {
@@ -110,7 +110,6 @@ fn shapes(weights: &ModelWeights<Weight>) -> Vec<Shape> {
             }
             shape.matrices.push(weight);
         }
-        Ok::<_, Infallible>(())
     });
     shapes.into_values().collect()
 }

@@ -18,10 +18,10 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use clap::{CommandFactory, error::ErrorKind};
-use dsv3_deepseek::{HfConfig, Model, ModelWeights, counts, step_bytes};
-use dsv3_runtime::{Module, Weight, WeightPath};
+use dsv3_deepseek::{HfConfig, ModelWeights, counts, step_bytes};
+use dsv3_runtime::{Weight, WeightTree};
 use indicatif::DecimalBytes;
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// Steps before the first measurement, which touch what every step needs.
 const WARM_UP: usize = 4;
@@ -260,11 +260,10 @@ fn decode_cost(hf: &HfConfig, session: &Session, position: usize, batch: usize) 
 /// Bytes of matrices by format.
 fn formats(weights: &ModelWeights<Weight>) -> BTreeMap<String, u64> {
     let mut formats = BTreeMap::new();
-    let Ok(_) = Model::try_map(weights.clone(), &mut WeightPath::default(), &mut |_, weight: Weight| {
+    weights.clone().for_each(|_, weight| {
         if let Weight::Matrix(_) = &weight {
             *formats.entry(weight.matrix().format().to_string()).or_default() += weight.bytes();
         }
-        Ok::<_, Infallible>(())
     });
     formats
 }

@@ -6,11 +6,11 @@ use anyhow::Result;
 use dsv3_deepseek::{HfConfig, Model};
 use dsv3_mesh::{ExpertSharding, Layout, Rank};
 use dsv3_runtime::{
-    Checkpoint, Fingerprint, Location, Module, SavedWeight, WeightCache, WeightConfigHeader, WeightPath,
+    Checkpoint, Fingerprint, Location, SavedWeight, WeightCache, WeightConfigHeader, WeightTree,
 };
 use indicatif::DecimalBytes;
 use serde::Serialize;
-use std::{collections::HashSet, convert::Infallible, fmt, path::PathBuf};
+use std::{collections::HashSet, fmt, path::PathBuf};
 
 /// Ranks that are looked for: a damaged header may name a mesh of any size.
 const MOST_RANKS: usize = 1024;
@@ -51,7 +51,7 @@ impl CacheContents {
         let (mut in_place, mut written) = (Tally::default(), Tally::default());
         // A tensor of two uses, as a head that is the embedding, stands in the tree twice and lies there once.
         let mut seen = HashSet::new();
-        let count = &mut |_: &WeightPath, weight: SavedWeight| {
+        weights.for_each(|_, weight| {
             let data = &weight.data;
             match data.location {
                 // On another device.
@@ -60,9 +60,7 @@ impl CacheContents {
                 Location::Checkpoint => in_place.add(&weight),
                 Location::Cache => written.add(&weight),
             }
-            Ok::<_, Infallible>(())
-        };
-        let Ok(_) = Model::try_map(weights, &mut WeightPath::default(), count);
+        });
         let checkpoint_state = State::of(&header);
         Ok(Self { path: cache.dir().to_owned(), header, in_place, written, checkpoint_state })
     }

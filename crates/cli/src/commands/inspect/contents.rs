@@ -4,12 +4,11 @@ use super::line;
 use crate::{model::lacks_mtp, output::count};
 use dsv3_deepseek::{HfConfig, Model};
 use dsv3_mesh::Layout;
-use dsv3_runtime::{Checkpoint, Dtype, Error, Module, Prefix, TensorInfo, WeightPath, WeightSpec};
+use dsv3_runtime::{Checkpoint, Dtype, Error, Module, Prefix, TensorInfo, WeightSpec, WeightTree};
 use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashSet},
-    convert::Infallible,
     fmt,
 };
 
@@ -73,11 +72,9 @@ impl Contents {
         };
         let mut needed = HashSet::new();
         let specs = Model::weight_specs(&hf, &Prefix::root(), Layout::SINGLE);
-        let visit = &mut |path: &WeightPath, spec: WeightSpec| {
+        specs.for_each(|path, spec| {
             contents.visit(checkpoint, Kind::of(&path.to_string()), &spec, &mut needed);
-            Ok::<_, Infallible>(())
-        };
-        let Ok(_) = Model::try_map(specs, &mut WeightPath::default(), visit);
+        });
         for info in checkpoint.tensors() {
             contents.total.add(info);
             contents.by_format.entry(info.dtype.to_string()).or_default().add(info);
