@@ -166,6 +166,9 @@ fn launched(_: MeshShape, _: Duration) -> Result<Mesh> {
 /// Loads a rank's share, and waits until all others have theirs. Meanwhile the ranks tell each other how far they are: one
 /// that is gone or hangs ends the job also now.
 fn open(model: &OpenModel, mesh: &Mesh, orders: Orders, args: DeviceArgs) -> Result<Share> {
+    if mesh.shape().devices() == 1 {
+        return load(model, mesh, orders, args);
+    }
     thread::scope(|scope| {
         let (ended, end) = mpsc::channel();
         let all = scope.spawn(move || {
