@@ -3,6 +3,7 @@
 //! - [`block_float`]: the number formats in which 16 values share an exponent.
 //! - [`tile`] and [`shard`]: how the numbers of a tensor lie in the bytes of a shard.
 //! - [`tensorbin`]: the files that `ttnn.dump_tensor` writes and `ttnn.load_tensor` reads.
+//! - [`hardware`]: the chip, and how weights lie in its DRAM.
 //! - [`types`]: TT-NN's own types under its own names, as JSON has them.
 //!
 //! Nothing here runs on a device or needs TT-NN. What is held to files that TT-NN 0.81.1 wrote says so; those files and
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block_float;
+pub mod hardware;
 pub mod shard;
 pub mod tensorbin;
 pub mod tile;

@@ -48,17 +48,17 @@ impl Tile {
     }
 
     /// Rows.
-    pub fn height(self) -> usize {
+    pub const fn height(self) -> usize {
         self.height as usize
     }
 
     /// Columns.
-    pub fn width(self) -> usize {
+    pub const fn width(self) -> usize {
         self.width as usize
     }
 
     /// Elements.
-    pub fn elements(self) -> usize {
+    pub const fn elements(self) -> usize {
         self.height() * self.width()
     }
 
