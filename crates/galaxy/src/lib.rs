@@ -4,6 +4,7 @@
 //! - [`tile`] and [`shard`]: how the numbers of a tensor lie in the bytes of a shard.
 //! - [`tensorbin`]: the files that `ttnn.dump_tensor` writes and `ttnn.load_tensor` reads.
 //! - [`hardware`]: the chip, and how weights lie in its DRAM.
+//! - [`plan`]: the operator configs of every module, and the operations that they are for.
 //! - [`types`]: TT-NN's own types under its own names, as JSON has them.
 //!
 //! Nothing here runs on a device or needs TT-NN. What is held to files that TT-NN 0.81.1 wrote says so; those files and
@@ -13,6 +14,7 @@
 
 pub mod block_float;
 pub mod hardware;
+pub mod plan;
 pub mod shard;
 pub mod tensorbin;
 pub mod tile;
