@@ -1,6 +1,5 @@
 //! Which cores share a tensor.
 
-use super::largest_divisor;
 use crate::{
     hardware::CORE_GRID,
     types::{CoreCoord, CoreRange, CoreRangeSet},
@@ -66,15 +65,8 @@ pub fn sharing_all(tiles: u32, least: u32) -> Rectangle {
     sharing(tiles, least, [0, CORE_GRID[1]])
 }
 
-/// Rows of the grid over which the rows of a prefill's tiles are dealt: as many as divide them, since cores that would get
-/// a part of a share wait for the others; all rows where that would leave more than half of them idle.
-pub fn rows_for(tiles: u32) -> u32 {
-    let dividing = largest_divisor(tiles, CORE_GRID[1]);
-    if dividing * 2 > CORE_GRID[1].min(tiles) { dividing } else { CORE_GRID[1].min(tiles) }
-}
-
-/// Columns of the grid over which the columns of a prefill's tiles are dealt, by the same rule.
-pub fn columns_for(tiles: u32) -> u32 {
-    let dividing = largest_divisor(tiles, CORE_GRID[0]);
-    if dividing * 2 > CORE_GRID[0].min(tiles) { dividing } else { CORE_GRID[0].min(tiles) }
+/// Over how many of a grid's rows or columns a prefill's tiles are dealt: as few as are done as early as all of them would
+/// be. Each gets the same number but the last, which may get less.
+pub fn dealing(tiles: u32, most: u32) -> u32 {
+    tiles.div_ceil(tiles.div_ceil(most))
 }

@@ -146,38 +146,26 @@ pub fn one_dimensional(product: &Product) -> Result<ProgramConfig, PlanError> {
 /// Prefill: rows of tiles over the rows of a grid, columns over its columns; each row of cores is sent its part of the left
 /// factor, each column its part of the weight.
 ///
-/// Sums of a core's whole result may be more than L1 holds: then it is computed in blocks of rows (`out_block_h`), each of
-/// which reads the weight again. Blocks of the inner dimension get what is left.
+/// Sums of a core's whole result may be more than L1 holds: then it is computed in blocks (`out_block_h`, `out_block_w`).
+/// Each block of rows reads the weight again, each block of columns the left factor: of the blocks that fit, those with the
+/// least to read are taken, and then the most of the inner dimension at a time.
 ///
 /// `fuse_batch` lets the rows of a batch count as one matrix; a weight for each of them forbids it.
 ///
 /// # Errors
-/// A product of which not even a row of tiles fits.
-pub fn two_dimensional(
-    product: &Product,
-    grid: [u32; 2],
-    fuse_batch: bool,
-) -> Result<ProgramConfig, PlanError> {
+/// A product of which not even single tiles fit.
+pub fn two_dimensional(product: &Product, grid: [u32; 2], fuse_batch: bool) -> Result<ProgramConfig, PlanError> {
     let (rows, columns) = (product.row_tiles().div_ceil(grid[1]), product.column_tiles().div_ceil(grid[0]));
-    let sums = product.partial_bytes() + tile_bytes(DataType::Bfloat16);
-    let bytes = |height: u32, block: u32| {
-        let left = 2 * u64::from(height) * u64::from(block) * tile_bytes(DataType::Bfloat16);
-        let weight = 2 * u64::from(columns) * u64::from(block) * tile_bytes(product.weight);
-        left + weight + u64::from(height) * u64::from(columns) * sums
-    };
-    // Blocks of the inner dimension no longer than this gain nothing more, and a short one must fit whatever the height.
-    let long = largest_divisor(product.inner_tiles(), 8);
-    let fits = |height: &u32| rows.is_multiple_of(*height) && bytes(*height, long.min(4)) <= BUFFER_BYTES;
-    let height = (1..=rows).rev().find(fits).ok_or_else(|| product.too_large(bytes(1, 1)))?;
-    let block = product.block(long, |block| bytes(height, block))?;
-    let (out_subblock_h, out_subblock_w) = subblock(height, columns, &product.compute);
+    let blocks = Blocks::of(product, rows, columns)?;
+    let (out_subblock_h, out_subblock_w) = subblock(blocks.height, blocks.width, &product.compute);
+    let is_split = (blocks.height, blocks.width) != (rows, columns);
     let config = MatmulMultiCoreReuseMultiCastProgramConfig {
         compute_with_storage_grid_size: CoreCoord::new(grid[0], grid[1]),
-        in0_block_w: block,
+        in0_block_w: blocks.inner,
         out_subblock_h,
         out_subblock_w,
-        out_block_h: (height < rows).then_some(height),
-        out_block_w: (height < rows).then_some(columns),
+        out_block_h: is_split.then_some(blocks.height),
+        out_block_w: is_split.then_some(blocks.width),
         per_core_m: rows,
         per_core_n: columns,
         transpose_mcast: false,
@@ -188,9 +176,51 @@ pub fn two_dimensional(
     Ok(ProgramConfig::MatmulMultiCoreReuseMultiCastProgramConfig(config))
 }
 
+/// Tiles of a core that are computed at a time.
+struct Blocks {
+    height: u32,
+    width: u32,
+    inner: u32,
+}
+
+/// Tiles of the inner dimension beyond which longer blocks gain nothing more, and below which steps are mostly waiting.
+const INNER_TILES: [u32; 2] = [8, 4];
+
+impl Blocks {
+    fn of(product: &Product, rows: u32, columns: u32) -> Result<Self, PlanError> {
+        let longest = largest_divisor(product.inner_tiles(), INNER_TILES[0]);
+        let divisors = |number: u32| (1..=number).filter(move |part| number.is_multiple_of(*part));
+        let of_inner = |least: u32| divisors(longest).filter(move |inner| *inner >= least);
+        let fitting = |least: u32| {
+            let all = divisors(rows).flat_map(move |height| divisors(columns).map(move |width| (height, width)));
+            all.flat_map(move |(height, width)| of_inner(least).map(move |inner| Self { height, width, inner }))
+                .filter(|blocks| blocks.bytes(product) <= BUFFER_BYTES)
+                .min_by_key(|blocks| (blocks.read(rows, columns), u32::MAX - blocks.inner))
+        };
+        fitting(INNER_TILES[1].min(longest))
+            .or_else(|| fitting(1))
+            .ok_or_else(|| product.too_large(Self { height: 1, width: 1, inner: 1 }.bytes(product)))
+    }
+
+    fn bytes(&self, product: &Product) -> u64 {
+        let [height, width, inner] = [self.height, self.width, self.inner].map(u64::from);
+        let left = 2 * height * inner * tile_bytes(DataType::Bfloat16);
+        let weight = 2 * width * inner * tile_bytes(product.weight);
+        left + weight + height * width * (product.partial_bytes() + tile_bytes(DataType::Bfloat16))
+    }
+
+    /// Tiles of both factors that are read for one of the inner dimension.
+    fn read(&self, rows: u32, columns: u32) -> u32 {
+        rows * (columns / self.width) + columns * (rows / self.height)
+    }
+}
+
 /// The grid of a prefill's product.
 pub fn prefill_grid(product: &Product) -> [u32; 2] {
-    [grids::columns_for(product.column_tiles()), grids::rows_for(product.row_tiles())]
+    [
+        grids::dealing(product.column_tiles(), CORE_GRID[0]),
+        grids::dealing(product.row_tiles(), CORE_GRID[1]),
+    ]
 }
 
 /// Rows and columns of tiles that the registers take at a time: as many as they hold. TT-NN wants them to divide the
