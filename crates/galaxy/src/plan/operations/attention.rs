@@ -53,7 +53,7 @@ struct Decode<'a> {
 impl Decode<'_> {
     fn rotate(&self, chain: &mut Chain, name: &str, x: &Tensor) -> Result<Tensor, PlanError> {
         let Rotations { cos, sin, transformation } = self.rotations;
-        chain.step(name, &self.config.rope, &[x, cos, sin, transformation]).put()
+        chain.step(name, &self.config.rope, &[x]).weight(cos).weight(sin).weight(transformation).put()
     }
 
     /// The normed latent of the queries, that of the keys, and the key that all heads share.

@@ -67,7 +67,7 @@ impl Prefill<'_> {
     fn rotate(&self, chain: &mut Chain, name: &str, x: &Tensor) -> Result<Tensor, PlanError> {
         let table = Tensor::new(self.config.rope_tables.table.clone());
         let swap = Tensor::new(self.config.rope_tables.transformation.clone());
-        chain.step(name, &self.config.rope, &[x, &table, &table, &swap]).put()
+        chain.step(name, &self.config.rope, &[x]).weight(&table).weight(&table).weight(&swap).put()
     }
 
     /// A part of the positions through the whole attention.

@@ -182,7 +182,7 @@ impl Step<'_> {
 }
 
 /// All outputs of an operation as one argument.
-pub fn all_of(outputs: &[Tensor]) -> Tensor {
+pub(super) fn all_of(outputs: &[Tensor]) -> Tensor {
     let mut first = outputs[0].clone();
     if let Operand::From(source) = &mut first.operand {
         source.output = Some(Output::All(AllOutputs::All));

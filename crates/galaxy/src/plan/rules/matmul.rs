@@ -170,7 +170,7 @@ pub fn two_dimensional(product: &Product, grid: [u32; 2], fuse_batch: bool) -> R
         per_core_n: columns,
         transpose_mcast: false,
         fused_activation: None,
-        fuse_batch,
+        fuse_batch: Some(fuse_batch),
         allowed_worker_cores: None,
     };
     Ok(ProgramConfig::MatmulMultiCoreReuseMultiCastProgramConfig(config))
