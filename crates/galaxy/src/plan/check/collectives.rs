@@ -77,14 +77,15 @@ pub(super) fn reduce_scatter(call: &Call) -> Result<TensorSpec, Refusal> {
     wires(call, arguments.topology, arguments.num_links)?;
     let index = dimension("dim", x, arguments.dim)?;
     let mut result = x.clone().placed(arguments.memory_config);
-    result.shape[index] = part(call, x, index, arguments.cluster_axis)?;
+    // Rows may be parts of a tile: TT-NN then gathers, sums and cuts.
+    let unit = if index + 1 == x.shape.len() && x.layout == Layout::Tile { TILE } else { 1 };
+    result.shape[index] = part(call, x, index, (arguments.cluster_axis, unit))?;
     Ok(result)
 }
 
-/// A device's part of a dimension, in whole tiles where tiles lie along it.
-fn part(call: &Call, x: &TensorSpec, index: usize, cluster_axis: u32) -> Result<u32, Refusal> {
+/// A device's part of a dimension, in whole `unit`s.
+fn part(call: &Call, x: &TensorSpec, index: usize, (cluster_axis, unit): (u32, u32)) -> Result<u32, Refusal> {
     let devices = call.along(cluster_axis)?;
-    let unit = if x.layout == Layout::Tile && x.shape.len() - index <= 2 { TILE } else { 1 };
     let expected = format!("a multiple of {devices} devices' {unit}");
     must(x.shape[index].is_multiple_of(devices * unit), "dim", expected, x.shape[index])?;
     Ok(x.shape[index] / devices)
@@ -148,6 +149,7 @@ pub(super) fn mesh_partition(call: &Call) -> Result<TensorSpec, Refusal> {
     let arguments: PartitionArguments = call.arguments()?;
     let index = dimension("dim", x, arguments.dim)?;
     let mut result = x.clone().placed(arguments.memory_config);
-    result.shape[index] = part(call, x, index, arguments.cluster_axis)?;
+    let unit = if x.layout == Layout::Tile && index + 2 >= x.shape.len() { TILE } else { 1 };
+    result.shape[index] = part(call, x, index, (arguments.cluster_axis, unit))?;
     Ok(result)
 }

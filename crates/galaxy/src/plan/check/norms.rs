@@ -164,6 +164,9 @@ pub(super) fn fast_reduce(call: &Call) -> Result<TensorSpec, Refusal> {
     equal("devices that were gathered", &call.along(1)?, &x.shape[index])?;
     let mut result = x.clone().placed(arguments.memory_config);
     result.shape[index] = 1;
+    // It sums whole tiles, and says so.
+    let rows = result.shape.len() - 2;
+    result.shape[rows] = result.shape[rows].next_multiple_of(TILE);
     Ok(result)
 }
 

@@ -8,6 +8,7 @@ use super::{
     rope::{self, PrefillRopeConfig},
 };
 use crate::{
+    hardware::TILE,
     plan::{
         PlanError,
         operators::{
@@ -16,7 +17,7 @@ use crate::{
             ReduceScatterAsyncMinimalConfig, RotaryConfig, ScaleConfig, SliceConfig, TypecastConfig,
         },
         request::Dimensions,
-        rules::{chunks::PrefillChunkSizes, collectives, kernels},
+        rules::{chunks::PrefillChunkSizes, collectives, grids, kernels},
     },
     types::MemoryConfig,
 };
@@ -95,9 +96,14 @@ pub struct LaterChunks {
     pub all_reduce_rows: AllReduceConfig,
 }
 
-/// Columns and rows of cores for the first product: more of them at once draw so much current that some machines hang
-/// (#42008, cured in #41501 by this grid).
+/// Columns and rows of cores for the first product at most: more of them at once draw so much current that some machines
+/// hang (#42008, cured in #41501 by this grid).
 const FEW_CORES: [u32; 2] = [6, 6];
+
+/// The grid of the first product.
+fn few_cores(columns: u32, rows: u32) -> [u32; 2] {
+    [grids::dealing(columns.div_ceil(TILE), FEW_CORES[0]), grids::dealing(rows.div_ceil(TILE), FEW_CORES[1])]
+}
 
 /// Of prefill.
 ///
@@ -115,7 +121,7 @@ pub fn prefill_model_config(dimensions: &Dimensions) -> Result<MlaPrefillConfig,
         rope_tables: rope::prefill_model_config(dimensions),
         all_gather: gather(2, collectives::ROWS),
         slice: SliceConfig { memory_config: dram() },
-        wq_kv_a: mla::wq_kv_a(dimensions).prefill(dimensions, chunk, Some(FEW_CORES))?,
+        wq_kv_a: mla::wq_kv_a(dimensions).prefill(dimensions, chunk, Some(few_cores(attention.query_and_cached(), chunk)))?,
         wq_kv_a_ag_prefill: gather(1, collectives::COLUMNS),
         wq_kv_a_r_prefill: sum_of_columns(dram()),
         kv_norm: rms_norm::prefill_model_config(dimensions, attention.latent_rank),
