@@ -276,7 +276,7 @@ impl Job<'_> {
                 scope.spawn(move || work(&progress));
             }
             drop(progress);
-            made.iter().for_each(|bytes| advance(bytes));
+            made.iter().for_each(advance);
         });
         match error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),

@@ -25,8 +25,11 @@ fn hf(changes: &Value) -> HfConfig {
     HfConfig::from_json(&path, &config.to_string()).unwrap()
 }
 
-/// Shape, type and, where it is cut over banks or cores, the shape of a part, by path.
-fn shapes(mesh_text: &str) -> BTreeMap<String, (Vec<u32>, String, Option<[u32; 2]>)> {
+/// Shape, type and, where it is cut over banks or cores, the shape of a part.
+type Shard<S, T> = (S, T, Option<[u32; 2]>);
+
+/// Those of all files, by path.
+fn shapes(mesh_text: &str) -> BTreeMap<String, Shard<Vec<u32>, String>> {
     let files = weight_files(&hf(&json!({})), mesh(mesh_text)).unwrap();
     let of_file = |file: WeightFile| {
         let part = file.spec.memory_config.shard_spec.map(|spec| spec.shape);
@@ -38,54 +41,50 @@ fn shapes(mesh_text: &str) -> BTreeMap<String, (Vec<u32>, String, Option<[u32; 2
 #[test]
 fn shards_of_the_full_model_have_upstreams_shapes() {
     // Upstream's table, for 8 columns; experts and the embedding lie over all devices.
-    let per_column: [(&str, &[u32], &str, Option<[u32; 2]>); 22] = [
-        ("mlp_decoder_block_0/mla_norm/rmsnorm.weight", &[1, 1, 28, 32], "bfloat16", None),
-        ("mlp_decoder_block_0/mla/q_norm/rmsnorm.weight", &[1, 1, 48, 32], "bfloat16", None),
-        ("mlp_decoder_block_0/mla/kv_norm/rmsnorm.weight", &[1, 1, 16, 32], "bfloat16", None),
-        ("mlp_decoder_block_0/mla/wq_kv_a.input_tensor_b", &[1, 896, 2112], "bfloat8_b", Some([896, 192])),
-        ("mlp_decoder_block_0/mla/wq_b.input_tensor_b", &[1, 1536, 3072], "bfloat8_b", Some([1536, 256])),
-        ("mlp_decoder_block_0/mla/wkv_b1.input_tensor_b", &[1, 16, 128, 512], "bfloat8_b", Some([256, 512])),
+    let per_column: [(&str, Shard<&[u32], &str>); 22] = [
+        ("mlp_decoder_block_0/mla_norm/rmsnorm.weight", (&[1, 1, 28, 32], "bfloat16", None)),
+        ("mlp_decoder_block_0/mla/q_norm/rmsnorm.weight", (&[1, 1, 48, 32], "bfloat16", None)),
+        ("mlp_decoder_block_0/mla/kv_norm/rmsnorm.weight", (&[1, 1, 16, 32], "bfloat16", None)),
+        ("mlp_decoder_block_0/mla/wq_kv_a.input_tensor_b", (&[1, 896, 2112], "bfloat8_b", Some([896, 192]))),
+        ("mlp_decoder_block_0/mla/wq_b.input_tensor_b", (&[1, 1536, 3072], "bfloat8_b", Some([1536, 256]))),
+        (
+            "mlp_decoder_block_0/mla/wkv_b1.input_tensor_b",
+            (&[1, 16, 128, 512], "bfloat8_b", Some([256, 512])),
+        ),
         (
             "mlp_decoder_block_0/mla/wkv_b2.input_tensor_b",
-            &[1, 128, 512, 128],
-            "bfloat8_b",
-            Some([5632, 128]),
+            (&[1, 128, 512, 128], "bfloat8_b", Some([5632, 128])),
         ),
-        ("mlp_decoder_block_0/mla/wo.input_tensor_b", &[1, 16384, 896], "bfloat8_b", Some([16384, 96])),
-        ("mlp_decoder_block_0/mlp_norm/rmsnorm.weight", &[1, 1, 28, 32], "bfloat16", None),
-        ("mlp_decoder_block_2/mlp/w1.input_tensor_b", &[1, 7168, 2304], "bfloat8_b", Some([7168, 192])),
-        ("mlp_decoder_block_2/mlp/w2.input_tensor_b", &[1, 2304, 7168], "bfloat8_b", Some([2304, 608])),
-        ("mlp_decoder_block_2/mlp/w3.input_tensor_b", &[1, 7168, 2304], "bfloat8_b", Some([7168, 192])),
+        ("mlp_decoder_block_0/mla/wo.input_tensor_b", (&[1, 16384, 896], "bfloat8_b", Some([16384, 96]))),
+        ("mlp_decoder_block_0/mlp_norm/rmsnorm.weight", (&[1, 1, 28, 32], "bfloat16", None)),
+        ("mlp_decoder_block_2/mlp/w1.input_tensor_b", (&[1, 7168, 2304], "bfloat8_b", Some([7168, 192]))),
+        ("mlp_decoder_block_2/mlp/w2.input_tensor_b", (&[1, 2304, 7168], "bfloat8_b", Some([2304, 608]))),
+        ("mlp_decoder_block_2/mlp/w3.input_tensor_b", (&[1, 7168, 2304], "bfloat8_b", Some([7168, 192]))),
         (
             "moe_decoder_block_3/mlp/shared_experts/w1.input_tensor_b",
-            &[1, 7168, 256],
-            "bfloat8_b",
-            Some([7168, 32]),
+            (&[1, 7168, 256], "bfloat8_b", Some([7168, 32])),
         ),
         (
             "moe_decoder_block_60/mlp/shared_experts/w2.input_tensor_b",
-            &[1, 256, 7168],
-            "bfloat8_b",
-            Some([256, 608]),
+            (&[1, 256, 7168], "bfloat8_b", Some([256, 608])),
         ),
         (
             "moe_decoder_block_3/mlp/moe/moe_gate/gate_proj.input_tensor_b",
-            &[1, 1, 256, 7168],
-            "bfloat16",
-            None,
+            (&[1, 1, 256, 7168], "bfloat16", None),
         ),
         (
             "moe_decoder_block_3/mlp/moe/moe_gate/e_score_correction_bias.input_tensor_b",
-            &[72, 32, 32],
-            "bfloat16",
-            Some([32, 32]),
+            (&[72, 32, 32], "bfloat16", Some([32, 32])),
         ),
-        ("norm/rmsnorm.weight", &[1, 1, 28, 32], "bfloat16", None),
-        ("lm_head/linear.input_tensor_b", &[1, 1, 16160, 7168], "bfloat8_b", None),
-        ("mtp/hidden_norm/rmsnorm.weight", &[1, 1, 28, 32], "bfloat16", None),
-        ("mtp/eh_proj.linear.input_tensor_b", &[1, 1, 896, 14336], "bfloat8_b", None),
-        ("mtp/decoder_block/mla/wo.input_tensor_b", &[1, 16384, 896], "bfloat8_b", Some([16384, 96])),
-        ("mtp/decoder_block/mlp/moe/moe_gate/gate_proj.input_tensor_b", &[1, 1, 256, 7168], "bfloat16", None),
+        ("norm/rmsnorm.weight", (&[1, 1, 28, 32], "bfloat16", None)),
+        ("lm_head/linear.input_tensor_b", (&[1, 1, 16160, 7168], "bfloat8_b", None)),
+        ("mtp/hidden_norm/rmsnorm.weight", (&[1, 1, 28, 32], "bfloat16", None)),
+        ("mtp/eh_proj.linear.input_tensor_b", (&[1, 1, 896, 14336], "bfloat8_b", None)),
+        ("mtp/decoder_block/mla/wo.input_tensor_b", (&[1, 16384, 896], "bfloat8_b", Some([16384, 96]))),
+        (
+            "mtp/decoder_block/mlp/moe/moe_gate/gate_proj.input_tensor_b",
+            (&[1, 1, 256, 7168], "bfloat16", None),
+        ),
     ];
     for (mesh, experts, part) in [("4x8", 8, 224), ("8x8", 4, 112), ("16x8", 2, 56)] {
         let shapes = shapes(mesh);
@@ -95,8 +94,8 @@ fn shards_of_the_full_model_have_upstreams_shapes() {
             let (shape, data_type, cut) = &shapes[&format!("{path}.tensorbin")];
             (&shape[..], data_type.as_str(), *cut)
         };
-        for (path, shape, data_type, cut) in per_column {
-            assert_eq!(of(path), (shape, data_type, cut), "{mesh} {path}");
+        for (path, expected) in per_column {
+            assert_eq!(of(path), expected, "{mesh} {path}");
         }
         assert_eq!(of("embedding/embedding.weight"), (&[1, 1, 129_280, part][..], "bfloat16", None));
         for block in ["moe_decoder_block_3", "mtp/decoder_block"] {
@@ -110,15 +109,16 @@ fn shards_of_the_full_model_have_upstreams_shapes() {
 
 #[test]
 fn a_copy_on_each_row_is_stored_once() {
-    let buffers = |mesh_text: &str, name: &str| {
-        let files = weight_files(&hf(&json!({})), mesh(mesh_text)).unwrap();
-        let file = files.into_iter().find(|file| file.path.contains(name)).unwrap();
-        file.header(mesh(mesh_text)).unwrap().buffers().len()
+    let mesh = mesh("16x8");
+    let files = weight_files(&with_layers(&hf(&json!({})), Some(4), false).unwrap(), mesh).unwrap();
+    let buffers = |name: &str| {
+        let file = files.iter().find(|file| file.path.contains(name)).unwrap();
+        file.header(mesh).unwrap().buffers().len()
     };
     for (name, count) in
         [("wq_b", 8), ("mla_norm", 8), ("q_norm", 1), ("wkv_b2", 1), ("w1_experts", 128), ("embedding", 128)]
     {
-        assert_eq!(buffers("16x8", name), count, "{name}");
+        assert_eq!(buffers(name), count, "{name}");
     }
 }
 
