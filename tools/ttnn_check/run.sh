@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # run.sh DIR
 #
-# Installs TT-NN 0.81.1 into an environment in DIR (700 MB, once; Linux on x86-64 with CPython 3.12 or 3.10 only), lets this
-# project write files, and asks TT-NN whether it loads them and would store the same bytes. PYTHON chooses the interpreter.
+# Installs TT-NN 0.81.1 into an environment in DIR (700 MB, once; Linux on x86-64 with CPython 3.12 or 3.10 only), and runs
+# one check after the other, each a script beside this one. PYTHON chooses the interpreter.
 set -euo pipefail
 
 version=0.81.1
@@ -36,7 +36,21 @@ if ! "$python" -c "import importlib.metadata as m; assert m.version('ttnn') == '
     "$python" -m pip install -q --disable-pip-version-check "ttnn==$version"
 fi
 
+step() { printf '\n== %s\n' "$1"; shift; "$@"; }
+
+# Files of every kind of layout: does TT-NN load them, and would it store the same bytes?
+samples() {
+    (cd "$here/../.." && cargo run --quiet -p dsv3-galaxy --example write_samples -- "$written")
+    "$python" "$here/check_tensorbin.py" --index "$written/index.json" --strict
+}
+
+# Every weight of a small DeepSeek-V3, converted by the binary: is it what TT-NN makes of the same numbers?
+weights() {
+    (cd "$here/../.." && cargo build --quiet -p dsv3)
+    "$python" "$here/check_weights.py" "${CARGO_TARGET_DIR:-$here/../../target}/debug/dsv3"
+}
+
 written=$(mktemp -d)
 trap 'rm -rf "$written"' EXIT
-(cd "$here/../.." && cargo run --quiet -p dsv3-galaxy --example write_samples -- "$written")
-"$python" "$here/check_tensorbin.py" --index "$written/index.json" --strict
+step "files of every layout" samples
+step "the weights of a small model" weights

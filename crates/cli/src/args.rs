@@ -3,6 +3,7 @@
 mod bench;
 mod device;
 pub(crate) mod eval;
+mod galaxy;
 mod layout;
 mod mesh;
 mod plan;
@@ -12,6 +13,7 @@ pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
 pub(crate) use device::{DeviceArgs, LoadArgs};
+pub(crate) use galaxy::{GalaxyArgs, TargetArg};
 pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use plan::{MachineArgs, PlanArgs};
@@ -55,8 +57,9 @@ pub(crate) enum Command {
     /// Prepare a checkpoint's weights (stage 1)
     ///
     /// Weights that can be used where they lie in the checkpoint are not copied; only what cannot is written to the
-    /// cache, with a WeightConfig that says where each weight lies.
-    Convert(ConvertArgs),
+    /// cache, with a WeightConfig that says where each weight lies. With --target galaxy all are written, as the files
+    /// that Tenstorrent's demo loads on a Galaxy.
+    Convert(Box<ConvertArgs>),
     /// Make the operator configs of a model (stage 2)
     ///
     /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size.
@@ -227,6 +230,9 @@ pub(crate) struct OutputArgs {
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// What the weights are for
+    #[arg(long, value_enum, default_value_t = TargetArg::Cpu)]
+    pub(crate) target: TargetArg,
     /// A GGUF file of a DeepSeek model (architecture deepseek2), the first of several; the same as --model FILE
     ///
     /// Its blocks are used where they lie. Only `kv_b_proj` is written, where the file has it in two: as bf16 if both
@@ -243,6 +249,15 @@ pub(crate) struct ConvertArgs {
     /// Make the cache anew, whatever is there
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) galaxy: GalaxyArgs,
+}
+
+impl ConvertArgs {
+    /// Whether files for TT-NN are asked for.
+    pub(crate) fn is_for_galaxy(&self) -> bool {
+        self.target == TargetArg::Galaxy
+    }
 }
 
 /// `dsv3 config`.

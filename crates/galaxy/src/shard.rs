@@ -161,7 +161,36 @@ impl ShardLayout {
         row(first)..row(last)
     }
 
-    fn band_rows(&self) -> usize {
+    /// Matrices of the shard.
+    pub fn matrices(&self) -> usize {
+        self.matrices
+    }
+
+    /// Bands of a matrix.
+    pub fn matrix_bands(&self) -> usize {
+        self.bands
+    }
+
+    /// Rows of a matrix, without padding.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of a matrix, without padding.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Tiles of a band; 1 in rows.
+    pub fn band_tiles(&self) -> usize {
+        match self.order {
+            Order::Rows { .. } => 1,
+            Order::Tiles(tile) => self.padded_columns / tile.width(),
+        }
+    }
+
+    /// Rows of a band: those of a tile, or 1.
+    pub fn band_rows(&self) -> usize {
         match self.order {
             Order::Rows { .. } => 1,
             Order::Tiles(tile) => tile.height(),
