@@ -2,7 +2,7 @@
 
 use super::{
     PlanError,
-    modules::model::ModelConfig,
+    modules::{model::ModelConfig, mtp::MtpConfig},
     operators::FromWeightConfig,
     request::Dimensions,
     rules::{element_bytes, tile_bytes},
@@ -42,18 +42,22 @@ pub(super) fn count(dimensions: &Dimensions, config: &ModelConfig, kv_cache: u64
     let ends = weights(&config.embedding) + weights(&config.norm) + weights(&config.lm_head.linear);
     let (dense_layer, moe_layer) = (weights(&config.mlp_decoder_block), weights(&config.moe_decoder_block));
     let block = config.mtp.as_ref().map_or(0, |mtp| weights(&mtp.decoder_block));
-    let mtp = config.mtp.as_ref().map_or(0, weights);
+    let of_mtp = |mtp: &MtpConfig| {
+        let norms = [&mtp.hidden_norm, &mtp.token_norm, &mtp.head_norm].map(weights);
+        weights(&mtp.eh_proj) + norms.iter().sum::<u64>()
+    };
+    let mtp = config.mtp.as_ref().map_or(0, of_mtp);
     let dram = Dram {
         bytes: DRAM_BYTES,
         ends,
         dense_layer,
         moe_layer,
-        mtp: mtp - block,
+        mtp,
         kv_cache,
         model: ends
             + u64::from(dimensions.dense_layers) * (dense_layer + kv_cache)
             + u64::from(dimensions.moe_layers) * (moe_layer + kv_cache)
-            + if config.mtp.is_some() { mtp + kv_cache } else { 0 },
+            + if config.mtp.is_some() { mtp + block + kv_cache } else { 0 },
         layers_that_fit: 0,
     };
     let layers_that_fit = dram.layers(dimensions);

@@ -27,7 +27,7 @@ pub struct DecoderBlockConfig<M> {
     /// To where the attention wants it.
     pub mla_norm_reshard: ReshardConfig,
     /// The attention.
-    pub mla: MlaConfig,
+    pub mla: Mla2dConfig,
     /// To where the residual stream lies.
     pub mla_reshard: ReshardConfig,
     /// Before the MLP.
@@ -40,6 +40,14 @@ pub struct DecoderBlockConfig<M> {
     pub mlp_reshard: ReshardConfig,
     /// Onto the residual stream, both times.
     pub residual: AddConfig,
+}
+
+/// The attention, as upstream nests it: what the rows of the mesh share is around what each of them computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mla2dConfig {
+    /// All of it.
+    pub mla1d: MlaConfig,
 }
 
 /// The attention of a mode.
@@ -98,7 +106,7 @@ fn config<M>(dimensions: &Dimensions, mlp: M) -> Result<DecoderBlockConfig<M>, P
     Ok(DecoderBlockConfig {
         mla_norm: norm.clone(),
         mla_norm_reshard: ReshardConfig { memory_config: mla_input },
-        mla,
+        mla: Mla2dConfig { mla1d: mla },
         mla_reshard: reshard(),
         mlp_norm: norm,
         mlp_norm_reshard: reshard(),

@@ -11,7 +11,7 @@ use crate::{
             placement::{self, Placement},
         },
     },
-    types::{ComputeKernelConfig, DataType, MemoryConfig},
+    types::{ComputeKernelConfig, DataType, MemoryConfig, ProgramConfig},
 };
 
 /// A weight `[inner, columns]` that lies in columns over the banks of DRAM, in bfloat8_b.
@@ -58,7 +58,7 @@ impl<'a> DramWeight<'a> {
         &self,
         weight: FromWeightConfig,
         memory_config: Placement,
-        program: crate::types::ProgramConfig,
+        program: ProgramConfig,
     ) -> LinearConfig {
         LinearConfig {
             input_tensor_b: weight,
@@ -143,16 +143,20 @@ impl TransposedWeight<'_> {
 
     /// Of many rows.
     pub(super) fn many_rows(&self, dimensions: &Dimensions, rows: u32) -> Result<LinearConfig, PlanError> {
+        Ok(self.config(dimensions, MemoryConfig::DRAM, self.program_of_many_rows(rows)?))
+    }
+
+    /// How many rows are laid over cores.
+    pub(super) fn program_of_many_rows(&self, rows: u32) -> Result<ProgramConfig, PlanError> {
         let product = self.product(rows);
-        let program = matmul::two_dimensional(&product, matmul::prefill_grid(&product), false)?;
-        Ok(self.config(dimensions, MemoryConfig::DRAM, program))
+        matmul::two_dimensional(&product, matmul::prefill_grid(&product), false)
     }
 
     fn config(
         &self,
         dimensions: &Dimensions,
         memory_config: Placement,
-        program: crate::types::ProgramConfig,
+        program: ProgramConfig,
     ) -> LinearConfig {
         LinearConfig {
             input_tensor_b: self.weight(dimensions),

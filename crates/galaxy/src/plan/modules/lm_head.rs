@@ -8,7 +8,7 @@ use crate::{
         request::Dimensions,
         rules::{collectives, kernels, placement::Placement},
     },
-    types::{DataType, MemoryConfig},
+    types::{DataType, MemoryConfig, ProgramConfig},
 };
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,17 @@ pub struct LmHeadConfig {
 pub struct ManyRows {
     /// Rows that are multiplied at a time.
     pub max_rows: u32,
-    /// The product.
-    pub linear: LinearConfig,
+    /// How the product is laid over cores then.
+    pub program_config: ProgramConfig,
+}
+
+impl LmHeadConfig {
+    /// The product of many rows, and how many of them; none in decode.
+    pub fn of_all_tokens(&self) -> Option<(LinearConfig, u32)> {
+        let ManyRows { max_rows, program_config } = self.all_tokens.as_ref()?;
+        let linear = LinearConfig { program_config: Some(program_config.clone()), ..self.linear.clone() };
+        Some((linear, *max_rows))
+    }
 }
 
 /// Of decode.
@@ -49,8 +58,8 @@ pub fn decode_model_config(dimensions: &Dimensions) -> Result<LmHeadConfig, Plan
 /// A product that does not fit L1.
 pub fn prefill_model_config(dimensions: &Dimensions) -> Result<LmHeadConfig, PlanError> {
     let max_rows = product_rows(dimensions.tokens);
-    let linear = weight(dimensions).many_rows(dimensions, max_rows)?;
-    config(dimensions, MemoryConfig::DRAM, Some(ManyRows { max_rows, linear }))
+    let program_config = weight(dimensions).program_of_many_rows(max_rows)?;
+    config(dimensions, MemoryConfig::DRAM, Some(ManyRows { max_rows, program_config }))
 }
 
 fn config(

@@ -72,12 +72,14 @@ pub fn model_config(dimensions: &Dimensions) -> Result<ModelConfig, PlanError> {
     let moe = with_experts.filter(|_| dimensions.moe_layers > 0);
     let moe = moe.map(|experts| decoder_block::moe_model_config(dimensions, experts)).transpose()?;
     let mtp = with_experts.filter(|_| dimensions.has_mtp);
+    let (embedding, lm_head) = if is_decode {
+        (embedding::decode_model_config(dimensions), lm_head::decode_model_config(dimensions)?)
+    } else {
+        (embedding::prefill_model_config(dimensions), lm_head::prefill_model_config(dimensions)?)
+    };
+    let mtp = mtp.map(|experts| mtp::model_config(dimensions, experts, (&embedding, &lm_head))).transpose()?;
     Ok(ModelConfig {
-        embedding: if is_decode {
-            embedding::decode_model_config(dimensions)
-        } else {
-            embedding::prefill_model_config(dimensions)
-        },
+        embedding,
         embedding_reshard: ReshardConfig { memory_config: stream },
         rope: is_decode.then(|| rope::decode_model_config(dimensions)),
         mlp_decoder_block: dense.into_iter().collect(),
@@ -89,12 +91,8 @@ pub fn model_config(dimensions: &Dimensions) -> Result<ModelConfig, PlanError> {
             rms_norm::distributed_prefill(dimensions)
         },
         norm_reshard: ReshardConfig { memory_config: if is_decode { MemoryConfig::L1 } else { MemoryConfig::DRAM } },
-        lm_head: if is_decode {
-            lm_head::decode_model_config(dimensions)?
-        } else {
-            lm_head::prefill_model_config(dimensions)?
-        },
-        mtp: mtp.map(|experts| mtp::model_config(dimensions, experts)).transpose()?,
+        lm_head,
+        mtp,
     })
 }
 

@@ -9,7 +9,7 @@ use crate::{
         rules::{
             grids::CORES,
             kernels, largest_divisor,
-            placement::{self, Placement},
+            placement,
         },
         tensor::TensorSpec,
     },
@@ -30,8 +30,10 @@ pub struct MoeGateConfig {
     pub gate_reshard: ReshardConfig,
     /// The choice.
     pub gate: DeepseekMoEGateConfig,
-    /// The correction of the logits for the choice.
-    pub e_score_correction_bias: FromWeightConfig,
+    /// The correction of the logits for the choice: a tile with the square for each core that there is.
+    pub add_score_correction_bias: ScoreCorrectionConfig,
+    /// As many of them as there are tokens.
+    pub bias_slice: SliceConfig,
     /// The numbers of the experts.
     pub input_indices: TensorSpec,
     /// Where the weights go.
@@ -42,6 +44,14 @@ pub struct MoeGateConfig {
     pub output_reshard: ReshardConfig,
     /// The first row of a token's square: what was chosen.
     pub output_slice: SliceConfig,
+}
+
+/// The correction, which the fused gate adds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreCorrectionConfig {
+    /// The weight.
+    pub input_tensor_b: FromWeightConfig,
 }
 
 /// The side of a token's square of logits.
@@ -87,7 +97,8 @@ fn config(dimensions: &Dimensions, experts: &LocalExperts, gate_proj: LinearConf
         tokens,
         gate_reshard: ReshardConfig { memory_config: per_token.clone() },
         gate: DeepseekMoEGateConfig { eps: 1e-20, scaling_factor: experts.scale, enable_sigmoid: true },
-        e_score_correction_bias: bias(dimensions, square, per_token.clone()),
+        add_score_correction_bias: ScoreCorrectionConfig { input_tensor_b: bias(dimensions) },
+        bias_slice: SliceConfig { memory_config: per_token.clone() },
         input_indices: TensorSpec::tiles(&square, per_token.clone()).with_dtype(DataType::Uint16),
         output: output(DataType::Bfloat16),
         output_indices: output(DataType::Uint16),
@@ -96,10 +107,10 @@ fn config(dimensions: &Dimensions, experts: &LocalExperts, gate_proj: LinearConf
     }
 }
 
-/// A copy of the correction on each token's core.
-fn bias(dimensions: &Dimensions, square: [u32; 3], place: Placement) -> FromWeightConfig {
+/// A copy of the correction on each core.
+fn bias(dimensions: &Dimensions) -> FromWeightConfig {
     FromWeightConfig {
-        memory_config: place,
-        ..FromWeightConfig::tiles(dimensions, &square, DataType::Bfloat16, MemoryConfig::DRAM)
+        memory_config: placement::on_all_cores(),
+        ..FromWeightConfig::tiles(dimensions, &[CORES, TILE, TILE], DataType::Bfloat16, MemoryConfig::DRAM)
     }
 }

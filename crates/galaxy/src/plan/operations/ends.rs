@@ -98,7 +98,7 @@ pub(super) fn logits(chain: &mut Chain, config: &LmHeadConfig, x: &Tensor) -> Re
 
 /// Logits of all rows.
 pub(super) fn logits_of_all(chain: &mut Chain, config: &LmHeadConfig, x: &Tensor) -> Result<Tensor, PlanError> {
-    let many = config.all_tokens.as_ref().expect("prefill has it");
+    let (linear, max_rows) = config.of_all_tokens().expect("prefill has it");
     let x = chain.step("all_gather", &config.all_gather, &[x]).put()?;
-    feed_forward::rows(chain, "linear", &many.linear, many.max_rows, &x)
+    feed_forward::rows(chain, "linear", &linear, max_rows, &x)
 }

@@ -75,7 +75,9 @@ fn gate(chain: &mut Chain, config: &MoeGateConfig, x: &Tensor) -> Result<(Tensor
     let square = chain.step("gate_reshard", &config.gate_reshard, &[&square]).put()?;
     let buffers = [&config.input_indices, &config.output, &config.output_indices].map(|spec| Tensor::new(spec.clone()));
     let inputs = [&square, &buffers[0], &buffers[1], &buffers[2]];
-    let bias = Tensor::weight(&config.e_score_correction_bias);
+    let bias = Tensor::weight(&config.add_score_correction_bias.input_tensor_b);
+    let face = [&[0, 0, 0][..], &[at_a_time, SIDE, SIDE]];
+    let bias = chain.slice("bias_slice", &config.bias_slice, &bias, face)?;
     let chosen = chain.step("gate", &config.gate, &inputs).weight(&bias).put_all()?;
     let [weights, indices] = &chosen[..] else { unreachable!("the gate leaves two tensors") };
     let mut row = |name: &str, x: &Tensor| -> Result<Tensor, PlanError> {

@@ -10,6 +10,7 @@ use crate::plan::{
     PlanError,
     modules::{
         decoder_block::{DecoderBlockConfig, MlaConfig},
+        embedding::EmbeddingModuleConfig,
         model::ModelConfig,
         mtp::MtpConfig,
     },
@@ -45,7 +46,7 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn forward(&self, chain: &mut Chain) -> Result<(), PlanError> {
         let (dimensions, config) = (self.dimensions, self.config);
-        let mut x = self.embedding(chain)?;
+        let mut x = self.embedding(chain, &config.embedding)?;
         for block in &config.mlp_decoder_block {
             x = chain.within("mlp_decoder_block", |chain| {
                 self.block(chain, block, &x, |chain, x| feed_forward::mlp(chain, &block.mlp, x))
@@ -63,11 +64,11 @@ impl Pass<'_> {
         }
     }
 
-    fn embedding(&self, chain: &mut Chain) -> Result<Tensor, PlanError> {
-        let config = self.config;
+    fn embedding(&self, chain: &mut Chain, config: &EmbeddingModuleConfig) -> Result<Tensor, PlanError> {
+        let reshard = &self.config.embedding_reshard;
         chain.within("embedding", |chain| {
-            let x = ends::embedding(chain, self.dimensions, &config.embedding)?;
-            chain.step("reshard", &config.embedding_reshard, &[&x]).put()
+            let x = ends::embedding(chain, self.dimensions, config)?;
+            chain.step("reshard", reshard, &[&x]).put()
         })
     }
 
@@ -81,7 +82,7 @@ impl Pass<'_> {
     ) -> Result<Tensor, PlanError> {
         let y = feed_forward::norm(chain, "mla_norm", &config.mla_norm, x)?;
         let y = chain.step("mla_norm_reshard", &config.mla_norm_reshard, &[&y]).put()?;
-        let y = chain.within("mla", |chain| match &config.mla {
+        let y = chain.within("mla", |chain| match &config.mla.mla1d {
             MlaConfig::Decode(mla) => {
                 let rotations = self.rotations.expect("decode has them");
                 attention::forward_decode(chain, self.dimensions, mla, &y, rotations)
@@ -101,7 +102,7 @@ impl Pass<'_> {
 
     /// The layer for multi-token prediction on the model's last hidden state.
     fn mtp(&self, chain: &mut Chain, config: &MtpConfig, hidden: &Tensor) -> Result<(), PlanError> {
-        let token = self.embedding(chain)?;
+        let token = self.embedding(chain, &config.embedding)?;
         let token = feed_forward::norm(chain, "token_norm", &config.token_norm, &token)?;
         let hidden = feed_forward::norm(chain, "hidden_norm", &config.hidden_norm, hidden)?;
         let token = chain.step("token_all_gather", &config.all_gather, &[&token]).put()?;
@@ -116,8 +117,8 @@ impl Pass<'_> {
         let x = feed_forward::norm(chain, "head_norm", &config.head_norm, &x)?;
         let x = chain.step("norm_reshard", &self.config.norm_reshard, &[&x]).put()?;
         chain.within("lm_head", |chain| match self.dimensions.request.mode {
-            Mode::Decode => ends::logits(chain, &self.config.lm_head, &x),
-            Mode::Prefill => ends::logits_of_all(chain, &self.config.lm_head, &x),
+            Mode::Decode => ends::logits(chain, &config.head, &x),
+            Mode::Prefill => ends::logits_of_all(chain, &config.head, &x),
         })?;
         Ok(())
     }

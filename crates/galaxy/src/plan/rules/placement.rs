@@ -2,8 +2,8 @@
 
 use super::grids::{Rectangle, sharing_all};
 use crate::{
-    hardware::{DRAM_BANKS, TILE},
-    types::{BufferType, CoreGrid, MemoryConfig, MemoryLayout, ShardOrientation, ShardSpec},
+    hardware::{CORE_GRID, DRAM_BANKS, TILE},
+    types::{BufferType, CoreGrid, CoreRangeSet, MemoryConfig, MemoryLayout, ShardOrientation, ShardSpec},
 };
 
 /// A memory config of an operator.
@@ -31,6 +31,12 @@ pub fn on_one_core(width: u32) -> Placement {
 /// One user or token a core, row by row: rotations and the gate take one each.
 pub fn by_token(tokens: u32, height: u32, width: u32) -> Placement {
     sharded(MemoryLayout::HeightSharded, CoreGrid::Cores(tokens), [height, width])
+}
+
+/// A tile on each core that there is.
+pub fn on_all_cores() -> Placement {
+    let [columns, rows] = CORE_GRID;
+    sharded(MemoryLayout::HeightSharded, CoreRangeSet::rectangle(columns, rows), [TILE, TILE])
 }
 
 /// Rows over as few cores as hold `per_core` each.
