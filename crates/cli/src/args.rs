@@ -4,6 +4,7 @@ mod bench;
 mod device;
 pub(crate) mod eval;
 mod galaxy;
+mod galaxy_config;
 mod layout;
 mod mesh;
 mod plan;
@@ -14,6 +15,7 @@ pub(crate) use bench::{
 };
 pub(crate) use device::{DeviceArgs, LoadArgs};
 pub(crate) use galaxy::{GalaxyArgs, TargetArg};
+pub(crate) use galaxy_config::GalaxyConfigArgs;
 pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use plan::{MachineArgs, PlanArgs};
@@ -62,8 +64,9 @@ pub(crate) enum Command {
     Convert(Box<ConvertArgs>),
     /// Make the operator configs of a model (stage 2)
     ///
-    /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size.
-    Config(ConfigArgs),
+    /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size. With --target galaxy
+    /// they are those of TT-NN's operators on a Tenstorrent Galaxy.
+    Config(Box<ConfigArgs>),
     /// Tell what each device of a mesh will hold, read and send, and how fast that can be
     ///
     /// Loads nothing: a checkpoint's headers, or its config.json alone, are enough. The machine's memory bandwidth and
@@ -271,9 +274,14 @@ pub(crate) struct ConfigArgs {
     pub(crate) mode: Option<ModeArg>,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// What the configs are for
+    #[arg(long, value_enum, default_value_t = TargetArg::Cpu)]
+    pub(crate) target: TargetArg,
     /// Write to FILE instead of stdout; both modes go to two files, FILE with .prefill and .decode before its ending
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) galaxy: GalaxyConfigArgs,
 }
 
 /// The ways to run a model.
