@@ -32,7 +32,7 @@ fn the_document_has_upstreams_tree_and_says_what_it_is_for() {
     assert_eq!((&header["mode"], &header["fabric"]), (&json!("decode"), &json!("line")));
     assert_eq!((&header["users_per_row"], &header["sequence_length"]), (&json!(32), &json!(2048)));
     assert_eq!(header["model"]["hidden_size"], 7168);
-    assert_eq!(header["dram"]["layers_that_fit"], 5 + 12, "of bfloat4_b experts");
+    assert_eq!(header["dram"]["layers_that_fit"], 43, "as derived for upstream's sizes: 32.1 MB an expert, 32.7 MB the attention");
     let tree = &document["model_config"];
     assert_eq!(tree["mlp_decoder_block"].as_array().unwrap().len(), 1);
     assert_eq!(tree["moe_decoder_block"].as_array().unwrap().len(), 1);
@@ -87,10 +87,10 @@ fn what_makes_no_sense_is_a_usage_error() {
 fn models_that_do_not_fit_are_refused_by_what_does_not() {
     for (changes, part) in [
         (json!({ "hidden_size": 7200 }), "hidden_size (7200) does not divide into 8 parts of whole tiles of 32"),
-        (json!({ "num_attention_heads": 12 }), "num_attention_heads (12) does not divide into 8 parts"),
+        (json!({ "num_attention_heads": 12, "num_key_value_heads": 12 }), "num_attention_heads (12) does not divide into 8 parts"),
         (json!({ "n_routed_experts": 128 }), "n_routed_experts: the modules on a Galaxy need 256"),
         (json!({ "q_lora_rank": null }), "q_lora_rank"),
-        (json!({ "moe_intermediate_size": 1_048_576 }), "needs"),
+        (json!({ "moe_intermediate_size": 131_072 }), "needs"),
     ] {
         let run = config(&Workplace::new(), &changes, &["--mesh", "4x8", "--mode", "decode"]);
         assert_eq!(run.code, 1, "{changes}: {}", run.stderr);

@@ -203,7 +203,7 @@ fn one_dimensional(product: &Product, program: &OneDimensional) -> Result<(), Re
     must(product.has_one_weight(), "input_tensor_b", "one matrix", product.weight.shape.len())?;
     equal("per_core_M", &(product.rows * product.batch), &program.per_core_m)?;
     let cores = product.columns.div_ceil(program.per_core_n.max(1));
-    let fits = cores <= columns * rows && cores > columns * (rows - 1);
+    let fits = cores.div_ceil(columns) == rows && cores >= columns;
     must(fits, "per_core_N", format_args!("{} tiles over {columns}x{rows} cores", product.columns), program.per_core_n)?;
     let block = [program.out_block_h.unwrap_or(program.per_core_m), program.out_block_w.unwrap_or(program.per_core_n)];
     subblock(product, [program.out_subblock_h, program.out_subblock_w], block)

@@ -192,7 +192,9 @@ pub(super) fn all_of(outputs: &[Tensor]) -> Tensor {
 
 /// A config's arguments: all of its fields but the weights and the mesh, which are found when the model is loaded.
 fn arguments(config: &impl Operator) -> Map<String, Value> {
-    let Ok(Value::Object(mut fields)) = serde_json::to_value(config) else { unreachable!("a config is a structure") };
+    // By way of text, so that a number of 32 bits stays as short as it was written.
+    let text = serde_json::to_string(config).expect("a config is data");
+    let Ok(Value::Object(mut fields)) = serde_json::from_str(&text) else { unreachable!("a config is a structure") };
     fields.retain(|name, value| name != "mesh_device" && value.get("mesh_device").is_none());
     fields
 }
