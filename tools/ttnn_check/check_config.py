@@ -4,7 +4,7 @@
     check_config.py OPS.json [--mesh 4x8] [--cluster FILE] [--fabric FABRIC_1D] [--only SUBSTRING]
     check_config.py --list-ops
 
-Run it with the Python of the environment that setup.sh made. No Tenstorrent hardware is used: the mesh is a
+Run it with the Python of the environment that run.sh made. No Tenstorrent hardware is used: the mesh is a
 mock device, so an accepted operation passed TT-NN's argument checks, program creation and memory allocation;
 nothing was computed. One JSON line per operation goes to standard output. The format of OPS.json is described
 in README.md. Exit status: 0 every operation met its expectation (default: accepted), 1 at least one did not,
