@@ -51,8 +51,8 @@ def layer_bytes(model, layer):
 
 
 def copy(files, write, target):
-    """Reads all of the spans, writes the first `write` bytes of them; gives the seconds."""
-    start = time.monotonic()
+    """Reads all of the spans, writes the first `write` bytes of them; gives seconds of the clock and of the processor."""
+    start, busy = time.monotonic(), time.process_time()
     buffer = bytearray(CHUNK)
     view = memoryview(buffer)
     with open(target, "wb", buffering=0) as out:
@@ -68,7 +68,7 @@ def copy(files, write, target):
                         if part:
                             out.write(view[:part])
         os.fsync(out.fileno())
-    return time.monotonic() - start
+    return time.monotonic() - start, time.process_time() - busy
 
 
 def convert(args, output):
@@ -123,10 +123,10 @@ def main():
         print(f"layer {args.layer}: {read / 1e9:.2f} GB to read, {write / 1e9:.2f} GB to write, {os.cpu_count()} cores")
         for _ in range(args.repeat):
             drop_from_cache(files)
-            seconds = copy(files, write, work / "copy")
+            seconds, busy = copy(files, write, work / "copy")
             (work / "copy").unlink()
             rate = (read + write) / seconds / 1e9
-            print(f"copy   {seconds:7.1f} s  {rate:5.2f} GB/s")
+            print(f"copy   {seconds:7.1f} s  {rate:5.2f} GB/s; {busy:.1f} s of processor", flush=True)
             drop_from_cache(files)
             wall, user, system, written = convert(args, work)
             shutil.rmtree(work)
@@ -136,12 +136,17 @@ def main():
                   f" in dsv3, {system:.1f} s in the system", flush=True)
         if args.ttnn:
             parts = ttnn_seconds(args, work)
-            experts = parts["all_experts"]
-            scaled = {name: seconds / args.experts * experts for name, seconds in parts["seconds"].items()}
-            whole, without = sum(scaled.values()), scaled["tiles"] + scaled["file"]
-            print(f"TT-NN  {whole:7.1f} s  ({args.experts} of {experts} experts, scaled): {scaled['dequantise']:.1f} s"
-                  f" dequantising, {scaled['tiles']:.1f} s making tiles, {scaled['file']:.1f} s writing;"
-                  f" {whole / wall:.1f} times dsv3's time, {without / wall:.1f} without dequantising")
+            factor = parts["all_experts"] / args.experts
+            clock, processor = (
+                {name: seconds * factor for name, seconds in parts[kind].items()} for kind in ("seconds", "processor")
+            )
+            whole, busy = sum(clock.values()), sum(processor.values())
+            print(f"TT-NN  {whole:7.1f} s  ({args.experts} of {parts['all_experts']} experts, scaled):"
+                  f" {clock['dequantise']:.1f} s dequantising, {clock['tiles']:.1f} s making tiles, {clock['file']:.1f} s"
+                  f" writing; {busy:.1f} s of processor, {processor['tiles'] + processor['file']:.1f} s without dequantising")
+            print(f"TT-NN takes {whole / wall:.1f} times dsv3's time, {busy / (user + system):.1f} times its processor time;"
+                  f" without dequantising {(whole - clock['dequantise']) / wall:.1f} and"
+                  f" {(busy - processor['dequantise']) / (user + system):.1f} times")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

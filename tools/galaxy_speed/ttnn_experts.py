@@ -1,5 +1,5 @@
 """Some experts of a checkpoint, converted by TT-NN: dequantised with numpy, made into tiles, dumped. Prints the seconds as
-JSON. For run.py.
+JSON, of the clock and of the processor. For run.py.
 
     ttnn_experts.py MODEL LAYER EXPERTS SCRATCH
 """
@@ -51,19 +51,21 @@ def main():
     checkpoint, table, ttnn = Checkpoint(model), e4m3_table(), load_ttnn()
     at = f"model.layers.{layer}.mlp.experts."
     numbers = {int(re.match(r"\d+", name[len(at) :])[0]) for name in checkpoint.places if name.startswith(at)}
-    seconds = dict.fromkeys(("dequantise", "tiles", "file"), 0.0)
+    seconds, processor = (dict.fromkeys(("dequantise", "tiles", "file"), 0.0) for _ in range(2))
+    now = lambda: (time.monotonic(), time.process_time())  # noqa: E731
     for projection, dtype in PROJECTIONS:
-        marks = [time.monotonic()]
+        marks = [now()]
         values = np.stack([checkpoint.dequantised(f"{at}{e}.{projection}.weight", table) for e in range(count)])[None]
-        marks.append(time.monotonic())
+        marks.append(now())
         tensor = ttnn.Tensor(values, getattr(ttnn, dtype), layout=ttnn.TILE_LAYOUT)
-        marks.append(time.monotonic())
+        marks.append(now())
         ttnn.dump_tensor(str(scratch / "experts.tensorbin"), tensor)
-        marks.append(time.monotonic())
+        marks.append(now())
         for name, start, end in zip(seconds, marks, marks[1:]):
-            seconds[name] += end - start
+            seconds[name] += end[0] - start[0]
+            processor[name] += end[1] - start[1]
     (scratch / "experts.tensorbin").unlink()
-    out.write(json.dumps({"all_experts": len(numbers), "seconds": seconds}) + "\n")
+    out.write(json.dumps({"all_experts": len(numbers), "seconds": seconds, "processor": processor}) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,18 @@ fn a_cache_is_made_once_and_told_of() {
 }
 
 #[test]
+fn two_do_not_write_one_cache() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    fs::create_dir_all(cache(&place)).unwrap();
+    let lock = fs::File::create(cache(&place).join(".dsv3-convert.lock")).unwrap();
+    lock.lock().unwrap();
+    place.run(args(&model, &[])).fails_with(&["2_layers/mesh_2x4: another process is writing this cache"]);
+    drop(lock);
+    place.run(args(&model, &["--layers", "0"])).success();
+}
+
+#[test]
 fn a_dry_run_tells_sizes_and_writes_nothing() {
     let place = Workplace::new();
     let model = small_model(&place);
@@ -106,6 +118,7 @@ fn layers_come_one_after_the_other() {
     let run = place.run(args(&model, &["--layers", "0-0"])).success();
     assert!(run.stdout.contains("config.json\n"), "{}", run.stdout);
     place.run(args(&model, &["--layers", "0,2"])).fails_with(&["layer 2: this model has the layers 0 to 1"]);
+    place.run(args(&model, &["--num-layers", "3"])).fails_with(&["3 layers: expected 1 to 2"]);
     let run = place.run(args(&model, &["--num-layers", "1"])).success();
     assert!(run.stdout.contains("out/1_layers/mesh_2x4/config.json"), "{}", run.stdout);
 }

@@ -7,7 +7,7 @@ use crate::{
 
 /// Banks of DRAM. A weight that is sharded over them names them as the cores of row 0.
 pub const DRAM_BANKS: u32 = 12;
-/// Bytes of a chip's DRAM (`upstream` counts about 1.07 GB a bank).
+/// Bytes of a chip's DRAM: a gibibyte a bank.
 pub const DRAM_BYTES: u64 = 12 << 30;
 /// The side of a tile of all weights.
 pub const TILE: u32 = 32;

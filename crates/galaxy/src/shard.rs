@@ -161,6 +161,17 @@ impl ShardLayout {
         row(first)..row(last)
     }
 
+    /// The layout of one matrix with some of the columns, whose bands are parts of this one's bands where the columns start
+    /// and end with tiles.
+    ///
+    /// # Panics
+    /// If there are none, or more than this one has.
+    pub fn of_columns(&self, columns: usize) -> Self {
+        assert!((1..=self.columns).contains(&columns), "{columns} of {} columns", self.columns);
+        let shape = [self.rows, columns].map(|side| side as u32);
+        Self::new(&shape, self.data_type, self.order).expect("less than what fits")
+    }
+
     /// Matrices of the shard.
     pub fn matrices(&self) -> usize {
         self.matrices

@@ -67,6 +67,12 @@ impl Tile {
         self.elements() / FACE_COLUMNS
     }
 
+    /// The faces in the order in which they are stored: the first row of each, and how many it has.
+    pub(crate) fn faces(self) -> impl Iterator<Item = (FaceRow, usize)> {
+        let rows = self.height().min(16);
+        self.in_order().step_by(rows).map(move |corner| (corner, rows))
+    }
+
     /// The face rows in the order in which they are stored.
     pub(crate) fn in_order(self) -> impl Iterator<Item = FaceRow> {
         // All of these are powers of two.

@@ -15,7 +15,8 @@ use dsv3_galaxy::{
 use dsv3_runtime::{Checkpoint, Fingerprint, Source};
 use serde_json::{Value, json};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
 };
@@ -35,15 +36,20 @@ impl Plain {
     }
 
     fn make(shape: &[usize], value: impl Fn(&[usize]) -> f32) -> Self {
-        let count: usize = shape.iter().product();
-        let index = |mut place: usize| {
-            let mut index = vec![0; shape.len()];
+        let mut index = vec![0; shape.len()];
+        let mut next = || {
+            let made = value(&index);
             for (at, side) in index.iter_mut().zip(shape).rev() {
-                (*at, place) = (place % side, place / side);
+                *at += 1;
+                if *at < *side {
+                    break;
+                }
+                *at = 0;
             }
-            index
+            made
         };
-        Self { shape: shape.to_vec(), values: (0..count).map(|place| value(&index(place))).collect() }
+        let values = (0..shape.iter().product::<usize>()).map(|_| next()).collect();
+        Self { shape: shape.to_vec(), values }
     }
 
     fn turned(&self) -> Self {
@@ -56,12 +62,9 @@ impl Plain {
         let mut shape = self.shape.clone();
         assert!(shape[dimension].is_multiple_of(count));
         shape[dimension] /= count;
-        let first = shape[dimension] * index;
-        Self::make(&shape, |at| {
-            let mut at = at.to_vec();
-            at[dimension] += first;
-            self.at(&at)
-        })
+        let run: usize = shape[dimension..].iter().product();
+        let values = self.values.chunks_exact(run).skip(index).step_by(count).flatten().copied().collect();
+        Self { shape, values }
     }
 
     fn reshaped(self, shape: &[usize]) -> Self {
@@ -76,6 +79,8 @@ struct Subject {
     model: PathBuf,
     hf: HfConfig,
     checkpoint: Checkpoint,
+    /// Tensors that were dequantised.
+    known: RefCell<HashMap<String, Plain>>,
 }
 
 impl Subject {
@@ -85,7 +90,7 @@ impl Subject {
         model::write(&model, &model::config(changes), 7);
         let hf = HfConfig::from_file(&model.join("config.json")).unwrap();
         let checkpoint = Checkpoint::open(&model).unwrap();
-        Self { _dir: dir, model, hf, checkpoint }
+        Self { _dir: dir, model, hf, checkpoint, known: RefCell::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -111,8 +116,11 @@ impl Subject {
     }
 
     fn tensor(&self, name: &str) -> Plain {
-        let (shape, values) = self.checkpoint.dequantized(name, [128, 128]).unwrap();
-        Plain { shape, values }
+        let make = || {
+            let (shape, values) = self.checkpoint.dequantized(name, [128, 128]).unwrap();
+            Plain { shape, values }
+        };
+        self.known.borrow_mut().entry(name.to_owned()).or_insert_with(make).clone()
     }
 
     /// A shard as upstream makes it: its type, whether it lies in rows, its values.
@@ -303,7 +311,7 @@ fn tensorbins(dir: &Path) -> BTreeSet<String> {
 #[test]
 fn every_shard_of_every_weight_is_what_the_plain_way_makes() {
     let subject = Subject::new(&json!({}));
-    for (mesh, sides) in [("1x1", [1, 1]), ("2x4", [2, 4]), ("4x8", [4, 8])] {
+    for (mesh, sides) in [("1x1", [1, 1]), ("4x8", [4, 8])] {
         let cache = subject.cache(mesh, None);
         let report = subject.convert(&cache, Rounding::Host);
         assert_eq!((report.missing, report.present.0, report.written.0), (0, 0, cache.files().len()));
@@ -319,8 +327,9 @@ fn every_shard_of_every_weight_is_what_the_plain_way_makes() {
 }
 
 #[test]
-fn the_chips_rounding_is_applied_everywhere() {
-    let subject = Subject::new(&json!({ "num_nextn_predict_layers": 0 }));
+fn the_chips_rounding_is_applied_everywhere_and_long_rows_come_in_parts() {
+    let long = json!({ "num_nextn_predict_layers": 0, "hidden_size": 1152, "moe_intermediate_size": 8 });
+    let subject = Subject::new(&long);
     let cache = subject.cache("2x4", None);
     assert!(cache.dir().ends_with("2_layers/mesh_2x4"), "{cache:?}");
     subject.convert(&cache, Rounding::Device);

@@ -83,6 +83,20 @@ impl Writer {
         Ok(())
     }
 
+    /// Sends what was written so far to the disk and waits for it, so that less is left for the end, and lets the system
+    /// have the memory that it kept it in. Others may write meanwhile.
+    ///
+    /// # Errors
+    /// A disk that is full or fails.
+    pub fn flush(&self) -> Result<(), Error> {
+        let file = self.file.as_file();
+        file.sync_data().map_err(Error::io(&self.path))?;
+        // Nobody here reads it again. Where the system knows no such advice, it finds out by itself.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+        Ok(())
+    }
+
     /// Sends the file to the disk and gives it its name; a file of that name is replaced.
     ///
     /// # Errors

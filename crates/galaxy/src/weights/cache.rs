@@ -48,7 +48,7 @@ pub fn with_layers(hf: &HfConfig, layers: Option<usize>, mtp: bool) -> Result<Hf
     let mut hf = hf.clone();
     if let Some(layers) = layers {
         if layers == 0 || layers > hf.num_hidden_layers {
-            return Err(Error::Layer { layer: layers, last: hf.num_hidden_layers - 1 });
+            return Err(Error::Layers { asked: layers, of: hf.num_hidden_layers });
         }
         hf.num_hidden_layers = layers;
         hf.first_k_dense_replace = hf.first_k_dense_replace.min(layers);

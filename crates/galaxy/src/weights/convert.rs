@@ -7,7 +7,7 @@ use super::{
     values::{Packer, Scratch},
 };
 use crate::{block_float::Rounding, tensorbin::Writer};
-use dsv3_runtime::{Checkpoint, Source};
+use dsv3_runtime::{Checkpoint, Dtype, Source, WeightSpec};
 use std::{
     collections::BTreeSet,
     fs::{self, File, TryLockError},
@@ -27,6 +27,8 @@ use std::{
 const LOCK_FILE: &str = ".dsv3-convert.lock";
 /// Files that may wait for the disk.
 const WAITING_FILES: usize = 2;
+/// Bytes after which a file is sent to the disk while it is being made: the disk is to write all the time.
+const FLUSHED: u64 = 256 << 20;
 /// How long a measurement takes.
 const MEASURED: Duration = Duration::from_millis(200);
 
@@ -248,6 +250,10 @@ impl Job<'_> {
         let writer = Writer::create(&self.cache.dir.join(&file.path), header)?;
         let (tasks, next, error) = (packer.tasks(), AtomicUsize::new(0), Mutex::new(None));
         let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(tasks);
+        let fail = |first: Error| {
+            error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(first);
+            next.store(tasks, Ordering::Relaxed);
+        };
         let work = |progress: &mpsc::Sender<u64>| {
             let mut scratch = Scratch::default();
             while !failed.load(Ordering::Relaxed) {
@@ -262,10 +268,7 @@ impl Job<'_> {
                 match written {
                     // Who reads waits until all have ended.
                     Ok(bytes) => drop(progress.send(bytes)),
-                    Err(first) => {
-                        error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(first);
-                        next.store(tasks, Ordering::Relaxed);
-                    }
+                    Err(first) => fail(first),
                 }
             }
         };
@@ -276,7 +279,17 @@ impl Job<'_> {
                 scope.spawn(move || work(&progress));
             }
             drop(progress);
-            made.iter().for_each(advance);
+            let mut unsent = 0;
+            for bytes in made {
+                advance(bytes);
+                unsent += bytes;
+                if unsent >= FLUSHED {
+                    unsent = 0;
+                    if let Err(first) = writer.flush() {
+                        fail(first.into());
+                    }
+                }
+            }
         });
         match error.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
@@ -291,10 +304,13 @@ fn add((count, sum): &mut (usize, u64), bytes: u64) {
     *sum += bytes;
 }
 
-/// Refuses a tensor that is missing or misshapen before anything is written.
-fn check_source(spec: &dsv3_runtime::WeightSpec, checkpoint: &Checkpoint) -> Result<(), Error> {
+/// Refuses a tensor that is missing or misshapen, or lacks its scales, before anything is written.
+fn check_source(spec: &WeightSpec, checkpoint: &Checkpoint) -> Result<(), Error> {
     let tensor = checkpoint.tensor(&spec.source)?;
     if tensor.info.shape == spec.shape {
+        if let (Dtype::F8E4M3, Some(block)) = (tensor.info.dtype, spec.scale_block) {
+            checkpoint.scales(&spec.source, block)?;
+        }
         return Ok(());
     }
     let message =

@@ -25,6 +25,14 @@ pub enum Error {
         /// The last one that there is.
         last: usize,
     },
+    /// A number of layers that the model does not have.
+    #[error("{asked} layers: expected 1 to {of}, which this model has")]
+    Layers {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there are.
+        of: usize,
+    },
     /// The checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] dsv3_runtime::Error),

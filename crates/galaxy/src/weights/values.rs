@@ -2,7 +2,7 @@
 //! where they must be, and packed. Nothing of a whole tensor is held.
 
 use super::{Error, Form, Split, WeightFile, files::gate_side};
-use crate::{block_float::Rounding, shard::ShardLayout, tensorbin::Header, types::Layout};
+use crate::{block_float::Rounding, hardware::TILE, shard::ShardLayout, tensorbin::Header, types::Layout};
 use dsv3_mesh::{Axis, MeshShape};
 use dsv3_runtime::{Checkpoint, Kernels, TensorRows};
 use std::ops::Range;
@@ -13,6 +13,9 @@ const TASK_BYTES: usize = 1 << 20;
 const TURNED_BANDS: usize = 4;
 /// Rows of a shard in rows that are read at a time.
 const ROW_BANDS: usize = 64;
+/// Columns of rows that stay rows that are read at a time, so that their values are still in a second-level cache when they
+/// are packed: a multiple of a tile's and of an FP8 block's.
+const CHUNK_COLUMNS: usize = 1024;
 /// Rows of a source that are turned at a time: with 128 columns, what a first-level cache holds.
 const TURNED_ROWS: usize = 64;
 /// Tensors that are asked for before they are read: more than two of 671B's experts.
@@ -52,12 +55,12 @@ struct Task {
     bands: Range<usize>,
 }
 
-/// Rows of a matrix, and of which buffer it is.
-#[derive(Clone)]
-struct Rows {
+/// A part of a matrix, and of which buffer it is.
+struct Region {
     buffer: usize,
     matrix: usize,
     rows: Range<usize>,
+    columns: Range<usize>,
 }
 
 impl<'a> Packer<'a> {
@@ -126,27 +129,50 @@ impl<'a> Packer<'a> {
         if bands.start == 0 {
             self.will_need(buffer, matrix);
         }
-        let (band_bytes, columns) = (self.layout.band_bytes(), self.layout.columns());
+        let band_bytes = self.layout.band_bytes();
         let mut bytes = std::mem::take(&mut scratch.bytes);
         bytes.resize(bands.len() * band_bytes, 0);
         let unit = self.unit_bands();
         for (first, out) in bands.clone().step_by(unit).zip(bytes.chunks_mut(unit * band_bytes)) {
             let start = first * self.layout.band_rows();
-            let end = (start + unit * self.layout.band_rows()).min(self.layout.rows());
-            let rows = Rows { buffer, matrix, rows: start..end };
-            scratch.values.resize(rows.rows.len() * columns, 0.0);
-            let mut values = std::mem::take(&mut scratch.values);
-            let read = self.read(&rows, &mut values, &mut scratch.turned);
-            let in_bands = values.chunks(self.layout.band_rows() * columns);
-            for (values, out) in in_bands.zip(out.chunks_exact_mut(band_bytes)) {
-                self.layout.pack_band(values, self.rounding, out, &mut scratch.padded);
+            let rows = start..(start + unit * self.layout.band_rows()).min(self.layout.rows());
+            for columns in self.chunks() {
+                self.pack_region(&Region { buffer, matrix, rows: rows.clone(), columns }, out, scratch)?;
             }
-            scratch.values = values;
-            read?;
         }
         scratch.bytes = bytes;
         let offset = (matrix * self.layout.matrix_bands() + bands.start) * band_bytes;
         Ok(Packed { buffer, offset: offset as u64, bytes: &scratch.bytes })
+    }
+
+    /// The columns that are read at a time.
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let all = self.layout.columns();
+        let step = match (&self.file.form, self.file.spec.page.layout()) {
+            (Form::Rows | Form::Stacked | Form::Heads { turned: false, .. }, Layout::Tile) => CHUNK_COLUMNS,
+            _ => all,
+        };
+        (0..all).step_by(step).map(move |first| first..all.min(first + step))
+    }
+
+    /// Reads a region and packs it into its bands' bytes.
+    fn pack_region(&self, at: &Region, out: &mut [u8], scratch: &mut Scratch) -> Result<(), Error> {
+        let Scratch { values, turned, padded, .. } = scratch;
+        let width = at.columns.len();
+        values.resize(at.rows.len() * width, 0.0);
+        self.read(at, values, turned)?;
+        let layout = match width == self.layout.columns() {
+            true => self.layout,
+            false => self.layout.of_columns(width),
+        };
+        // Tiles of a band follow one another.
+        let before = self.layout.band_bytes() / self.layout.band_tiles() * (at.columns.start / TILE as usize);
+        let in_bands = values.chunks(self.layout.band_rows() * width);
+        for (values, out) in in_bands.zip(out.chunks_exact_mut(self.layout.band_bytes())) {
+            let out = &mut out[before..before + layout.band_bytes()];
+            layout.pack_band(values, self.rounding, out, padded);
+        }
+        Ok(())
     }
 
     /// Asks for the tensors that will be read soon: those of the next matrices.
@@ -163,8 +189,8 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// The values of rows of a matrix of a shard.
-    fn read(&self, at: &Rows, out: &mut [f32], turned: &mut Vec<f32>) -> Result<(), Error> {
+    /// The values of a region, row by row.
+    fn read(&self, at: &Region, out: &mut [f32], turned: &mut Vec<f32>) -> Result<(), Error> {
         let place = self.file.place(at.buffer, self.mesh);
         let (rows, columns) = (self.layout.rows(), self.layout.columns());
         let shifted = |by: usize| at.rows.start + by..at.rows.end + by;
@@ -178,15 +204,17 @@ impl<'a> Packer<'a> {
                     Split::ColumnsThenRows => place[1] * self.mesh.size(Axis::Rows) + place[0],
                     _ => 0,
                 };
-                self.read_source(0, shifted(first), column * columns..(column + 1) * columns, out)
+                let column = column * columns;
+                let columns = column + at.columns.start..column + at.columns.end;
+                self.read_source(0, shifted(first), columns, out)
             }
             Form::Stacked => {
                 let source = at.buffer * self.layout.matrices() + at.matrix;
-                self.read_source(source, at.rows.clone(), 0..columns, out)
+                self.read_source(source, at.rows.clone(), at.columns.clone(), out)
             }
             Form::Heads { of, rows: taken, turned: false } => {
                 let head = place[1] * self.layout.matrices() + at.matrix;
-                self.read_source(0, shifted(head * of + taken.start), 0..columns, out)
+                self.read_source(0, shifted(head * of + taken.start), at.columns.clone(), out)
             }
             Form::Heads { of, rows: taken, turned: true } => {
                 let first = at.matrix * of;
@@ -221,7 +249,7 @@ impl<'a> Packer<'a> {
         }
     }
 
-    /// Values of a source, row by row; those of one matrix' rows, where that is all of its columns.
+    /// Values of a source, row by row.
     fn read_source(
         &self,
         source: usize,
@@ -230,7 +258,7 @@ impl<'a> Packer<'a> {
         out: &mut [f32],
     ) -> Result<(), Error> {
         self.sources[source].read(rows.clone(), cols.clone(), self.kernels, out);
-        if out.iter().all(|value| value.is_finite()) {
+        if are_finite(out) {
             return Ok(());
         }
         let index = out.iter().position(|value| !value.is_finite()).expect("one is not");
@@ -268,7 +296,7 @@ impl<'a> Packer<'a> {
     }
 
     /// The bias less its mean, which changes no choice and keeps what bf16 can tell apart near to zero.
-    fn read_bias(&self, at: &Rows, out: &mut [f32]) -> Result<(), Error> {
+    fn read_bias(&self, at: &Region, out: &mut [f32]) -> Result<(), Error> {
         let side = gate_side();
         let mut bias = vec![0.0; side * side];
         self.read_source(0, 0..1, 0..bias.len(), &mut bias)?;
@@ -284,12 +312,22 @@ impl<'a> Packer<'a> {
     }
 }
 
+/// Whether no value is infinite or no number, in a loop that compilers make one of vectors of: magnitudes compare as their
+/// bits do.
+fn are_finite(values: &[f32]) -> bool {
+    let mut largest = 0;
+    for value in values {
+        largest = largest.max(value.to_bits() as i32 & i32::MAX);
+    }
+    largest < f32::INFINITY.to_bits() as i32
+}
+
 /// What a device holds of a file in its memory, padding of banks included.
 pub(super) fn device_bytes(header: &Header) -> u64 {
     let layout = header.spec.shard_layout().expect("the header has it too");
     match (&header.spec.memory_config.shard_spec, header.spec.page.layout()) {
         (Some(spec), Layout::Tile) => {
-            let [height, width] = spec.shape.map(|side| side as usize / crate::hardware::TILE as usize);
+            let [height, width] = spec.shape.map(|side| side as usize / TILE as usize);
             let tile = layout.band_bytes() / layout.band_tiles();
             spec.grid.cores() * (height * width * tile) as u64
         }

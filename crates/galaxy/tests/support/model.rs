@@ -17,7 +17,7 @@ pub fn config(changes: &Value) -> Value {
         "intermediate_size": 320, "vocab_size": 200, "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
         "num_attention_heads": 8, "q_lora_rank": 64, "kv_lora_rank": 96, "qk_nope_head_dim": 40,
         "qk_rope_head_dim": 16, "v_head_dim": 24, "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8,
-        "topk_group": 4, "n_shared_experts": 1, "moe_intermediate_size": 48, "routed_scaling_factor": 2.5,
+        "topk_group": 4, "n_shared_experts": 1, "moe_intermediate_size": 24, "routed_scaling_factor": 2.5,
         "num_nextn_predict_layers": 1, "quantization_config": {
             "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK],
         },
