@@ -35,7 +35,13 @@ fn model(changes: &Value) -> HfConfig {
 static V3: LazyLock<HfConfig> = LazyLock::new(|| model(&json!({})));
 
 fn request(mesh: &str, mode: Mode, length: u32) -> Request {
-    Request { mesh: mesh.parse().unwrap(), mode, users_per_row: 32, sequence_length: length, fabric: Fabric::Line }
+    Request {
+        mesh: mesh.parse().unwrap(),
+        mode,
+        users_per_row: 32,
+        sequence_length: length,
+        fabric: Fabric::Line,
+    }
 }
 
 fn decode(mesh: &str) -> Plan {
@@ -72,7 +78,9 @@ fn decode_is_laid_out_as_upstream_has_it() {
         let place = &block.mla_norm.rms_norm_post_all_gather.memory_config;
         assert_eq!((place.memory_layout, shards(place)), (MemoryLayout::WidthSharded, (28, [32, 32])));
         let mla = mla(&plan);
-        let ProgramConfig::SDPAProgramConfig(flash) = &mla.flash_mla.program_config else { panic!("of attention") };
+        let ProgramConfig::SDPAProgramConfig(flash) = &mla.flash_mla.program_config else {
+            panic!("of attention")
+        };
         assert_eq!((flash.q_chunk_size, flash.k_chunk_size), (0, 64));
         assert_eq!(mla.kv_cache.kv_cache_shape, [2048 / 32 * 4, 1, 32, 576]);
         assert_eq!((mla.wq_kv_a_ag_decode.dim, mla.wq_kv_a_ag_decode.cluster_axis), (1, 1));
@@ -100,14 +108,19 @@ fn norms_that_run_at_once_have_other_cores() {
 fn prefill_has_the_grids_and_chunks_of_upstream() {
     let plan = plan(&V3, request("4x8", Mode::Prefill, 1024)).unwrap();
     let mla = mla_prefill(&plan);
-    let Some(ProgramConfig::MatmulMultiCoreReuseMultiCastProgramConfig(program)) = &mla.wq_kv_a.program_config else {
+    let Some(ProgramConfig::MatmulMultiCoreReuseMultiCastProgramConfig(program)) =
+        &mla.wq_kv_a.program_config
+    else {
         panic!("of two dimensions")
     };
     let grid = program.compute_with_storage_grid_size;
     assert_eq!((grid.x, grid.y), (6, 6), "more cores hang some machines");
-    let ProgramConfig::SDPAProgramConfig(flash) = &mla.flash_mla.program_config else { panic!("of attention") };
+    let ProgramConfig::SDPAProgramConfig(flash) = &mla.flash_mla.program_config else {
+        panic!("of attention")
+    };
     assert_eq!((flash.q_chunk_size, flash.k_chunk_size), (128, 64));
-    let sizes = |model_chunk, mla_chunk, wkv_b2_chunk| PrefillChunkSizes { model_chunk, mla_chunk, wkv_b2_chunk };
+    let sizes =
+        |model_chunk, mla_chunk, wkv_b2_chunk| PrefillChunkSizes { model_chunk, mla_chunk, wkv_b2_chunk };
     const K: u32 = 1024;
     for (rows, context, expected) in [
         (4, 2048, sizes(2 * K, 2 * K, 2 * K)),
@@ -131,13 +144,15 @@ fn only_one_user_on_each_device_is_prefilled_in_chunks() {
     assert_eq!(whole.document.header.chunk_sizes.unwrap().model_chunk, 8192);
     assert_eq!(chunked.document.header.chunk_sizes.unwrap().model_chunk, 2048);
     assert!(mla_prefill(&whole).later_chunks.is_none() && mla_prefill(&chunked).later_chunks.is_some());
-    let later = |plan: &Plan| plan.operations.operations.iter().any(|one| one.op == "chunked_flash_mla_prefill");
+    let later =
+        |plan: &Plan| plan.operations.operations.iter().any(|one| one.op == "chunked_flash_mla_prefill");
     assert!(later(&chunked) && !later(&whole));
 }
 
 #[test]
 fn four_galaxies_in_a_ring_take_the_fused_experts() {
-    let ring = |mesh| plan(&V3, Request { fabric: Fabric::Ring, ..request(mesh, Mode::Decode, 2048) }).unwrap();
+    let ring =
+        |mesh| plan(&V3, Request { fabric: Fabric::Ring, ..request(mesh, Mode::Decode, 2048) }).unwrap();
     let fused = |plan: &Plan| plan.operations.operations.iter().filter(|one| one.op == "moe_compute").count();
     assert_eq!(fused(&ring("16x8")), 2, "a layer, and the one for multi-token prediction");
     assert_eq!((fused(&ring("8x8")), fused(&decode("16x8"))), (0, 0));
@@ -148,15 +163,21 @@ fn four_galaxies_in_a_ring_take_the_fused_experts() {
 /// Each weight of the configs is one that stage 1 writes, under the same names, and the other way round.
 #[test]
 fn stage_2_wants_what_stage_1_makes() {
-    for (mesh, mode) in [("4x8", Mode::Decode), ("8x8", Mode::Decode), ("16x8", Mode::Decode), ("4x8", Mode::Prefill)] {
+    for (mesh, mode) in
+        [("4x8", Mode::Decode), ("8x8", Mode::Decode), ("16x8", Mode::Decode), ("4x8", Mode::Prefill)]
+    {
         let tree = json!(plan(&V3, request(mesh, mode, 2048)).unwrap().document.model_config);
         let files = weight_files(&V3, mesh.parse().unwrap()).unwrap();
         let mut compared = 0;
         for file in files {
             for path in file.keys {
                 // Layers of a kind have one config.
-                let names: Vec<&str> = path.split('.').map(|name| if name.parse::<u32>().is_ok() { "0" } else { name }).collect();
-                let weight = &tree.pointer(&format!("/{}", names.join("/"))).unwrap_or_else(|| panic!("no {path}"));
+                let names: Vec<&str> = path
+                    .split('.')
+                    .map(|name| if name.parse::<u32>().is_ok() { "0" } else { name })
+                    .collect();
+                let weight =
+                    &tree.pointer(&format!("/{}", names.join("/"))).unwrap_or_else(|| panic!("no {path}"));
                 assert_eq!(weight["shape"], json!(file.spec.shape), "{path}");
                 assert_eq!(weight["dtype"], json!(file.spec.data_type), "{path}");
                 assert_eq!(weight["memory_config"], json!(file.spec.memory_config), "{path}");
@@ -194,7 +215,8 @@ fn the_document_is_read_as_it_was_written() {
 fn altered(plan: &Plan, name: &str, pointer: &str, value: Value) -> Result<(), (String, Refusal)> {
     let mut list = json!(plan.operations);
     let operations = list["operations"].as_array_mut().unwrap();
-    let operation = operations.iter_mut().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+    let operation =
+        operations.iter_mut().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"));
     *operation.pointer_mut(pointer).unwrap_or_else(|| panic!("{name} has no {pointer}")) = value;
     found(plan, serde_json::from_value(list).unwrap())
 }
@@ -219,7 +241,8 @@ fn what_tt_nn_lets_pass_is_refused() {
     let plan = decode("4x8");
     assert_eq!(found(&plan, plan.operations.clone()), Ok(()));
     let (operation, refusal) =
-        altered(&plan, "mlp_decoder_block.mlp.w1", "/config/program_config/in0_block_w", json!(7)).unwrap_err();
+        altered(&plan, "mlp_decoder_block.mlp.w1", "/config/program_config/in0_block_w", json!(7))
+            .unwrap_err();
     assert_eq!(operation, "mlp_decoder_block.mlp.w1");
     assert_eq!(refusal.what, "in0_block_w of a core's part", "7 divides 224, but straddles the cores' 4");
     let mapping = altered(
@@ -233,7 +256,8 @@ fn what_tt_nn_lets_pass_is_refused() {
     let wider = altered(&prefill, "mlp_decoder_block.mla.q_concat", "/config/dim", json!(-2));
     assert!(wider.is_err());
     // Keys narrower than queries: the cache without its rotated part.
-    let narrow = altered(&plan, "mlp_decoder_block.mla.flash_mla", "/inputs/1/shape", json!([256, 1, 32, 512]));
+    let narrow =
+        altered(&plan, "mlp_decoder_block.mla.flash_mla", "/inputs/1/shape", json!([256, 1, 32, 512]));
     assert_eq!(narrow.unwrap_err().1.what, "width of input_tensor_k");
 }
 
@@ -249,7 +273,8 @@ fn a_config_with_one_field_altered_is_refused() {
     let moe = "moe_decoder_block.mlp.moe";
     let program = |field: &str| format!("/config/program_config/{field}");
     let mut cases: Vec<(String, String, Value)> = Vec::new();
-    let mut case = |name: &str, pointer: &str, value: Value| cases.push((name.to_owned(), pointer.to_owned(), value));
+    let mut case =
+        |name: &str, pointer: &str, value: Value| cases.push((name.to_owned(), pointer.to_owned(), value));
     case(&format!("{mla}.wq_kv_a"), &program("in0_block_w"), json!(7));
     case(&format!("{mla}.wq_kv_a"), &program("per_core_M"), json!(2));
     case(&format!("{mla}.wq_kv_a"), &program("per_core_N"), json!(9));
@@ -345,7 +370,10 @@ fn names_and_sources_must_be_there() {
 #[test]
 fn what_does_not_fit_is_refused_by_what_it_is() {
     let huge = model(&json!({ "moe_intermediate_size": 1 << 17 }));
-    assert!(matches!(plan(&huge, request("4x8", Mode::Decode, 2048)), Err(PlanError::Dram { .. } | PlanError::L1 { .. })));
+    assert!(matches!(
+        plan(&huge, request("4x8", Mode::Decode, 2048)),
+        Err(PlanError::Dram { .. } | PlanError::L1 { .. })
+    ));
     let many = model(&json!({ "num_attention_heads": 512, "num_key_value_heads": 512 }));
     let error = plan(&many, request("4x8", Mode::Decode, 2048)).unwrap_err();
     assert!(matches!(error, PlanError::Model { field: "num_attention_heads", .. }), "{error}");

@@ -3,7 +3,10 @@
 use super::{
     PlanError,
     check::{Checker, Device, ModelRules, OperationMemory},
-    modules::{kv_cache, model::{self, ModelConfig}},
+    modules::{
+        kv_cache,
+        model::{self, ModelConfig},
+    },
     operations::{Chain, OperationList, forward},
     request::{Dimensions, Fabric, Mode, Request},
     rules::chunks::PrefillChunkSizes,
@@ -100,7 +103,7 @@ pub fn plan(hf: &HfConfig, request: Request) -> Result<Plan, PlanError> {
     let mut chain = Chain::new(Checker::new(device, Some(ModelRules::new(&dimensions))));
     forward(&mut chain, &dimensions, &model_config)?;
     let (operations, checker) = chain.finish();
-    let list = OperationList { operations, ..OperationList::new(request.mesh, request.fabric) };
+    let list = OperationList::new(request.mesh, request.fabric, operations);
     let header = Header {
         format_version: FORMAT_VERSION,
         ttnn: TTNN_VERSION.to_owned(),

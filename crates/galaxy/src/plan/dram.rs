@@ -8,7 +8,10 @@ use super::{
     rules::{element_bytes, tile_bytes},
     tensor::TensorSpec,
 };
-use crate::{hardware::{DRAM_BYTES, TILE}, types::Layout};
+use crate::{
+    hardware::{DRAM_BYTES, TILE},
+    types::Layout,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -147,7 +147,8 @@ impl Request {
             }
         }
         let columns = self.mesh.size(Axis::Columns) as u32;
-        if self.users_per_row == 0 || self.users_per_row > TILE || !self.users_per_row.is_multiple_of(columns) {
+        if self.users_per_row == 0 || self.users_per_row > TILE || !self.users_per_row.is_multiple_of(columns)
+        {
             let expected = format!("a multiple of the mesh's {columns} columns, at most {TILE}");
             return refuse("--users-per-row", expected, &self.users_per_row);
         }
@@ -155,7 +156,9 @@ impl Request {
         if self.sequence_length == 0 || !self.sequence_length.is_multiple_of(step) {
             let expected = match self.mode {
                 Mode::Decode => format!("a multiple of a cache block's {step} positions"),
-                Mode::Prefill => format!("a multiple of {step}: a tile of {TILE} positions for each row of the mesh"),
+                Mode::Prefill => {
+                    format!("a multiple of {step}: a tile of {TILE} positions for each row of the mesh")
+                }
             };
             return refuse("--sequence-length", expected, &self.sequence_length);
         }
@@ -197,7 +200,11 @@ impl Dimensions {
             embedding_part: embedding_part(model.hidden_size, rows * columns)?,
             vocabulary: model.vocab_size as u32,
             local_vocabulary: over_columns("vocab_size", model.vocab_size)?,
-            local_dense: if dense_layers > 0 { over_columns("intermediate_size", model.intermediate_size)? } else { 0 },
+            local_dense: if dense_layers > 0 {
+                over_columns("intermediate_size", model.intermediate_size)?
+            } else {
+                0
+            },
             attention: LocalAttention::new(&model.attention, columns, model.softmax_scale())?,
             experts: match &model.moe {
                 Some(moe) => Some(LocalExperts::new(moe, rows, columns)?),
@@ -275,10 +282,21 @@ impl LocalExperts {
         whole_tiles("moe_intermediate_size", moe.intermediate_size)?;
         Ok(Self {
             routed: moe.routed_experts as u32,
-            local: divide_into("n_routed_experts", moe.routed_experts, rows * columns, 1, "the mesh's devices")?,
+            local: divide_into(
+                "n_routed_experts",
+                moe.routed_experts,
+                rows * columns,
+                1,
+                "the mesh's devices",
+            )?,
             per_token: moe.experts_per_token as u32,
             width: moe.intermediate_size as u32,
-            local_shared: divide("moe_intermediate_size * n_shared_experts", shared, columns, "the mesh's columns")?,
+            local_shared: divide(
+                "moe_intermediate_size * n_shared_experts",
+                shared,
+                columns,
+                "the mesh's columns",
+            )?,
             scale: moe.routed_scaling_factor,
         })
     }
@@ -300,7 +318,8 @@ fn check_model(model: &HfConfig, request: Request) -> Result<(), PlanError> {
         return refuse("tie_word_embeddings", "a head of its own", &"the embedding's");
     }
     if request.sequence_length as usize > model.max_position_embeddings {
-        let expected = format!("at most the model's max_position_embeddings, {}", model.max_position_embeddings);
+        let expected =
+            format!("at most the model's max_position_embeddings, {}", model.max_position_embeddings);
         let got = request.sequence_length.to_string();
         return Err(PlanError::Request { option: "--sequence-length", expected, got });
     }
@@ -334,7 +353,13 @@ fn divide(what: &'static str, size: usize, parts: usize, by: &str) -> Result<u32
     divide_into(what, size, parts, TILE as usize, by)
 }
 
-fn divide_into(what: &'static str, size: usize, parts: usize, unit: usize, by: &str) -> Result<u32, PlanError> {
+fn divide_into(
+    what: &'static str,
+    size: usize,
+    parts: usize,
+    unit: usize,
+    by: &str,
+) -> Result<u32, PlanError> {
     if size == 0 || !size.is_multiple_of(parts * unit) || size > u32::MAX as usize {
         let unit = if unit == 1 { "ones" } else { "tiles of 32" };
         return Err(PlanError::Indivisible { what, size, parts, unit, by: by.to_owned() });

@@ -50,8 +50,9 @@ pub(super) fn rotary(call: &Call) -> Result<TensorSpec, Refusal> {
 
 /// The cache's blocks and width, and the page table's users.
 fn cache<'a>(cache: &'a TensorSpec, page_table: &TensorSpec) -> Result<([u32; 4], [u32; 2]), Refusal> {
-    let shape = <&'a [u32; 4]>::try_from(&cache.shape[..])
-        .map_err(|_| Refusal::new("cache_tensor", "blocks, 1, positions, width", format_args!("{:?}", cache.shape)))?;
+    let shape = <&'a [u32; 4]>::try_from(&cache.shape[..]).map_err(|_| {
+        Refusal::new("cache_tensor", "blocks, 1, positions, width", format_args!("{:?}", cache.shape))
+    })?;
     tiles("cache_tensor", cache)?;
     equal("heads of cache_tensor", &1, &shape[1])?;
     equal("positions of a block of cache_tensor", &TILE, &shape[2])?;
@@ -91,7 +92,11 @@ fn devices(call: &Call, mesh_coords: &[[u32; 2]]) -> Result<(), Refusal> {
     let [rows, columns] = call.device.mesh;
     let outside = mesh_coords.iter().find(|[row, column]| *row >= rows || *column >= columns);
     outside.map_or(Ok(()), |outside| {
-        Err(Refusal::new("mesh_coords", format_args!("devices of {rows}x{columns}"), format_args!("{outside:?}")))
+        Err(Refusal::new(
+            "mesh_coords",
+            format_args!("devices of {rows}x{columns}"),
+            format_args!("{outside:?}"),
+        ))
     })
 }
 
@@ -111,7 +116,12 @@ pub(super) fn fill_cache(call: &Call) -> Result<TensorSpec, Refusal> {
     of_type("input_tensor", entry, into.dtype)?;
     let length = entry.shape.get(2).copied().unwrap_or_default();
     of_shape("input_tensor", entry, &[1, 1, length, width])?;
-    must(length <= blocks * TILE, "input_tensor", format_args!("at most {} positions", blocks * TILE), length)?;
+    must(
+        length <= blocks * TILE,
+        "input_tensor",
+        format_args!("at most {} positions", blocks * TILE),
+        length,
+    )?;
     must(batch_idx < users, "batch_idx", format_args!("less than {users} users"), batch_idx)?;
     equal("mesh_coords", &1, &mesh_coords.len())?;
     devices(call, &mesh_coords)?;
@@ -135,7 +145,11 @@ struct FlashArguments {
 impl FlashArguments {
     fn program(&self) -> Result<&SDPAProgramConfig, Refusal> {
         let ProgramConfig::SDPAProgramConfig(program) = &self.program_config else {
-            return Err(Refusal::new("program_config", "one of attention", format_args!("{:?}", self.program_config)));
+            return Err(Refusal::new(
+                "program_config",
+                "one of attention",
+                format_args!("{:?}", self.program_config),
+            ));
         };
         let size = program.compute_with_storage_grid_size;
         let all = CoreCoord::new(CORE_GRID[0], CORE_GRID[1]);

@@ -53,7 +53,8 @@ pub(super) fn all_gather(call: &Call) -> Result<TensorSpec, Refusal> {
     let is_whole = from_last > 2 || x.layout == Layout::RowMajor || x.shape[index].is_multiple_of(TILE);
     // Parts of tiles cannot be passed on as they are: each device sends its part to all.
     let is_broadcast = arguments.use_broadcast == Some(true);
-    let is_embedding = x.memory_config == Placement::DRAM && from_last == 1 && x.shape[index].is_multiple_of(8);
+    let is_embedding =
+        x.memory_config == Placement::DRAM && from_last == 1 && x.shape[index].is_multiple_of(8);
     must(is_whole || is_broadcast || is_embedding, "dim", "one of whole tiles", x.shape[index])?;
     let mut result = x.clone().placed(arguments.memory_config);
     result.shape[index] *= call.along(arguments.cluster_axis)?;
@@ -111,7 +112,12 @@ pub(super) fn all_to_all(call: &Call) -> Result<TensorSpec, Refusal> {
     let (together, apart) =
         (dimension("in_dim", x, arguments.in_dim)?, dimension("out_dim", x, arguments.out_dim)?);
     must(together != apart, "out_dim", "another than in_dim", arguments.out_dim)?;
-    must(x.shape[apart].is_multiple_of(devices), "out_dim", format_args!("a multiple of {devices}"), x.shape[apart])?;
+    must(
+        x.shape[apart].is_multiple_of(devices),
+        "out_dim",
+        format_args!("a multiple of {devices}"),
+        x.shape[apart],
+    )?;
     let mut result = x.clone().placed(arguments.memory_config);
     result.shape[together] *= devices;
     result.shape[apart] /= devices;

@@ -138,7 +138,12 @@ pub(super) fn concat(call: &Call) -> Result<TensorSpec, Refusal> {
         must(like.len() == first.shape.len(), "tensors", "as many dimensions", like.len())?;
         result.shape[index] += like[index];
         like[index] = first.shape[index];
-        must(like == first.shape, "tensors", format_args!("sides of {:?}", first.shape), format_args!("{like:?}"))?;
+        must(
+            like == first.shape,
+            "tensors",
+            format_args!("sides of {:?}", first.shape),
+            format_args!("{like:?}"),
+        )?;
         let same = (other.dtype, other.layout) == (first.dtype, first.layout);
         must(same, "tensors", format_args!("{} in {}", first.dtype, first.layout), other.dtype)?;
         let whole = first.layout == Layout::RowMajor
@@ -180,9 +185,15 @@ pub(super) fn reshape(call: &Call) -> Result<TensorSpec, Refusal> {
     let ReshapeArguments { shape } = call.arguments()?;
     let mut result = x.clone();
     result.shape = shape;
-    must(x.elements() == result.elements(), "shape", format_args!("{} elements", x.elements()), result.elements())?;
+    must(
+        x.elements() == result.elements(),
+        "shape",
+        format_args!("{} elements", x.elements()),
+        result.elements(),
+    )?;
     let Some(spec) = &x.memory_config.shard_spec else { return Ok(result) };
-    let is_rows = x.layout == Layout::RowMajor && x.memory_config.memory_layout == MemoryLayout::HeightSharded;
+    let is_rows =
+        x.layout == Layout::RowMajor && x.memory_config.memory_layout == MemoryLayout::HeightSharded;
     must(is_rows, "input_tensor", "rows over cores, or what is interleaved", x.memory_config.memory_layout)?;
     let width = result.shape.last().copied().unwrap_or(1);
     let elements = spec.shape[0] * spec.shape[1];

@@ -13,8 +13,8 @@ use crate::{
         tensor::TensorSpec,
     },
     types::{
-        BufferType, CoreCoord, CoreGrid, CoreRange, CoreRangeSet, DataType, Layout, MemoryConfig, MemoryLayout,
-        ShardOrientation, ShardSpec, Topology,
+        BufferType, CoreCoord, CoreGrid, CoreRange, CoreRangeSet, DataType, Layout, MemoryConfig,
+        MemoryLayout, ShardOrientation, ShardSpec, Topology,
     },
 };
 use serde::Deserialize;
@@ -82,7 +82,12 @@ fn mapping(call: &Call, mapping: &TensorSpec) -> Result<(), Refusal> {
 }
 
 fn along_rows(cluster_axis: u32) -> Result<(), Refusal> {
-    must(cluster_axis == 0, "cluster_axis", "0: columns have other experts, and the same tokens", cluster_axis)
+    must(
+        cluster_axis == 0,
+        "cluster_axis",
+        "0: columns have other experts, and the same tokens",
+        cluster_axis,
+    )
 }
 
 /// Tokens to all rows of the mesh.
@@ -115,13 +120,22 @@ pub(super) fn combine(call: &Call) -> Result<TensorSpec, Refusal> {
     mapping(call, map)?;
     rows("input_tensor", x)?;
     let [experts, everyone, 1, hidden] = x.shape[..] else {
-        return Err(Refusal::new("input_tensor", "[experts, tokens, 1, width]", format_args!("{:?}", x.shape)));
+        return Err(Refusal::new(
+            "input_tensor",
+            "[experts, tokens, 1, width]",
+            format_args!("{:?}", x.shape),
+        ));
     };
     let devices = call.device.mesh[0] * call.device.mesh[1];
     equal("experts of input_tensor", &(EXPERTS / devices), &experts)?;
     of_shape("expert_metadata_tensor", metadata, &[1, everyone, 1, CHOSEN])?;
     let senders = call.along(arguments.cluster_axis)?;
-    must(everyone.is_multiple_of(senders), "input_tensor", format_args!("tokens of {senders} devices"), everyone)?;
+    must(
+        everyone.is_multiple_of(senders),
+        "input_tensor",
+        format_args!("tokens of {senders} devices"),
+        everyone,
+    )?;
     let shape = [CHOSEN, everyone / senders, 1, hidden];
     Ok(TensorSpec::rows(&shape, x.dtype).placed(arguments.memory_config))
 }
@@ -201,7 +215,8 @@ pub(super) fn compute(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {
     let local = EXPERTS / devices;
     packed(up, "matmul_w0_w1_tensor", [local, 2 * arguments.intermediate_size, hidden])?;
     packed(down, "matmul_w2_tensor", [local, hidden, arguments.intermediate_size])?;
-    for (what, tensor) in [("tilize_expert_indices_tensor", indices), ("tilize_expert_scores_tensor", scores)] {
+    for (what, tensor) in [("tilize_expert_indices_tensor", indices), ("tilize_expert_scores_tensor", scores)]
+    {
         of_shape(what, tensor, &[1, everyone, CHOSEN])?;
     }
     let tokens = everyone / call.along(arguments.cluster_axis)?;
@@ -211,7 +226,12 @@ pub(super) fn compute(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {
     equal("output_height_shard_dim", &4, &arguments.output_height_shard_dim)?;
     let multiplexers = arguments.mux_core_range_set.cores().unwrap_or_default();
     let pair = u64::from(2 * arguments.num_links);
-    must(multiplexers >= pair, "mux_core_range_set", format_args!("two cores for each link: {pair}"), multiplexers)?;
+    must(
+        multiplexers >= pair,
+        "mux_core_range_set",
+        format_args!("two cores for each link: {pair}"),
+        multiplexers,
+    )?;
     // Its tables and its own work are no other operation's concern.
     let table = |shape: &[u32], dtype, layout| TensorSpec { layout, ..TensorSpec::rows(shape, dtype) };
     let (number, work) = (DataType::Uint32, [CORES, local, TILE, hidden]);
@@ -228,14 +248,23 @@ pub(super) fn compute(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {
 /// Weights in blocks of four columns of tiles, enough of them on the twelve cores for all columns.
 fn packed(weight: &TensorSpec, what: &str, [experts, columns, inner]: [u32; 3]) -> Result<(), Refusal> {
     let [DRAM_BANKS, layers, has_experts, groups, height, width] = weight.shape[..] else {
-        return Err(Refusal::new(what, "[12, layers, experts, groups, inner, 128]", format_args!("{:?}", weight.shape)));
+        return Err(Refusal::new(
+            what,
+            "[12, layers, experts, groups, inner, 128]",
+            format_args!("{:?}", weight.shape),
+        ));
     };
     of_type(what, weight, DataType::Bfloat4B)?;
     equal(&format!("experts of {what}"), &experts, &has_experts)?;
     equal(&format!("columns of a block of {what}"), &(4 * TILE), &width)?;
     let holds = u64::from(groups * DRAM_BANKS * width) >= u64::from(columns);
     must(holds, what, format_args!("blocks for {columns} columns"), groups * DRAM_BANKS * width)?;
-    must(height >= inner && height < inner + 7 * TILE, what, format_args!("{inner} rows, filled up"), height)?;
+    must(
+        height >= inner && height < inner + 7 * TILE,
+        what,
+        format_args!("{inner} rows, filled up"),
+        height,
+    )?;
     must(layers > 0, what, "a layer", layers)
 }
 
@@ -294,7 +323,9 @@ pub(super) fn reduce_scatter(call: &Call) -> Result<TensorSpec, Refusal> {
     equal("cluster_axis", &1, &arguments.cluster_axis)?;
     equal("dim", &3, &arguments.dim)?;
     equal("parts", &(call.along(1)? as usize), &call.inputs.len())?;
-    let Some((first, others)) = call.inputs.split_first() else { unreachable!("as many as there are columns") };
+    let Some((first, others)) = call.inputs.split_first() else {
+        unreachable!("as many as there are columns")
+    };
     must(others.iter().all(|other| other == first), "input_tensors", "equal parts", "others")?;
     Ok(first.clone().placed(arguments.output_memory_config))
 }

@@ -80,7 +80,9 @@ fn check_grid(what: &str, grid: &CoreGrid, buffer: BufferType) -> Result<(), Ref
         CoreGrid::Ranges(ranges) => {
             let within = |x: u32, y: u32| x < columns && y < rows;
             ranges.0.iter().all(|range| {
-                range.start.x <= range.end.x && range.start.y <= range.end.y && within(range.end.x, range.end.y)
+                range.start.x <= range.end.x
+                    && range.start.y <= range.end.y
+                    && within(range.end.x, range.end.y)
             })
         }
         CoreGrid::Cores(cores) => *cores > 0 && u64::from(*cores) <= u64::from(columns * rows),
@@ -120,7 +122,11 @@ pub fn l1_bytes(tensor: &TensorSpec) -> u64 {
 }
 
 /// What an operation needs of a core.
-pub(super) fn of_operation(name: &str, call: &Call, outputs: &[TensorSpec]) -> Result<OperationMemory, Refusal> {
+pub(super) fn of_operation(
+    name: &str,
+    call: &Call,
+    outputs: &[TensorSpec],
+) -> Result<OperationMemory, Refusal> {
     let tensors = call.tensors().chain(outputs).map(l1_bytes).sum();
     let buffers = if call.op == "linear" { products::buffer_bytes(call)? } else { 0 };
     must(

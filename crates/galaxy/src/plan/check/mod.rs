@@ -85,7 +85,12 @@ impl Checker {
     /// # Errors
     /// What of it is not as it must be.
     pub fn outputs(&mut self, operation: &Operation) -> Result<Vec<TensorSpec>, Refusal> {
-        must(!self.outputs.contains_key(&operation.name), "name", "one that no other operation has", &operation.name)?;
+        must(
+            !self.outputs.contains_key(&operation.name),
+            "name",
+            "one that no other operation has",
+            &operation.name,
+        )?;
         let call = self.call(operation)?;
         for (index, tensor) in call.tensors().enumerate() {
             memory::check_placement(&format!("tensor {index}"), tensor)?;

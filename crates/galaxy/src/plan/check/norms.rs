@@ -14,8 +14,8 @@ use crate::{
         tensor::TensorSpec,
     },
     types::{
-        BufferType, ComputeKernelConfig, CoreRangeSet, DataType, LayerNormShardedMultiCoreProgramConfig, Layout,
-        MemoryConfig, MemoryLayout, ProgramConfig, ShardOrientation, ShardSpec, UnaryWithParam,
+        BufferType, ComputeKernelConfig, CoreRangeSet, DataType, LayerNormShardedMultiCoreProgramConfig,
+        Layout, MemoryConfig, MemoryLayout, ProgramConfig, ShardOrientation, ShardSpec, UnaryWithParam,
     },
 };
 use serde::Deserialize;
@@ -126,7 +126,9 @@ fn program(
     let program = match program {
         None => return must(!is_sharded, "program_config", "one for a sharded input", "none"),
         Some(ProgramConfig::LayerNormShardedMultiCoreProgramConfig(program)) => program,
-        Some(other) => return Err(Refusal::new("program_config", "one of a norm", format_args!("{other:?}"))),
+        Some(other) => {
+            return Err(Refusal::new("program_config", "one of a norm", format_args!("{other:?}")));
+        }
     };
     let LayerNormShardedMultiCoreProgramConfig { compute_with_storage_grid_size: grid, .. } = program;
     let Some(spec) = x.memory_config.shard_spec.as_ref().filter(|_| is_sharded) else {
@@ -138,7 +140,12 @@ fn program(
     let divides = program.subblock_w > 0 && program.block_w.is_multiple_of(program.subblock_w);
     must(divides, "subblock_w", format_args!("a divisor of {}", program.block_w), program.subblock_w)?;
     let most = register_tiles(compute);
-    must(program.subblock_w <= most, "subblock_w", format_args!("at most the {most} of registers"), program.subblock_w)?;
+    must(
+        program.subblock_w <= most,
+        "subblock_w",
+        format_args!("at most the {most} of registers"),
+        program.subblock_w,
+    )?;
     let width = x.shape.last().copied().unwrap_or_default();
     let covered = cores_of(&spec.grid) * u64::from(spec.shape[1]);
     equal("columns of all cores", &u64::from(width), &covered)

@@ -18,8 +18,8 @@ use crate::{
         MatmulMultiCoreReuseMultiCast1DProgramConfig as OneDimensional,
         MatmulMultiCoreReuseMultiCastBatchedDRAMShardedProgramConfig as BatchedDramSharded,
         MatmulMultiCoreReuseMultiCastDRAMShardedProgramConfig as DramSharded,
-        MatmulMultiCoreReuseMultiCastProgramConfig as TwoDimensional, MemoryConfig, MemoryLayout, ProgramConfig,
-        ShardOrientation, ShardSpec,
+        MatmulMultiCoreReuseMultiCastProgramConfig as TwoDimensional, MemoryConfig, MemoryLayout,
+        ProgramConfig, ShardOrientation, ShardSpec,
     },
 };
 use serde::Deserialize;
@@ -60,7 +60,12 @@ impl<'a> Product<'a> {
         equal("inner dimension of input_tensor_b", &left.shape[3], &inner)?;
         let batches: u32 = weight.shape.iter().rev().skip(2).product();
         let batch = left.shape[0] * left.shape[1];
-        must(batches == 1 || batches == batch, "batch of input_tensor_b", format_args!("1 or {batch}"), batches)?;
+        must(
+            batches == 1 || batches == batch,
+            "batch of input_tensor_b",
+            format_args!("1 or {batch}"),
+            batches,
+        )?;
         let product = Self {
             left,
             weight,
@@ -103,7 +108,9 @@ pub(super) fn linear(call: &Call) -> Result<TensorSpec, Refusal> {
         Some(ProgramConfig::MatmulMultiCoreReuseMultiCastProgramConfig(program)) => {
             two_dimensional(&product, program)?;
         }
-        Some(other) => return Err(Refusal::new("program_config", "one of a product", format_args!("{other:?}"))),
+        Some(other) => {
+            return Err(Refusal::new("program_config", "one of a product", format_args!("{other:?}")));
+        }
     }
     let [a, b, rows, _] = product.left.shape[..] else { unreachable!("four dimensions") };
     Ok(TensorSpec::tiles(&[a, b, rows, columns], place))
@@ -113,7 +120,12 @@ fn divides(what: &str, part: u32, whole: u32) -> Result<(), Refusal> {
     must(part > 0 && whole.is_multiple_of(part), what, format_args!("a divisor of {whole}"), part)
 }
 
-fn sharded(what: &str, tensor: &TensorSpec, layout: MemoryLayout, buffer: BufferType) -> Result<[u32; 2], Refusal> {
+fn sharded(
+    what: &str,
+    tensor: &TensorSpec,
+    layout: MemoryLayout,
+    buffer: BufferType,
+) -> Result<[u32; 2], Refusal> {
     let config = &tensor.memory_config;
     let got = format!("{} in {}", config.memory_layout, config.buffer_type);
     let is_so = config.memory_layout == layout && config.buffer_type == buffer;
@@ -141,7 +153,12 @@ fn dram_sharded(product: &Product, program: &DramSharded, result: &Placement) ->
     equal("per_core_M", &product.rows, &program.per_core_m)?;
     divides("per_core_N", program.per_core_n, product.columns)?;
     let cores = product.columns / program.per_core_n;
-    must(cores <= CORES, "per_core_N", format_args!("{} columns over at most {CORES} cores", product.columns), cores)?;
+    must(
+        cores <= CORES,
+        "per_core_N",
+        format_args!("{} columns over at most {CORES} cores", product.columns),
+        cores,
+    )?;
     let is_open = result.memory_layout == MemoryLayout::WidthSharded && result.shard_spec.is_none();
     must(is_open, "memory_config", "L1_WIDTH_SHARDED, as per_core_N says", result.memory_layout)
 }
@@ -156,7 +173,11 @@ fn result_of_dram_sharded(product: &Product, program: &DramSharded) -> Placement
 }
 
 /// Whole matrices lie on the cores beside the banks with their weights.
-fn batched_dram_sharded(product: &Product, program: &BatchedDramSharded, result: &Placement) -> Result<(), Refusal> {
+fn batched_dram_sharded(
+    product: &Product,
+    program: &BatchedDramSharded,
+    result: &Placement,
+) -> Result<(), Refusal> {
     let left = sharded("input_tensor_a", product.left, MemoryLayout::HeightSharded, BufferType::L1)?;
     let weight = sharded("input_tensor_b", product.weight, MemoryLayout::HeightSharded, BufferType::Dram)?;
     must(!product.has_one_weight() || product.batch == 1, "input_tensor_b", "a weight for each matrix", 1)?;
@@ -184,7 +205,12 @@ fn grid(size: CoreCoord) -> Result<[u32; 2], Refusal> {
 fn dealt(what: &str, per_core: u32, parts: u32, tiles: u32) -> Result<(), Refusal> {
     let holds = per_core > 0 && u64::from(per_core) * u64::from(parts) >= u64::from(tiles);
     must(holds, what, format_args!("{tiles} tiles over {parts}"), format_args!("{per_core} each"))?;
-    must((parts - 1) * per_core < tiles, what, format_args!("work for all {parts}"), format_args!("{per_core} each"))
+    must(
+        (parts - 1) * per_core < tiles,
+        what,
+        format_args!("work for all {parts}"),
+        format_args!("{per_core} each"),
+    )
 }
 
 /// What the registers take at a time divides a block, and they hold it.
@@ -192,7 +218,12 @@ fn subblock(product: &Product, [height, width]: [u32; 2], [rows, columns]: [u32;
     divides("out_subblock_h", height, rows)?;
     divides("out_subblock_w", width, columns)?;
     let most = register_tiles(&product.compute);
-    must(height * width <= most, "out_subblock", format_args!("at most the {most} tiles of registers"), height * width)?;
+    must(
+        height * width <= most,
+        "out_subblock",
+        format_args!("at most the {most} tiles of registers"),
+        height * width,
+    )?;
     must(height == 1 || width == columns, "out_subblock", "one row, or all columns of the block", height)
 }
 
@@ -204,8 +235,16 @@ fn one_dimensional(product: &Product, program: &OneDimensional) -> Result<(), Re
     equal("per_core_M", &(product.rows * product.batch), &program.per_core_m)?;
     let cores = product.columns.div_ceil(program.per_core_n.max(1));
     let fits = cores.div_ceil(columns) == rows && cores >= columns;
-    must(fits, "per_core_N", format_args!("{} tiles over {columns}x{rows} cores", product.columns), program.per_core_n)?;
-    let block = [program.out_block_h.unwrap_or(program.per_core_m), program.out_block_w.unwrap_or(program.per_core_n)];
+    must(
+        fits,
+        "per_core_N",
+        format_args!("{} tiles over {columns}x{rows} cores", product.columns),
+        program.per_core_n,
+    )?;
+    let block = [
+        program.out_block_h.unwrap_or(program.per_core_m),
+        program.out_block_w.unwrap_or(program.per_core_n),
+    ];
     subblock(product, [program.out_subblock_h, program.out_subblock_w], block)
 }
 
@@ -219,7 +258,10 @@ fn two_dimensional(product: &Product, program: &TwoDimensional) -> Result<(), Re
     let high = if fuses { product.rows * product.batch } else { product.rows };
     dealt("per_core_M", program.per_core_m, rows, high)?;
     dealt("per_core_N", program.per_core_n, columns, product.columns)?;
-    let block = [program.out_block_h.unwrap_or(program.per_core_m), program.out_block_w.unwrap_or(program.per_core_n)];
+    let block = [
+        program.out_block_h.unwrap_or(program.per_core_m),
+        program.out_block_w.unwrap_or(program.per_core_n),
+    ];
     divides("out_block_h", block[0], program.per_core_m)?;
     divides("out_block_w", block[1], program.per_core_n)?;
     subblock(product, [program.out_subblock_h, program.out_subblock_w], block)

@@ -4,8 +4,8 @@
 use crate::{
     plan::{
         operators::{
-            AllGatherAsyncConfig, EmbeddingConfig, FromWeightConfig, ReduceScatterAsyncMinimalConfig, ScaleConfig,
-            TypecastConfig,
+            AllGatherAsyncConfig, EmbeddingConfig, FromWeightConfig, ReduceScatterAsyncMinimalConfig,
+            ScaleConfig, TypecastConfig,
         },
         request::Dimensions,
         rules::{collectives, placement::Placement},
@@ -51,6 +51,9 @@ fn config(dimensions: &Dimensions, dtype: DataType, result: Placement) -> Embedd
         typecast: TypecastConfig { dtype, memory_config: MemoryConfig::DRAM },
         all_gather: collectives::all_gather(dimensions, -1, collectives::ROWS, MemoryConfig::DRAM),
         reduce_scatter: collectives::reduce_scatter(dimensions, 2, collectives::ROWS, result.clone()),
-        reduce_scatter_scale: ScaleConfig { input_tensor_b: 1.0 / dimensions.rows as f32, memory_config: result },
+        reduce_scatter_scale: ScaleConfig {
+            input_tensor_b: 1.0 / dimensions.rows as f32,
+            memory_config: result,
+        },
     }
 }

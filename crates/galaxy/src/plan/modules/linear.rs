@@ -136,7 +136,11 @@ impl TransposedWeight<'_> {
     }
 
     /// Of a tile of rows.
-    pub(super) fn few_rows(&self, dimensions: &Dimensions, result: Placement) -> Result<LinearConfig, PlanError> {
+    pub(super) fn few_rows(
+        &self,
+        dimensions: &Dimensions,
+        result: Placement,
+    ) -> Result<LinearConfig, PlanError> {
         let program = matmul::one_dimensional(&self.product(crate::hardware::TILE))?;
         Ok(self.config(dimensions, result, program))
     }

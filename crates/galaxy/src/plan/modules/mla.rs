@@ -11,9 +11,9 @@ use crate::{
     plan::{
         PlanError,
         operators::{
-            AllGatherAsyncConfig, AllToAllAsyncGenericConfig, ConcatConfig, FastReduceNCConfig, FlashMLADecodeConfig,
-            LinearConfig, MeshPartitionConfig, PagedUpdateCacheConfig, RMSNormConfig, ReshardConfig, RotaryConfig,
-            SliceConfig, TilizeConfig, TransposeConfig, UntilizeConfig,
+            AllGatherAsyncConfig, AllToAllAsyncGenericConfig, ConcatConfig, FastReduceNCConfig,
+            FlashMLADecodeConfig, LinearConfig, MeshPartitionConfig, PagedUpdateCacheConfig, RMSNormConfig,
+            ReshardConfig, RotaryConfig, SliceConfig, TilizeConfig, TransposeConfig, UntilizeConfig,
         },
         request::{Dimensions, LocalAttention},
         rules::{
@@ -140,7 +140,9 @@ pub fn decode_model_config(dimensions: &Dimensions) -> Result<MlaDecodeConfig, P
         wq_kv_a_ag_decode: AllGatherAsyncConfig { num_workers_per_link: Some(1), ..gather(1, l1()) },
         wq_kv_a_r_decode: sum_of_columns(l1()),
         q_slice: SliceConfig { memory_config: placement::by_columns(attention.query_rank, latents.queries) },
-        kv_nope_slice: SliceConfig { memory_config: placement::by_columns(attention.latent_rank, latents.keys) },
+        kv_nope_slice: SliceConfig {
+            memory_config: placement::by_columns(attention.latent_rank, latents.keys),
+        },
         kv_rope_slice: SliceConfig { memory_config: l1() },
         q_norm: rms_norm::decode_model_config(dimensions, attention.query_rank, latents.queries),
         kv_norm: rms_norm::decode_model_config(dimensions, attention.latent_rank, latents.keys),
@@ -150,7 +152,11 @@ pub fn decode_model_config(dimensions: &Dimensions) -> Result<MlaDecodeConfig, P
         kv_nope_reshard: ReshardConfig { memory_config: l1() },
         kvpe_concat: ConcatConfig { dim: -1, memory_config: l1() },
         kvpe_permute: transpose(l1()),
-        kvpe_partition: MeshPartitionConfig { dim: 1, cluster_axis: collectives::COLUMNS, memory_config: kvpe_local },
+        kvpe_partition: MeshPartitionConfig {
+            dim: 1,
+            cluster_axis: collectives::COLUMNS,
+            memory_config: kvpe_local,
+        },
         paged_update_cache: PagedUpdateCacheConfig { mesh_coords: all_devices(dimensions) },
         wq_b: weights.wq_b,
         q_untilize: UntilizeConfig { memory_config: placement::by_token(dimensions.tokens, 1, wide) },

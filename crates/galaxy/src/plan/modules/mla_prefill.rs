@@ -12,9 +12,10 @@ use crate::{
     plan::{
         PlanError,
         operators::{
-            AllGatherAsyncConfig, AllReduceConfig, ChunkedFlashMLAPrefillConfig, ConcatConfig, FastReduceNCConfig,
-            FlashMLAPrefillConfig, LinearConfig, MulConfig, PagedFillCacheConfig, PermuteConfig, RMSNormConfig,
-            ReduceScatterAsyncMinimalConfig, RotaryConfig, ScaleConfig, SliceConfig, TypecastConfig,
+            AllGatherAsyncConfig, AllReduceConfig, ChunkedFlashMLAPrefillConfig, ConcatConfig,
+            FastReduceNCConfig, FlashMLAPrefillConfig, LinearConfig, MulConfig, PagedFillCacheConfig,
+            PermuteConfig, RMSNormConfig, ReduceScatterAsyncMinimalConfig, RotaryConfig, ScaleConfig,
+            SliceConfig, TypecastConfig,
         },
         request::Dimensions,
         rules::{chunks::PrefillChunkSizes, collectives, grids, kernels},
@@ -121,13 +122,20 @@ pub fn prefill_model_config(dimensions: &Dimensions) -> Result<MlaPrefillConfig,
         rope_tables: rope::prefill_model_config(dimensions),
         all_gather: gather(2, collectives::ROWS),
         slice: SliceConfig { memory_config: dram() },
-        wq_kv_a: mla::wq_kv_a(dimensions).prefill(dimensions, chunk, Some(few_cores(attention.query_and_cached(), chunk)))?,
+        wq_kv_a: mla::wq_kv_a(dimensions).prefill(
+            dimensions,
+            chunk,
+            Some(few_cores(attention.query_and_cached(), chunk)),
+        )?,
         wq_kv_a_ag_prefill: gather(1, collectives::COLUMNS),
         wq_kv_a_r_prefill: sum_of_columns(dram()),
         kv_norm: rms_norm::prefill_model_config(dimensions, attention.latent_rank),
         rope: RotaryConfig { is_decode_mode: false },
         concat: ConcatConfig { dim: -1, memory_config: dram() },
-        kvpe_typecast: TypecastConfig { dtype: kv_cache::model_config(dimensions).dtype, memory_config: dram() },
+        kvpe_typecast: TypecastConfig {
+            dtype: kv_cache::model_config(dimensions).dtype,
+            memory_config: dram(),
+        },
         paged_fill_cache: PagedFillCacheConfig { batch_idx: 0, mesh_coords: vec![[0, 0]] },
         q_norm: rms_norm::prefill_model_config(dimensions, attention.query_rank),
         wq_b: mla::wq_b(attention).prefill(dimensions, chunk, None)?,
@@ -147,7 +155,10 @@ pub fn prefill_model_config(dimensions: &Dimensions) -> Result<MlaPrefillConfig,
         wo: mla::wo(dimensions).prefill(dimensions, part, None)?,
         chunk_concat: ConcatConfig { dim: 2, memory_config: dram() },
         reduce_scatter: collectives::reduce_scatter(dimensions, 2, collectives::ROWS, dram()),
-        reduce_scatter_scale: ScaleConfig { input_tensor_b: 1.0 / dimensions.rows as f32, memory_config: dram() },
+        reduce_scatter_scale: ScaleConfig {
+            input_tensor_b: 1.0 / dimensions.rows as f32,
+            memory_config: dram(),
+        },
     })
 }
 

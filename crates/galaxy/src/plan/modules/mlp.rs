@@ -2,6 +2,7 @@
 
 use super::linear::DramWeight;
 use crate::{
+    hardware::TILE,
     plan::{
         PlanError,
         operators::{AllGatherAsyncConfig, LinearConfig, MulConfig, ReduceScatterAsyncMinimalConfig},
@@ -12,7 +13,6 @@ use crate::{
             placement::{self, Placement},
         },
     },
-    hardware::TILE,
     types::{MemoryConfig, UnaryWithParam},
 };
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,11 @@ pub enum Collectives {
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn decode_model_config(dimensions: &Dimensions, width: u32, by: Collectives) -> Result<MlpConfig, PlanError> {
+pub fn decode_model_config(
+    dimensions: &Dimensions,
+    width: u32,
+    by: Collectives,
+) -> Result<MlpConfig, PlanError> {
     let hidden = dimensions.hidden;
     let input = placement::factor(hidden);
     let sums = placement::residual(dimensions.local_hidden);
@@ -78,7 +82,11 @@ pub fn decode_model_config(dimensions: &Dimensions, width: u32, by: Collectives)
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn prefill_model_config(dimensions: &Dimensions, width: u32, by: Collectives) -> Result<MlpConfig, PlanError> {
+pub fn prefill_model_config(
+    dimensions: &Dimensions,
+    width: u32,
+    by: Collectives,
+) -> Result<MlpConfig, PlanError> {
     let hidden = dimensions.hidden;
     let max_rows = product_rows(dimensions.tokens);
     let is_here = by == Collectives::Here;

@@ -67,7 +67,8 @@ pub struct LastToken {
 pub fn model_config(dimensions: &Dimensions) -> Result<ModelConfig, PlanError> {
     let is_decode = dimensions.request.mode == Mode::Decode;
     let stream = if is_decode { placement::residual(dimensions.local_hidden) } else { MemoryConfig::DRAM };
-    let dense = (dimensions.dense_layers > 0).then(|| decoder_block::dense_model_config(dimensions)).transpose()?;
+    let dense =
+        (dimensions.dense_layers > 0).then(|| decoder_block::dense_model_config(dimensions)).transpose()?;
     let with_experts = dimensions.experts.as_ref();
     let moe = with_experts.filter(|_| dimensions.moe_layers > 0);
     let moe = moe.map(|experts| decoder_block::moe_model_config(dimensions, experts)).transpose()?;
@@ -77,7 +78,8 @@ pub fn model_config(dimensions: &Dimensions) -> Result<ModelConfig, PlanError> {
     } else {
         (embedding::prefill_model_config(dimensions), lm_head::prefill_model_config(dimensions)?)
     };
-    let mtp = mtp.map(|experts| mtp::model_config(dimensions, experts, (&embedding, &lm_head))).transpose()?;
+    let mtp =
+        mtp.map(|experts| mtp::model_config(dimensions, experts, (&embedding, &lm_head))).transpose()?;
     Ok(ModelConfig {
         embedding,
         embedding_reshard: ReshardConfig { memory_config: stream },
@@ -90,7 +92,9 @@ pub fn model_config(dimensions: &Dimensions) -> Result<ModelConfig, PlanError> {
         } else {
             rms_norm::distributed_prefill(dimensions)
         },
-        norm_reshard: ReshardConfig { memory_config: if is_decode { MemoryConfig::L1 } else { MemoryConfig::DRAM } },
+        norm_reshard: ReshardConfig {
+            memory_config: if is_decode { MemoryConfig::L1 } else { MemoryConfig::DRAM },
+        },
         lm_head,
         mtp,
     })

@@ -9,8 +9,8 @@ use crate::{
     plan::{
         PlanError,
         operators::{
-            AllToAllCombineConfig, AllToAllDispatchConfig, ConcatConfig, LayoutConfig, MulConfig, PermuteConfig,
-            RepeatConfig, SliceConfig, SumConfig,
+            AllToAllCombineConfig, AllToAllDispatchConfig, ConcatConfig, LayoutConfig, MulConfig,
+            PermuteConfig, RepeatConfig, SliceConfig, SumConfig,
         },
         request::{Dimensions, LocalExperts},
         rules::{LINKS, chunks::DISPATCH_TOKENS, collectives, largest_divisor, placement::Placement},

@@ -60,7 +60,10 @@ pub struct Sums {
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeBlockConfig, PlanError> {
+pub fn decode_model_config(
+    dimensions: &Dimensions,
+    experts: &LocalExperts,
+) -> Result<MoeBlockConfig, PlanError> {
     let fused = moe_optimized::is_possible(dimensions, experts);
     let moe = if fused {
         Routed::Optimized(Box::new(moe_optimized::decode_model_config(dimensions, experts)?))
@@ -87,7 +90,10 @@ pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> R
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn prefill_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeBlockConfig, PlanError> {
+pub fn prefill_model_config(
+    dimensions: &Dimensions,
+    experts: &LocalExperts,
+) -> Result<MoeBlockConfig, PlanError> {
     let dram = || ReshardConfig { memory_config: MemoryConfig::DRAM };
     Ok(MoeBlockConfig {
         revert_tp: collectives::all_gather(dimensions, -1, collectives::COLUMNS, MemoryConfig::DRAM),
@@ -97,7 +103,12 @@ pub fn prefill_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> 
         shared_expert_reshard: dram(),
         sums: Some(Sums {
             add_shared_expert: AddConfig { memory_config: MemoryConfig::DRAM },
-            reduce_scatter: collectives::reduce_scatter(dimensions, 3, collectives::COLUMNS, MemoryConfig::DRAM),
+            reduce_scatter: collectives::reduce_scatter(
+                dimensions,
+                3,
+                collectives::COLUMNS,
+                MemoryConfig::DRAM,
+            ),
         }),
     })
 }

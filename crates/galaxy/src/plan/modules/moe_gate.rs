@@ -2,18 +2,14 @@
 
 use super::linear::TransposedWeight;
 use crate::{
+    hardware::TILE,
     plan::{
         PlanError,
         operators::{DeepseekMoEGateConfig, FromWeightConfig, LinearConfig, ReshardConfig, SliceConfig},
         request::{Dimensions, LocalExperts},
-        rules::{
-            grids::CORES,
-            kernels, largest_divisor,
-            placement,
-        },
+        rules::{grids::CORES, kernels, largest_divisor, placement},
         tensor::TensorSpec,
     },
-    hardware::TILE,
     types::{DataType, Layout, MemoryConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -61,7 +57,10 @@ pub const SIDE: u32 = 16;
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeGateConfig, PlanError> {
+pub fn decode_model_config(
+    dimensions: &Dimensions,
+    experts: &LocalExperts,
+) -> Result<MoeGateConfig, PlanError> {
     let gate_proj = weight(dimensions, experts).few_rows(dimensions, MemoryConfig::L1)?;
     Ok(config(dimensions, experts, gate_proj, dimensions.tokens))
 }
@@ -70,7 +69,10 @@ pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> R
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn prefill_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeGateConfig, PlanError> {
+pub fn prefill_model_config(
+    dimensions: &Dimensions,
+    experts: &LocalExperts,
+) -> Result<MoeGateConfig, PlanError> {
     let gate_proj = weight(dimensions, experts).many_rows(dimensions, dimensions.tokens)?;
     Ok(config(dimensions, experts, gate_proj, largest_divisor(dimensions.tokens, CORES)))
 }
@@ -85,7 +87,12 @@ fn weight(dimensions: &Dimensions, experts: &LocalExperts) -> TransposedWeight<'
     }
 }
 
-fn config(dimensions: &Dimensions, experts: &LocalExperts, gate_proj: LinearConfig, tokens: u32) -> MoeGateConfig {
+fn config(
+    dimensions: &Dimensions,
+    experts: &LocalExperts,
+    gate_proj: LinearConfig,
+    tokens: u32,
+) -> MoeGateConfig {
     let per_token = placement::by_token(tokens, TILE, TILE);
     let square = [tokens, SIDE, SIDE];
     let output = |dtype| TensorSpec {

@@ -8,16 +8,19 @@ use crate::{
         PlanError,
         operators::{
             AllToAllDispatchMetadataConfig, ConcatConfig, DeepseekMoEFastReduceNCConfig,
-            DeepseekMoEPostCombineTilizeConfig, DeepseekMoEReduceScatterConfig, FromWeightConfig, LayoutConfig,
-            MeshDeviceStub, MoEComputeConfig, MulConfig, PermuteConfig, ReshardConfig,
+            DeepseekMoEPostCombineTilizeConfig, DeepseekMoEReduceScatterConfig, FromWeightConfig,
+            LayoutConfig, MeshDeviceStub, MoEComputeConfig, MulConfig, PermuteConfig, ReshardConfig,
         },
         request::{Dimensions, Fabric, LocalExperts, Mode},
-        rules::{LINKS, collectives, placement::{self, Placement}},
+        rules::{
+            LINKS, collectives,
+            placement::{self, Placement},
+        },
         tensor::TensorSpec,
     },
     types::{
-        BufferType, CoreCoord, CoreGrid, CoreRange, CoreRangeSet, DataType, Layout, MemoryConfig, MemoryLayout,
-        NdShardSpec, ShardDistributionStrategy, ShardOrientation, ShardSpec, Topology,
+        BufferType, CoreCoord, CoreGrid, CoreRange, CoreRangeSet, DataType, Layout, MemoryConfig,
+        MemoryLayout, NdShardSpec, ShardDistributionStrategy, ShardOrientation, ShardSpec, Topology,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -85,14 +88,20 @@ const MADE_FOR: [u32; 4] = [7168, 2048, 16, 8];
 pub fn is_possible(dimensions: &Dimensions, experts: &LocalExperts) -> bool {
     let request = &dimensions.request;
     let has = [dimensions.hidden, experts.width, dimensions.rows, dimensions.columns];
-    request.mode == Mode::Decode && request.fabric == Fabric::Ring && request.users_per_row == TILE && has == MADE_FOR
+    request.mode == Mode::Decode
+        && request.fabric == Fabric::Ring
+        && request.users_per_row == TILE
+        && has == MADE_FOR
 }
 
 /// Of decode.
 ///
 /// # Errors
 /// A product that does not fit L1.
-pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeOptimizedConfig, PlanError> {
+pub fn decode_model_config(
+    dimensions: &Dimensions,
+    experts: &LocalExperts,
+) -> Result<MoeOptimizedConfig, PlanError> {
     let (tokens, hidden) = (dimensions.tokens, dimensions.hidden);
     let l1 = || MemoryConfig::L1;
     let up_groups = (2 * experts.width / TILE).div_ceil(DRAM_BANKS * PACKED_COLUMNS);
@@ -129,7 +138,10 @@ pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> R
         deepseek_moe_post_combine_tilize: DeepseekMoEPostCombineTilizeConfig {
             output_memory_config: blocks(TILIZE.0, &[TILE, TILIZE.1]),
         },
-        mul_experts_output_with_weights: MulConfig { memory_config: l1(), input_tensor_a_activations: Vec::new() },
+        mul_experts_output_with_weights: MulConfig {
+            memory_config: l1(),
+            input_tensor_a_activations: Vec::new(),
+        },
         concat: ConcatConfig { dim: 0, memory_config: l1() },
         deepseek_moe_fast_reduce_nc: DeepseekMoEFastReduceNCConfig {
             dim: 0,

@@ -3,8 +3,8 @@
 
 use super::{
     decoder_block::{self, DecoderBlockConfig},
-    linear::TransposedWeight,
     embedding::EmbeddingModuleConfig,
+    linear::TransposedWeight,
     lm_head::LmHeadConfig,
     mlp::product_rows,
     moe_block::MoeBlockConfig,

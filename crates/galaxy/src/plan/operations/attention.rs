@@ -2,12 +2,7 @@
 
 use super::chain::{Chain, Tensor};
 use crate::{
-    plan::{
-        PlanError,
-        modules::mla::MlaDecodeConfig,
-        request::Dimensions,
-        tensor::TensorSpec,
-    },
+    plan::{PlanError, modules::mla::MlaDecodeConfig, request::Dimensions, tensor::TensorSpec},
     types::DataType,
 };
 
@@ -63,8 +58,11 @@ impl Decode<'_> {
         let x = chain.step("wq_kv_a_ag_decode", &config.wq_kv_a_ag_decode, &[&x]).put()?;
         let x = chain.step("wq_kv_a_r_decode", &config.wq_kv_a_r_decode, &[&x]).put()?;
         let tokens = self.dimensions.tokens;
-        let (first, second, third) =
-            (attention.query_rank, attention.query_rank + attention.latent_rank, attention.query_and_cached());
+        let (first, second, third) = (
+            attention.query_rank,
+            attention.query_rank + attention.latent_rank,
+            attention.query_and_cached(),
+        );
         let q = chain.slice("q_slice", &config.q_slice, &x, [&[0, 0, 0, 0], &[1, 1, tokens, first]])?;
         let part = [&[0, 0, 0, first][..], &[1, 1, tokens, second]];
         let latent = chain.slice("kv_nope_slice", &config.kv_nope_slice, &x, part)?;

@@ -44,7 +44,8 @@ pub(super) fn forward_prefill(
             Chunk::Behind(before) => Chunk::Behind(before + chunks.mla_chunk),
         };
         let second = chain.within("next", |chain| step.chunk(chain, &x, (1, parts), later))?;
-        let all: Vec<&Tensor> = std::iter::once(&y).chain(std::iter::repeat_n(&second, parts as usize - 1)).collect();
+        let all: Vec<&Tensor> =
+            std::iter::once(&y).chain(std::iter::repeat_n(&second, parts as usize - 1)).collect();
         y = chain.step("chunk_concat", &config.chunk_concat, &all).note(same_parts(parts)).put()?;
     }
     let y = chain.step("reduce_scatter", &config.reduce_scatter, &[&y]).put()?;
@@ -108,12 +109,19 @@ impl Prefill<'_> {
         let x = chain.step("wq_kv_a", &config.wq_kv_a, &[x]).put()?;
         let x = chain.step("wq_kv_a_ag_prefill", &config.wq_kv_a_ag_prefill, &[&x]).put()?;
         let x = chain.step("wq_kv_a_r_prefill", &config.wq_kv_a_r_prefill, &[&x]).put()?;
-        let (first, second, third) =
-            (attention.query_rank, attention.query_rank + attention.latent_rank, attention.query_and_cached());
-        let mut part =
-            |name: &str, from, to| chain.slice(name, &config.slice, &x, [&[0, 0, 0, from], &[1, 1, length, to]]);
-        let (q, latent, key) =
-            (part("q_slice", 0, first)?, part("kv_nope_slice", first, second)?, part("kv_rope_slice", second, third)?);
+        let (first, second, third) = (
+            attention.query_rank,
+            attention.query_rank + attention.latent_rank,
+            attention.query_and_cached(),
+        );
+        let mut part = |name: &str, from, to| {
+            chain.slice(name, &config.slice, &x, [&[0, 0, 0, from], &[1, 1, length, to]])
+        };
+        let (q, latent, key) = (
+            part("q_slice", 0, first)?,
+            part("kv_nope_slice", first, second)?,
+            part("kv_rope_slice", second, third)?,
+        );
         let latent = chain.step("kv_norm", &config.kv_norm, &[&latent]).put()?;
         let key = self.rotate(chain, "kv_rope", &key)?;
         let entry = chain.step("kvpe_concat", &config.concat, &[&latent, &key]).put()?;
@@ -150,7 +158,10 @@ impl Prefill<'_> {
     ) -> Result<Tensor, PlanError> {
         let q = chain.step("q_ag_prefill", &later.q_ag_prefill, &[queries]).put()?;
         let inputs = [&q, &self.cache, &self.page_table];
-        let y = chain.step("chunked_flash_mla", &later.flash_mla, &inputs).with("chunk_start_idx", before).put()?;
+        let y = chain
+            .step("chunked_flash_mla", &later.flash_mla, &inputs)
+            .with("chunk_start_idx", before)
+            .put()?;
         let mask = Tensor::new(TensorSpec::tiles(&[1, 1, 1, 1], MemoryConfig::DRAM));
         let y = chain.step("owner_mask", &later.owner_mask, &[&y, &mask]).put()?;
         chain.step("all_reduce_columns", &later.all_reduce_columns, &[&y]).put()
@@ -166,7 +177,8 @@ impl Prefill<'_> {
             return self.output_part(chain, y);
         }
         let (heads, width) = (y.shape()[1], y.shape()[3]);
-        let part = chain.slice("wkv_b2_slice", &config.slice, y, [&[0, 0, 0, 0], &[1, heads, at_a_time, width]])?;
+        let part =
+            chain.slice("wkv_b2_slice", &config.slice, y, [&[0, 0, 0, 0], &[1, heads, at_a_time, width]])?;
         let part = self.output_part(chain, &part)?;
         let all = vec![&part; parts as usize];
         chain.step("wkv_b2_concat", &config.chunk_concat, &all).note(same_parts(parts)).put()

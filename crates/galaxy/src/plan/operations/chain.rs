@@ -77,7 +77,8 @@ impl Chain {
     /// An operation with a config, its weights and its arguments.
     pub fn step<O: Operator>(&mut self, name: &str, config: &O, inputs: &[&Tensor]) -> Step<'_> {
         let mut step = self.plain(name, O::OPERATION, inputs);
-        step.operation.weights = config.weights().into_iter().map(|weight| Tensor::weight(weight).operand).collect();
+        step.operation.weights =
+            config.weights().into_iter().map(|weight| Tensor::weight(weight).operand).collect();
         step.operation.config = arguments(config);
         step
     }
@@ -194,7 +195,9 @@ pub(super) fn all_of(outputs: &[Tensor]) -> Tensor {
 fn arguments(config: &impl Operator) -> Map<String, Value> {
     // By way of text, so that a number of 32 bits stays as short as it was written.
     let text = serde_json::to_string(config).expect("a config is data");
-    let Ok(Value::Object(mut fields)) = serde_json::from_str(&text) else { unreachable!("a config is a structure") };
+    let Ok(Value::Object(mut fields)) = serde_json::from_str(&text) else {
+        unreachable!("a config is a structure")
+    };
     fields.retain(|name, value| name != "mesh_device" && value.get("mesh_device").is_none());
     fields
 }

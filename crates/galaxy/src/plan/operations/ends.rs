@@ -50,7 +50,12 @@ pub(super) fn rotations(
     let positions = Tensor::new(TensorSpec::rows(&[1, users], DataType::Uint32));
     let mut table = |name: &str| -> Result<Tensor, PlanError> {
         let x = chain.step(name, &config.embedding, &[&positions]).put()?;
-        let x = chain.reshape(&format!("{name}_unsqueeze"), "reshape", &x, &[1, 1, users, dimensions.attention.rope])?;
+        let x = chain.reshape(
+            &format!("{name}_unsqueeze"),
+            "reshape",
+            &x,
+            &[1, 1, users, dimensions.attention.rope],
+        )?;
         chain.step(&format!("{name}_by_user"), &config.by_user, &[&x]).put()
     };
     let (cos, sin) = (table("cos")?, table("sin")?);
@@ -97,7 +102,11 @@ pub(super) fn logits(chain: &mut Chain, config: &LmHeadConfig, x: &Tensor) -> Re
 }
 
 /// Logits of all rows.
-pub(super) fn logits_of_all(chain: &mut Chain, config: &LmHeadConfig, x: &Tensor) -> Result<Tensor, PlanError> {
+pub(super) fn logits_of_all(
+    chain: &mut Chain,
+    config: &LmHeadConfig,
+    x: &Tensor,
+) -> Result<Tensor, PlanError> {
     let (linear, max_rows) = config.of_all_tokens().expect("prefill has it");
     let x = chain.step("all_gather", &config.all_gather, &[x]).put()?;
     feed_forward::rows(chain, "linear", &linear, max_rows, &x)

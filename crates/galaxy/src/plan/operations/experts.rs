@@ -73,7 +73,8 @@ fn gate(chain: &mut Chain, config: &MoeGateConfig, x: &Tensor) -> Result<(Tensor
     };
     let square = chain.reshape("gate_square", "reshape", &logits, &[at_a_time, SIDE, SIDE])?;
     let square = chain.step("gate_reshard", &config.gate_reshard, &[&square]).put()?;
-    let buffers = [&config.input_indices, &config.output, &config.output_indices].map(|spec| Tensor::new(spec.clone()));
+    let buffers =
+        [&config.input_indices, &config.output, &config.output_indices].map(|spec| Tensor::new(spec.clone()));
     let inputs = [&square, &buffers[0], &buffers[1], &buffers[2]];
     let bias = Tensor::weight(&config.add_score_correction_bias.input_tensor_b);
     let face = [&[0, 0, 0][..], &[at_a_time, SIDE, SIDE]];
@@ -90,7 +91,10 @@ fn gate(chain: &mut Chain, config: &MoeGateConfig, x: &Tensor) -> Result<(Tensor
         }
         let all = vec![&x; parts as usize];
         let place = serde_json::json!(x.spec.memory_config);
-        let step = chain.plain(&format!("{name}_concat"), "concat", &all).with("dim", 2).with("memory_config", place);
+        let step = chain
+            .plain(&format!("{name}_concat"), "concat", &all)
+            .with("dim", 2)
+            .with("memory_config", place);
         step.note(same_parts(parts)).put()
     };
     Ok((row("weights", weights)?, row("indices", indices)?))
@@ -112,8 +116,10 @@ fn dispatched(
     let x = chain.step("to_rows", &config.to_rows, &[x]).put()?;
     let x = chain.reshape("by_token", "reshape", &x, &[tokens, 1, 1, hidden])?;
     let indices = chain.reshape("indices_by_token", "reshape", indices, &[tokens, 1, 1, CHOSEN])?;
-    let sent =
-        chain.step("all_to_all_dispatch", &config.all_to_all_dispatch, &[&x, &indices]).weight(&mapping).put_all()?;
+    let sent = chain
+        .step("all_to_all_dispatch", &config.all_to_all_dispatch, &[&x, &indices])
+        .weight(&mapping)
+        .put_all()?;
     let [sent, metadata] = &sent[..] else { unreachable!("a dispatch leaves two tensors") };
     let everyone = sent.shape()[1];
     let y = chain.reshape("sent_rows", "reshape", sent, &[1, 1, everyone, hidden])?;
@@ -151,7 +157,8 @@ fn optimized(
     let y = chain.within("moe", |chain| fused(chain, config, x))?;
     let shared = shared(chain, block, x)?;
     let y = chain.step("concat", &config.concat, &[&y, &shared]).put()?;
-    let parts = chain.step("deepseek_moe_fast_reduce_nc", &config.deepseek_moe_fast_reduce_nc, &[&y]).put_all()?;
+    let parts =
+        chain.step("deepseek_moe_fast_reduce_nc", &config.deepseek_moe_fast_reduce_nc, &[&y]).put_all()?;
     let scatter = &config.deepseek_moe_reduce_scatter;
     chain.step("deepseek_moe_reduce_scatter", scatter, &[&all_of(&parts)]).put()
 }
@@ -172,7 +179,8 @@ fn fused(chain: &mut Chain, config: &MoeOptimizedConfig, x: &Tensor) -> Result<T
     let dispatch = &config.all_to_all_dispatch_metadata;
     let sent = chain.step("all_to_all_dispatch_metadata", dispatch, &[&x, &indices, &scores]);
     let sent = sent.weight(&mapping).put_all()?;
-    let step = chain.step("moe_compute", &config.moe_compute, &[&sent[0], &sent[1], &sent[2]]).weight(&mapping);
+    let step =
+        chain.step("moe_compute", &config.moe_compute, &[&sent[0], &sent[1], &sent[2]]).weight(&mapping);
     let packed = [&config.quad_ring_w0_w1_experts, &config.quad_ring_w2_experts].map(Tensor::weight);
     let combined = Tensor::named(config.combined.clone(), "optional_output_tensor");
     let outputs = step.weight(&packed[0]).weight(&packed[1]).weight(&combined).put_all()?;

@@ -100,11 +100,14 @@ pub struct NewTensor {
     pub arg: Option<String>,
 }
 
+/// Bytes of L1 that the fused experts want set aside for their semaphores.
+const FUSED_SMALL_BYTES: u64 = 16384;
+
 impl OperationList {
-    /// A list without operations for a mesh.
+    /// Operations for a mesh.
     ///
     /// Several Galaxies fit one mock process only as single chips, where rings are said by a fabric of two dimensions.
-    pub fn new(mesh: MeshShape, fabric: Fabric) -> Self {
+    pub fn new(mesh: MeshShape, fabric: Fabric, operations: Vec<Operation>) -> Self {
         let shape = (mesh.size(Axis::Rows), mesh.size(Axis::Columns));
         let (cluster, ring) = match shape {
             (4, 8) | (8, 4) if fabric == Fabric::Ring => (Some("galaxy_4x8_torus.yaml"), "FABRIC_1D_RING"),
@@ -117,8 +120,12 @@ impl OperationList {
             mesh: mesh.to_string(),
             cluster: cluster.map(str::to_owned),
             fabric: if fabric == Fabric::Ring { ring } else { "FABRIC_1D" }.to_owned(),
-            l1_small_size: 0,
-            operations: Vec::new(),
+            l1_small_size: if operations.iter().any(|one| one.op == "moe_compute") {
+                FUSED_SMALL_BYTES
+            } else {
+                0
+            },
+            operations,
         }
     }
 }

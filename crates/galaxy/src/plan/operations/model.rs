@@ -24,8 +24,9 @@ pub(in crate::plan) fn forward(
     config: &ModelConfig,
 ) -> Result<(), PlanError> {
     let rope = config.rope.as_ref();
-    let rotations =
-        rope.map(|rope| chain.within("rope", |chain| ends::rotations(chain, dimensions, rope))).transpose()?;
+    let rotations = rope
+        .map(|rope| chain.within("rope", |chain| ends::rotations(chain, dimensions, rope)))
+        .transpose()?;
     let pass = Pass { dimensions, config, rotations: rotations.as_ref(), chunk: Chunk::First };
     pass.forward(chain)?;
     let chunk = dimensions.chunks.model_chunk;

@@ -22,16 +22,16 @@ pub use attention::{
     PagedUpdateCacheConfig, RotaryConfig,
 };
 pub use ccl::{
-    AllGatherAsyncConfig, AllReduceConfig, AllToAllAsyncGenericConfig, AllToAllCombineConfig, AllToAllDispatchConfig,
-    MeshPartitionConfig, ReduceScatterAsyncMinimalConfig,
+    AllGatherAsyncConfig, AllReduceConfig, AllToAllAsyncGenericConfig, AllToAllCombineConfig,
+    AllToAllDispatchConfig, MeshPartitionConfig, ReduceScatterAsyncMinimalConfig,
 };
 pub use compute::{
-    AddConfig, EmbeddingConfig, FastReduceNCConfig, LinearConfig, MulConfig, RMSNormConfig, RMSNormPostAllGatherConfig,
-    RMSNormPreAllGatherConfig, ScaleConfig, SumConfig,
+    AddConfig, EmbeddingConfig, FastReduceNCConfig, LinearConfig, MulConfig, RMSNormConfig,
+    RMSNormPostAllGatherConfig, RMSNormPreAllGatherConfig, ScaleConfig, SumConfig,
 };
 pub use data::{
-    ConcatConfig, LayoutConfig, PermuteConfig, RepeatConfig, ReshardConfig, SliceConfig, TilizeConfig, TransposeConfig,
-    TypecastConfig, UntilizeConfig,
+    ConcatConfig, LayoutConfig, PermuteConfig, RepeatConfig, ReshardConfig, SliceConfig, TilizeConfig,
+    TransposeConfig, TypecastConfig, UntilizeConfig,
 };
 pub use moe::{
     AllToAllDispatchMetadataConfig, DeepseekMoEFastReduceNCConfig, DeepseekMoEGateConfig,
@@ -83,7 +83,12 @@ pub struct FromWeightConfig {
 
 impl FromWeightConfig {
     /// A weight in tiles.
-    pub fn tiles(dimensions: &Dimensions, shape: &[u32], dtype: DataType, memory_config: MemoryConfig) -> Self {
+    pub fn tiles(
+        dimensions: &Dimensions,
+        shape: &[u32],
+        dtype: DataType,
+        memory_config: MemoryConfig,
+    ) -> Self {
         Self {
             mesh_device: MeshDeviceStub::of(dimensions),
             shape: shape.to_vec(),

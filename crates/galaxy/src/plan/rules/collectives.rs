@@ -3,7 +3,9 @@
 use super::LINKS;
 use crate::{
     plan::{
-        operators::{AllGatherAsyncConfig, AllToAllAsyncGenericConfig, MeshDeviceStub, ReduceScatterAsyncMinimalConfig},
+        operators::{
+            AllGatherAsyncConfig, AllToAllAsyncGenericConfig, MeshDeviceStub, ReduceScatterAsyncMinimalConfig,
+        },
         request::{Dimensions, Fabric},
     },
     types::Topology,
@@ -25,7 +27,12 @@ pub fn topology(dimensions: &Dimensions) -> Topology {
 }
 
 /// Every device of an axis gets the parts of all, along `dim`. Over all links that there are.
-pub fn all_gather(dimensions: &Dimensions, dim: i32, cluster_axis: u32, memory_config: Placement) -> AllGatherAsyncConfig {
+pub fn all_gather(
+    dimensions: &Dimensions,
+    dim: i32,
+    cluster_axis: u32,
+    memory_config: Placement,
+) -> AllGatherAsyncConfig {
     AllGatherAsyncConfig {
         dim,
         cluster_axis,

@@ -2,7 +2,12 @@
 
 use crate::types::{ComputeKernelConfig, MathFidelity};
 
-const fn config(math_fidelity: MathFidelity, math_approx_mode: bool, fp32: bool, l1: bool) -> ComputeKernelConfig {
+const fn config(
+    math_fidelity: MathFidelity,
+    math_approx_mode: bool,
+    fp32: bool,
+    l1: bool,
+) -> ComputeKernelConfig {
     ComputeKernelConfig {
         math_fidelity,
         math_approx_mode,

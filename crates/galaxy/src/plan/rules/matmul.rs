@@ -154,7 +154,11 @@ pub fn one_dimensional(product: &Product) -> Result<ProgramConfig, PlanError> {
 ///
 /// # Errors
 /// A product of which not even single tiles fit.
-pub fn two_dimensional(product: &Product, grid: [u32; 2], fuse_batch: bool) -> Result<ProgramConfig, PlanError> {
+pub fn two_dimensional(
+    product: &Product,
+    grid: [u32; 2],
+    fuse_batch: bool,
+) -> Result<ProgramConfig, PlanError> {
     let (rows, columns) = (product.row_tiles().div_ceil(grid[1]), product.column_tiles().div_ceil(grid[0]));
     let blocks = Blocks::of(product, rows, columns)?;
     let (out_subblock_h, out_subblock_w) = subblock(blocks.height, blocks.width, &product.compute);
@@ -192,10 +196,13 @@ impl Blocks {
         let divisors = |number: u32| (1..=number).filter(move |part| number.is_multiple_of(*part));
         let of_inner = |least: u32| divisors(longest).filter(move |inner| *inner >= least);
         let fitting = |least: u32| {
-            let all = divisors(rows).flat_map(move |height| divisors(columns).map(move |width| (height, width)));
-            all.flat_map(move |(height, width)| of_inner(least).map(move |inner| Self { height, width, inner }))
-                .filter(|blocks| blocks.bytes(product) <= BUFFER_BYTES)
-                .min_by_key(|blocks| (blocks.read(rows, columns), u32::MAX - blocks.inner))
+            let all =
+                divisors(rows).flat_map(move |height| divisors(columns).map(move |width| (height, width)));
+            all.flat_map(move |(height, width)| {
+                of_inner(least).map(move |inner| Self { height, width, inner })
+            })
+            .filter(|blocks| blocks.bytes(product) <= BUFFER_BYTES)
+            .min_by_key(|blocks| (blocks.read(rows, columns), u32::MAX - blocks.inner))
         };
         fitting(INNER_TILES[1].min(longest))
             .or_else(|| fitting(1))
@@ -217,10 +224,7 @@ impl Blocks {
 
 /// The grid of a prefill's product.
 pub fn prefill_grid(product: &Product) -> [u32; 2] {
-    [
-        grids::dealing(product.column_tiles(), CORE_GRID[0]),
-        grids::dealing(product.row_tiles(), CORE_GRID[1]),
-    ]
+    [grids::dealing(product.column_tiles(), CORE_GRID[0]), grids::dealing(product.row_tiles(), CORE_GRID[1])]
 }
 
 /// Rows and columns of tiles that the registers take at a time: as many as they hold. TT-NN wants them to divide the

@@ -25,7 +25,11 @@ pub fn by_columns(width: u32, cores: Rectangle) -> Placement {
 
 /// Columns over the first core alone: a norm reads its statistics there.
 pub fn on_one_core(width: u32) -> Placement {
-    sharded(MemoryLayout::WidthSharded, Rectangle { first_row: 0, columns: 1, rows: 1 }.ranges(), [TILE, width])
+    sharded(
+        MemoryLayout::WidthSharded,
+        Rectangle { first_row: 0, columns: 1, rows: 1 }.ranges(),
+        [TILE, width],
+    )
 }
 
 /// One user or token a core, row by row: rotations and the gate take one each.
