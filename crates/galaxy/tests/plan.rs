@@ -218,10 +218,10 @@ fn altered(plan: &Plan, name: &str, pointer: &str, value: Value) -> Result<(), (
     let operation =
         operations.iter_mut().find(|one| one["name"] == name).unwrap_or_else(|| panic!("no {name}"));
     *operation.pointer_mut(pointer).unwrap_or_else(|| panic!("{name} has no {pointer}")) = value;
-    found(plan, serde_json::from_value(list).unwrap())
+    found(plan, &serde_json::from_value(list).unwrap())
 }
 
-fn found(plan: &Plan, list: OperationList) -> Result<(), (String, Refusal)> {
+fn found(plan: &Plan, list: &OperationList) -> Result<(), (String, Refusal)> {
     let header = &plan.document.header;
     let request = Request {
         mesh: header.mesh.parse().unwrap(),
@@ -232,14 +232,14 @@ fn found(plan: &Plan, list: OperationList) -> Result<(), (String, Refusal)> {
     };
     let dimensions = Dimensions::new(&V3, request).unwrap();
     let device = Device { mesh: [dimensions.rows, dimensions.columns], fabric: request.fabric };
-    verify(&list, device, Some(ModelRules::new(&dimensions))).map(|_| ())
+    verify(list, device, Some(ModelRules::new(&dimensions))).map(|_| ())
 }
 
 /// The kit's README: these TT-NN lets pass.
 #[test]
 fn what_tt_nn_lets_pass_is_refused() {
     let plan = decode("4x8");
-    assert_eq!(found(&plan, plan.operations.clone()), Ok(()));
+    assert_eq!(found(&plan, &plan.operations), Ok(()));
     let (operation, refusal) =
         altered(&plan, "mlp_decoder_block.mlp.w1", "/config/program_config/in0_block_w", json!(7))
             .unwrap_err();
@@ -360,11 +360,11 @@ fn names_and_sources_must_be_there() {
     let plan = decode("4x8");
     let mut list = plan.operations.clone();
     list.operations.remove(10);
-    assert!(found(&plan, list).is_err());
+    assert!(found(&plan, &list).is_err());
     let mut list = plan.operations.clone();
     let again = list.operations[0].clone();
     list.operations.push(again);
-    assert_eq!(found(&plan, list).unwrap_err().1.what, "name");
+    assert_eq!(found(&plan, &list).unwrap_err().1.what, "name");
 }
 
 #[test]

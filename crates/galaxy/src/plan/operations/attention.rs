@@ -30,7 +30,7 @@ pub(super) fn forward_decode(
         positions: Tensor::new(TensorSpec::rows(&[dimensions.local_users()], DataType::Int32)),
     };
     let (queries, latent, key) = step.latents(chain, x)?;
-    step.into_cache(chain, &latent, &key)?;
+    step.fill_cache(chain, &latent, &key)?;
     let queries = step.queries(chain, &queries)?;
     let values = step.attend(chain, &queries)?;
     step.output(chain, &values)
@@ -74,7 +74,7 @@ impl Decode<'_> {
     }
 
     /// Every column keeps its own users.
-    fn into_cache(&self, chain: &mut Chain, latent: &Tensor, key: &Tensor) -> Result<(), PlanError> {
+    fn fill_cache(&self, chain: &mut Chain, latent: &Tensor, key: &Tensor) -> Result<(), PlanError> {
         let config = self.config;
         let key = chain.step("kv_rope_permute", &config.kv_rope_permute, &[key]).put()?;
         let key = self.rotate(chain, "kv_rope", &key)?;
