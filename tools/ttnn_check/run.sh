@@ -2,15 +2,16 @@
 # run.sh DIR
 #
 # Installs TT-NN 0.81.1 into an environment in DIR (700 MB, once; Linux on x86-64 with CPython 3.12 or 3.10 only), and runs
-# one check after the other, each a script beside this one. PYTHON chooses the interpreter.
+# one check after the other, each a script beside this one. PYTHON chooses the interpreter. Exit status: 77 where TT-NN cannot
+# be had here, and says why; 1 where a check fails.
 set -euo pipefail
 
 version=0.81.1
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-die() { echo "ttnn_check: $*" >&2; exit 1; }
+skip() { echo "ttnn_check: SKIPPED: $*" >&2; exit 77; }
 
-[ $# -eq 1 ] || die "usage: $0 DIR"
-[ "$(uname -sm)" = "Linux x86_64" ] || die "TT-NN's wheels are for Linux on x86-64 only"
+[ $# -eq 1 ] || { echo "usage: $0 DIR" >&2; exit 2; }
+[ "$(uname -sm)" = "Linux x86_64" ] || skip "TT-NN's wheels are for Linux on x86-64 only"
 
 # TT-NN is published for these versions only.
 is_suitable() {
@@ -24,16 +25,16 @@ find_python() {
     for candidate in "${candidates[@]}"; do
         if is_suitable "$candidate"; then echo "$candidate"; return; fi
     done
-    die "no CPython 3.12 or 3.10 with the venv module found; set PYTHON to one"
+    skip "no CPython 3.12 or 3.10 with the venv module found; set PYTHON to one"
 }
 
 python=$1/bin/python
 if ! [ -x "$python" ]; then
-    chosen=$(find_python)
+    chosen=$(find_python) || exit
     "$chosen" -m venv "$1"
 fi
 if ! "$python" -c "import importlib.metadata as m; assert m.version('ttnn') == '$version'" 2> /dev/null; then
-    "$python" -m pip install -q --disable-pip-version-check "ttnn==$version"
+    "$python" -m pip install -q --disable-pip-version-check "ttnn==$version" || skip "ttnn $version cannot be installed"
 fi
 
 step() { printf '\n== %s\n' "$1"; shift; "$@"; }
