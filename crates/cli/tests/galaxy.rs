@@ -1,5 +1,7 @@
 //! `dsv3 convert --target galaxy`.
 
+#![allow(clippy::print_stderr, reason = "what a test leaves out must be seen")]
+
 #[path = "../../galaxy/tests/support/model.rs"]
 mod model;
 mod support;

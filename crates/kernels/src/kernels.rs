@@ -29,7 +29,7 @@ pub struct Kernels {
     matmul_transposed_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
-    pack_block_floats: unsafe fn((BlockElement, BlockRounding), &[f32], usize, &mut [u8], &mut [u8]),
+    pack_block_floats: PackBlockFloats,
     sum_of_squares: unsafe fn(&[f32]) -> f32,
     scale_mul: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
     add: unsafe fn(&mut [f32], &[f32]),
@@ -46,6 +46,9 @@ pub struct Kernels {
     merge_attention: unsafe fn(&mut AttentionState<'_>, &AttentionState<'_>),
     finish_attention: unsafe fn(&AttentionState<'_>, MatrixMut<'_>),
 }
+
+/// How; values, their stride; exponents and elements.
+type PackBlockFloats = unsafe fn((BlockElement, BlockRounding), &[f32], usize, &mut [u8], &mut [u8]);
 
 static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
