@@ -111,7 +111,7 @@ def judge(op, result):
     output = result["outputs"][0] if result["outputs"] else {}
     for key, wanted in expect.items():
         got = output.get(key)
-        same = place_of(got) == place_of(wanted) if key == "memory_config" else got == wanted
+        same = same_place(got, wanted) if key == "memory_config" else got == wanted
         if not same:
             return f"output {key} {got}, expected {wanted}"
     return None
@@ -121,11 +121,9 @@ def place_of(config):
     """What of a memory config two forms of it have in common: memory, layout, a shard's last two sides, number of cores."""
     if isinstance(config, str):
         return (config, "INTERLEAVED", None, None) if config in ("DRAM", "L1") else (config, None, None, None)
-    spec = config.get("shard_spec") or config.get("nd_shard_spec")
     layout = config.get("memory_layout", "INTERLEAVED")
-    if layout == "ND_SHARDED" or spec is None:
-        # TT-NN names shards in all dimensions by the plainer layout that is the same, where there is one.
-        layout = layout if spec is None else "SHARDED"
+    spec = config.get("shard_spec") or config.get("nd_shard_spec")
+    if spec is None:
         return config["buffer_type"], layout, None, None
     grid = spec["grid"]
     if grid == "dram_workers":
@@ -134,7 +132,15 @@ def place_of(config):
         cores = grid["cores"]
     else:
         cores = sum((x1 - x0 + 1) * (y1 - y0 + 1) for (x0, y0), (x1, y1) in grid)
-    return config["buffer_type"], layout, tuple(spec["shape"]), cores
+    return config["buffer_type"], layout, tuple((spec.get("shape") or spec["shard_shape"])[-2:]), cores
+
+
+def same_place(got, wanted):
+    """TT-NN names shards in all dimensions by the plainer layout that is the same, where there is one."""
+    got, wanted = place_of(got), place_of(wanted)
+    if wanted[1] == "ND_SHARDED":
+        return (got[0], *got[2:]) == (wanted[0], *wanted[2:])
+    return got == wanted
 
 
 def parse_mesh(text):

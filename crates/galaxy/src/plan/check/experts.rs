@@ -235,8 +235,12 @@ pub(super) fn compute(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {
     // Its tables and its own work are no other operation's concern.
     let table = |shape: &[u32], dtype, layout| TensorSpec { layout, ..TensorSpec::rows(shape, dtype) };
     let (number, work) = (DataType::Uint32, [CORES, local, TILE, hidden]);
+    let [columns, lines] = CORE_GRID;
+    let grid = CoreRangeSet::rectangle(columns, lines).into();
+    let spec = ShardSpec { grid, shape: [1, 4], orientation: ShardOrientation::RowMajor };
+    let per_core = MemoryConfig::sharded(MemoryLayout::HeightSharded, BufferType::L1, spec);
     Ok(vec![
-        table(&[CORES, 4], number, Layout::RowMajor),
+        table(&[CORES, 4], number, Layout::RowMajor).placed(per_core),
         table(&[1, 8 * everyone], number, Layout::RowMajor),
         table(&[local, 4 * (everyone + 1)], number, Layout::RowMajor),
         table(&work, DataType::Bfloat16, Layout::Tile),
