@@ -58,7 +58,7 @@ def module_of(name):
     parts = parts[later:]
     depth = 3 if parts[:2] == ["mtp", "decoder_block"] else 2 if "decoder_block" in parts[0] else 1
     module = ".".join(parts[: min(depth, len(parts) - 1)])
-    return ("later_chunk." if later else "") + module
+    return ("later_chunk." if later else "") + (module or "model")
 
 
 def check(path, case, keep):
