@@ -70,7 +70,7 @@ pub use generate::{Generation, Generator, Rate, Timings};
 pub use generation_config::GenerationConfig;
 pub use gguf::GgufTokenizer;
 pub use model::{LanguageModel, ModelLimits};
-pub use pages::{PagePool, PageTable};
+pub use pages::{CachedPrefix, KeptPage, PageKey, PagePool, PageTable, PageUse};
 pub use prompts::read_prompts;
 pub use ranks::{LEADER, Leader, decode_message_bytes, follow, prefill_message_bytes};
 pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path};
