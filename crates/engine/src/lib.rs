@@ -37,8 +37,10 @@
 
 #![forbid(unsafe_code)]
 
+mod adjust;
 mod chat;
 mod detokenizer;
+mod engine;
 mod error;
 pub mod eval;
 mod files;
@@ -46,6 +48,7 @@ mod filter;
 mod generate;
 mod generation_config;
 mod gguf;
+mod logprobs;
 mod model;
 mod pages;
 mod prompts;
@@ -54,6 +57,7 @@ mod report;
 mod sampler;
 mod sequence;
 mod stop;
+mod structured;
 mod tokenizer;
 mod tokenizer_config;
 
@@ -62,20 +66,28 @@ mod golden;
 #[cfg(test)]
 mod testing;
 
+pub use adjust::Penalties;
 pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
 pub use detokenizer::Detokenizer;
+pub use engine::{
+    Engine, EngineConfig, EngineHandle, EngineThread, Health, Histogram, RequestId, Reuse, Snapshot, StepReport, StreamEvent,
+    Submission, Ticket, Usage,
+};
 pub use error::Error;
+use error::check_range;
 pub use files::{NewFile, read_json, write_json};
 pub use generate::{Generation, Generator, Rate, Timings};
 pub use generation_config::GenerationConfig;
 pub use gguf::GgufTokenizer;
+pub use logprobs::{MOST_TOP_LOGPROBS, TokenLogprobs};
 pub use model::{LanguageModel, ModelLimits};
 pub use pages::{CachedPrefix, KeptPage, PageKey, PagePool, PageTable, PageUse};
 pub use prompts::read_prompts;
 pub use ranks::{LEADER, Leader, decode_message_bytes, follow, prefill_message_bytes};
 pub use report::{GenerationRecord, RecordLog, Report, Statistics, default_output_path};
-pub use sampler::{Sampler, SamplingParams, logprob, random_seed};
-pub use sequence::{Event, Request, SampledToken, Sequence};
+pub use sampler::{Sampler, SamplingParams, random_seed};
+pub use sequence::{Event, Request, SampledToken};
 pub use stop::{Finish, FinishReason, StopMatcher};
+pub use structured::{Constraint, Guide, Guides};
 pub use tokenizer::{Bos, Tokenizer};
 pub use tokenizer_config::{NamedTemplate, TokenizerConfig};

@@ -1,6 +1,6 @@
-//! What the engine knows of a model: its limits and two functions from tokens to logits.
+//! What the engine knows of a model: its limits and functions from tokens to logits.
 
-use dsv3_runtime::{DecodeStep, PrefillStep, Tensor, TokenId};
+use dsv3_runtime::{DecodeStep, PageId, PrefillStep, Tensor, TokenId};
 
 use crate::Error;
 
@@ -75,4 +75,36 @@ pub trait LanguageModel {
         tokens: &[TokenId],
         step: &DecodeStep<'_>,
     ) -> Result<Tensor, dsv3_runtime::Error>;
+
+    /// Copies what one page of a row's cache holds into another.
+    ///
+    /// # Errors
+    /// A page that the state does not have.
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error>;
+}
+
+impl<M: LanguageModel + ?Sized> LanguageModel for &mut M {
+    fn limits(&self) -> ModelLimits {
+        (**self).limits()
+    }
+
+    fn forward_prefill(
+        &mut self,
+        tokens: &[TokenId],
+        step: &PrefillStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        (**self).forward_prefill(tokens, step)
+    }
+
+    fn forward_decode(
+        &mut self,
+        tokens: &[TokenId],
+        step: &DecodeStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        (**self).forward_decode(tokens, step)
+    }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error> {
+        (**self).copy_page(row, from, to)
+    }
 }

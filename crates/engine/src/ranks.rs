@@ -34,6 +34,11 @@ enum Message {
         pages: Vec<Vec<PageId>>,
         rows: Vec<usize>,
     },
+    CopyPage {
+        row: usize,
+        from: PageId,
+        to: PageId,
+    },
     /// Nothing to do, but still there.
     Idle,
     /// Nothing more to do.
@@ -239,6 +244,14 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         let result = self.model.forward_decode(tokens, step);
         checked(&self.mesh, result)
     }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error> {
+        let turn = self.heartbeat.as_ref().map(Heartbeat::pause);
+        if turn.is_some() {
+            tell(&self.mesh, &Message::CopyPage { row, from, to })?;
+        }
+        self.model.copy_page(row, from, to)
+    }
 }
 
 impl<M> Drop for Leader<M> {
@@ -271,6 +284,7 @@ pub fn follow(model: &mut impl LanguageModel, mesh: &Mesh) -> Result<(), dsv3_ru
                 let step = DecodeStep::new(&positions, &pages).on_rows(&rows);
                 model.forward_decode(&tokens, &step)?;
             }
+            Message::CopyPage { row, from, to } => model.copy_page(row, from, to)?,
             Message::Idle => {}
             Message::End => return Ok(()),
         }
@@ -411,6 +425,10 @@ mod tests {
         }
 
         fn forward_decode(&mut self, _: &[TokenId], _: &DecodeStep<'_>) -> Result<Tensor, Error> {
+            Err(Error::Request("out of order".to_owned()))
+        }
+
+        fn copy_page(&mut self, _: usize, _: PageId, _: PageId) -> Result<(), Error> {
             Err(Error::Request("out of order".to_owned()))
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
 use serde_json::{Value, json};
@@ -58,13 +58,15 @@ pub(crate) fn config() -> TokenizerConfig {
     }
 }
 
-pub(crate) fn tokenizer() -> &'static Tokenizer {
-    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
+pub(crate) fn tokenizer() -> &'static Arc<Tokenizer> {
+    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
         let json = tokenizer_json().to_string();
-        Tokenizer::parse(Path::new("tokenizer.json"), json.as_bytes(), &config(), VOCAB_SIZE).unwrap()
+        Arc::new(Tokenizer::parse(Path::new("tokenizer.json"), json.as_bytes(), &config(), VOCAB_SIZE).unwrap())
     });
     &TOKENIZER
 }
+
+type Slot = (usize, PageId, usize);
 
 /// A model whose cache holds the tokens themselves: what comes next is a function of what the pages give back, so
 /// a wrong page, position or chunk changes the text.
@@ -72,7 +74,8 @@ pub(crate) struct FakeModel<F> {
     pub(crate) limits: ModelLimits,
     /// From all tokens of the sequence to the logits, `[vocab]`.
     pub(crate) next: F,
-    pub(crate) cache: HashMap<(PageId, usize), TokenId>,
+    /// By row, page and place in the page.
+    pub(crate) cache: HashMap<Slot, TokenId>,
     /// Start, length and rows of each prefill.
     pub(crate) prefills: Vec<(usize, usize, LogitRows)>,
     pub(crate) decodes: usize,
@@ -83,21 +86,22 @@ impl<F: FnMut(&[TokenId]) -> Vec<f32>> FakeModel<F> {
         Self { limits, next, cache: HashMap::new(), prefills: Vec::new(), decodes: 0 }
     }
 
-    fn slot(&self, position: usize, pages: &[PageId]) -> (PageId, usize) {
+    fn slot(&self, row: usize, position: usize, pages: &[PageId]) -> Slot {
         let page = pages.get(position / self.limits.page_size).expect("the pages cover the position");
         assert!((page.0 as usize) < self.limits.page_count, "a page of the cache");
-        (*page, position % self.limits.page_size)
+        assert!(row < self.limits.rows, "a row of the mesh");
+        (row, *page, position % self.limits.page_size)
     }
 
-    fn write(&mut self, position: usize, token: TokenId, pages: &[PageId]) {
+    fn write(&mut self, row: usize, position: usize, token: TokenId, pages: &[PageId]) {
         assert!(position < self.limits.max_context, "a position of the state");
-        let slot = self.slot(position, pages);
+        let slot = self.slot(row, position, pages);
         self.cache.insert(slot, token);
     }
 
-    fn logits_after(&mut self, position: usize, pages: &[PageId]) -> Vec<f32> {
+    fn logits_after(&mut self, row: usize, position: usize, pages: &[PageId]) -> Vec<f32> {
         let tokens: Vec<TokenId> =
-            (0..=position).map(|position| self.cache[&self.slot(position, pages)]).collect();
+            (0..=position).map(|position| self.cache[&self.slot(row, position, pages)]).collect();
         (self.next)(&tokens)
     }
 }
@@ -115,7 +119,7 @@ impl<F: FnMut(&[TokenId]) -> Vec<f32>> LanguageModel for FakeModel<F> {
         self.prefills.push((step.start, tokens.len(), step.logits));
         let positions = step.start..step.start + tokens.len();
         for (position, &token) in positions.clone().zip(tokens) {
-            self.write(position, token, step.pages);
+            self.write(step.row, position, token, step.pages);
         }
         let rows = match step.logits {
             LogitRows::None => positions.end..positions.end,
@@ -123,7 +127,7 @@ impl<F: FnMut(&[TokenId]) -> Vec<f32>> LanguageModel for FakeModel<F> {
             LogitRows::All => positions,
         };
         let count = rows.len();
-        let values = rows.flat_map(|position| self.logits_after(position, step.pages)).collect();
+        let values = rows.flat_map(|position| self.logits_after(step.row, position, step.pages)).collect();
         Ok(Tensor::from_vec(count, self.limits.vocab_size, values))
     }
 
@@ -135,11 +139,31 @@ impl<F: FnMut(&[TokenId]) -> Vec<f32>> LanguageModel for FakeModel<F> {
         self.decodes += 1;
         let mut values = Vec::new();
         for (user, &token) in tokens.iter().enumerate() {
-            self.write(step.positions[user], token, step.pages[user]);
-            values.extend(self.logits_after(step.positions[user], step.pages[user]));
+            let (row, position, pages) = (step.row(user), step.positions[user], step.pages[user]);
+            self.write(row, position, token, pages);
+            values.extend(self.logits_after(row, position, pages));
         }
         Ok(Tensor::from_vec(tokens.len(), self.limits.vocab_size, values))
     }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error> {
+        for place in 0..self.limits.page_size {
+            match self.cache.get(&(row, from, place)).copied() {
+                Some(token) => self.cache.insert((row, to, place), token),
+                None => self.cache.remove(&(row, to, place)),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Logits that are a hash of the sequence: what is chosen depends on every token before it.
+pub(crate) fn hashed(tokens: &[TokenId]) -> Vec<f32> {
+    let seed =
+        tokens.iter().fold(17_u64, |hash, token| (hash ^ u64::from(token.0)).wrapping_mul(0x0100_0000_01B3));
+    (0..VOCAB_SIZE as u64)
+        .map(|id| (seed.wrapping_mul(2 * id + 1) >> 40) as f32 / (1_u64 << 22) as f32)
+        .collect()
 }
 
 /// Logits that leave one token only.

@@ -1,0 +1,1 @@
+//! The engine over an automaton whose cache is the pages.
