@@ -15,7 +15,7 @@ pub(crate) use device::{DeviceArgs, LoadArgs};
 pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use plan::{MachineArgs, PlanArgs};
-pub(crate) use precision::{CacheArg, PrecisionArgs};
+pub(crate) use precision::{CacheArg, Precision, PrecisionArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;

@@ -102,6 +102,12 @@ impl ModelState {
             mtp: mtp?.pop(),
         })
     }
+
+    /// Each layer's cache, the MTP layer's last.
+    pub fn caches(&mut self) -> impl Iterator<Item = &mut ops::LatentCache> {
+        let layers = self.mlp_decoder_block.iter_mut().chain(&mut self.moe_decoder_block);
+        layers.chain(&mut self.mtp).map(MlaState::cache)
+    }
 }
 
 impl Module for Model {

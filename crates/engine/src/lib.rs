@@ -8,16 +8,16 @@
 //!      text <--stop-- text pieces <--detokenizer-- id <--sampler
 //! ```
 //!
-//! [`Sequence`] holds all that belongs to one request, its [`PageTable`] included, and never touches the model;
-//! [`Generator`] drives one sequence at a time. Nothing here knows DeepSeek, threads or sockets: the model is a
-//! trait of two functions, so that the tests run the whole loop over an automaton.
+//! [`Engine`] runs many requests at once, each a sequence with its pages of the cache; [`EngineThread`] gives it a thread
+//! of its own, and [`Generator`] is for who has one request after another. Nothing here knows DeepSeek or sockets: the
+//! model is a trait, so that the tests run the whole loop over an automaton.
 //!
 //! ```
-//! # use std::{ops::ControlFlow, path::Path};
+//! # use std::{ops::ControlFlow, path::Path, sync::Arc};
 //! use dsv3_engine::*;
 //!
 //! fn ask(model: &mut impl LanguageModel, checkpoint: &Path, question: &str) -> Result<String, Error> {
-//!     let tokenizer = Tokenizer::from_dir(checkpoint, model.limits().vocab_size)?;
+//!     let tokenizer = Arc::new(Tokenizer::from_dir(checkpoint, model.limits().vocab_size)?);
 //!     let prompt = match ChatTemplate::from_dir(checkpoint)? {
 //!         Some(template) => {
 //!             let text = template.render(&[Message::new("user", question)], &ChatOptions::default())?;

@@ -9,7 +9,7 @@ use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, Leader, ModelLimits};
 use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
-    Capacity, DecodeStep, Device, Error, PrefillStep, Tensor, TokenId, Weight,
+    Capacity, DecodeStep, Device, Error, PageId, PrefillStep, Tensor, TokenId, Weight,
     ops::{CacheFormat, LatentCache},
 };
 use indicatif::DecimalBytes;
@@ -171,6 +171,10 @@ impl LanguageModel for Session {
 
     fn forward_decode(&mut self, tokens: &[TokenId], step: &DecodeStep<'_>) -> Result<Tensor, Error> {
         self.leader.forward_decode(tokens, step)
+    }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), Error> {
+        self.leader.copy_page(row, from, to)
     }
 }
 

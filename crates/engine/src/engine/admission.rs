@@ -14,14 +14,9 @@ impl<M: LanguageModel> Engine<M> {
         let context = self.limits.context();
         let sequence = |choice| Sequence::new(prompt, request, choice, guide.clone(), (&self.pool, context));
         Task {
-            client,
-            choice: 0,
-            sequence: sequence(0),
             forks: (1..request.choices).map(|choice| (choice, sequence(choice))).collect(),
-            names: Names::new(&request.cache_salt),
             prompt_logprobs: request.prompt_logprobs.map(PromptLogprobs::new),
-            passed_over: 0,
-            last_token: None,
+            ..Task::new(client, 0, sequence(0), Names::new(&request.cache_salt))
         }
     }
 

@@ -23,6 +23,12 @@ pub(super) struct Task {
 }
 
 impl Task {
+    /// A choice without others.
+    pub(super) fn new(client: RequestId, choice: usize, sequence: Sequence, names: Names) -> Self {
+        let (forks, prompt_logprobs) = (Vec::new(), None);
+        Self { client, choice, sequence, forks, names, prompt_logprobs, passed_over: 0, last_token: None }
+    }
+
     /// Whether its prompt is not in the cache yet.
     pub(super) fn is_in_prompt(&self) -> bool {
         self.sequence.prompt_rest() > 0

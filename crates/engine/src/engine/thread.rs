@@ -287,6 +287,7 @@ fn run<M: LanguageModel>(mut engine: Engine<M>, shared: &Shared, commands: &mpsc
     let _on_panic = OnPanic(shared);
     let mut is_ending = false;
     loop {
+        *lock(&shared.snapshot) = engine.snapshot();
         while let Some(command) = next(commands, engine.is_idle() && !is_ending) {
             match command {
                 Command::Submit(id, submission, guide, sink) => engine.queue(id, &submission, guide, sink),
@@ -298,13 +299,15 @@ fn run<M: LanguageModel>(mut engine: Engine<M>, shared: &Shared, commands: &mpsc
                     }
                 }
             }
+            if engine.is_idle() {
+                *lock(&shared.snapshot) = engine.snapshot();
+            }
         }
         if is_ending && engine.is_idle() {
             return;
         }
-        let stepped = engine.step();
-        *lock(&shared.snapshot) = engine.snapshot();
-        if let Err(error) = stepped {
+        if let Err(error) = engine.step() {
+            *lock(&shared.snapshot) = engine.snapshot();
             shared.set_health(Health::Failed(error.to_string()));
             break;
         }

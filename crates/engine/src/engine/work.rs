@@ -5,7 +5,7 @@ use std::time::Instant;
 use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
 
 use super::{Engine, StreamEvent, task::{PromptLogprobs, Task}};
-use crate::{Error, Finish, LanguageModel, TokenLogprobs};
+use crate::{CachedPrefix, Error, Finish, LanguageModel, TokenLogprobs};
 
 /// How often in a row a prompt is passed over for shorter ones.
 const PASSED_OVER: u32 = 3;
@@ -75,29 +75,25 @@ impl<M: LanguageModel> Engine<M> {
         if task.sequence.tokens().len() > task.sequence.prompt_len() {
             return Ok(()); // its answer has begun before, and is run again
         }
-        let whole = task.sequence.prompt_len() / self.limits.page_size;
-        let mut forks = Vec::new();
+        let (client, names, prompt) = (task.client, task.names.clone(), task.sequence.prompt_len());
+        let whole = prompt / self.limits.page_size;
+        let (shared, last) = task.sequence.pages.pages().split_at(whole);
+        let (shared, last) = (CachedPrefix { row: task.sequence.pages.row(), pages: shared.to_vec() }, last.first().copied());
         for (choice, mut sequence) in std::mem::take(&mut task.forks) {
-            sequence.pages = task.sequence.pages.share(whole);
-            let (client, names) = (task.client, task.names.clone());
-            let fork = Task { client, choice, sequence, names, forks: Vec::new(), prompt_logprobs: None, passed_over: 0, last_token: None };
-            forks.push(fork);
-        }
-        for mut fork in forks {
-            let prompt = fork.sequence.prompt_len();
-            if fork.sequence.pages.grow_to(prompt).is_err() {
+            let has_pages = sequence.pages.adopt(&shared, prompt).is_ok();
+            if let (true, Some(from), Some(&to)) = (has_pages, last, sequence.pages.pages().get(whole)) {
+                self.model.copy_page(shared.row, from, to)?;
+            }
+            let fork = Task::new(client, choice, sequence, names.clone());
+            if has_pages {
+                self.running.push(fork);
+                let last = self.running.len() - 1;
+                self.running[last].sequence.set_cached(prompt);
+                self.accept(last, logits);
+            } else {
                 // It runs the prompt for itself when there is room.
-                fork.sequence.give_up_pages();
                 self.waiting.push_front(fork);
-                continue;
             }
-            let pages = &self.running[index].sequence.pages;
-            if let (Some(&from), Some(&to)) = (pages.pages().get(whole), fork.sequence.pages.pages().get(whole)) {
-                self.model.copy_page(pages.row(), from, to)?;
-            }
-            fork.sequence.set_cached(prompt);
-            self.running.push(fork);
-            self.accept(self.running.len() - 1, logits);
         }
         self.accept(index, logits);
         Ok(())

@@ -161,7 +161,7 @@ impl PageTable {
         Ok(())
     }
 
-    /// Begins with pages that are in the cache already, and then takes more until `positions` are covered, on the same
+    /// Begins with pages that are kept, or that another table holds too, and then takes more until `positions` are covered, on the same
     /// row; all or none.
     ///
     /// # Errors
@@ -184,15 +184,6 @@ impl PageTable {
         self.pages.extend(&prefix.pages);
         self.pages.extend((0..needed).map(|_| row.take().expect("as many are available")));
         Ok(())
-    }
-
-    /// Another table that holds the first `pages` pages too.
-    pub fn share(&self, pages: usize) -> Self {
-        let pages = self.pages[..pages].to_vec();
-        let mut rows = self.pool.lock();
-        pages.iter().for_each(|&page| rows[self.row].hold(page));
-        drop(rows);
-        Self { pool: self.pool.clone(), row: self.row, pages }
     }
 
     /// Keeps the page at this place for sequences to come, unless another page has its name already. It must be full, and
@@ -402,7 +393,8 @@ mod tests {
         let pool = pool(3, 2);
         let mut first = pool.table();
         first.grow_to(5).unwrap();
-        let second = first.share(2);
+        let mut second = pool.table();
+        second.adopt(&CachedPrefix { row: 0, pages: first.pages()[..2].to_vec() }, 4).unwrap();
         drop(first);
         assert_eq!(pool.free_pages(), 1);
         drop(second);

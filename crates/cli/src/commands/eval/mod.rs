@@ -34,7 +34,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
 fn session(model: &OpenModel, context: usize, args: &EvalRunArgs) -> Result<Session> {
     let precision = args.precision.or_exact();
     let configs =
-        OperatorConfigs::with_arithmetic(&model.hf, args.device.mesh.layout.layout(), precision.arithmetic)?;
+        OperatorConfigs::with_precision(&model.hf, args.device.mesh.layout.layout(), precision)?;
     let room = Room { cache: precision.cache, ..Room::one(context) };
     Session::open(model, configs, room, args.device)
 }

@@ -13,6 +13,7 @@ use dsv3_runtime::TokenId;
 use std::{
     io::{IsTerminal, Read, stdin},
     path::Path,
+    sync::Arc,
 };
 
 /// The longest prompt that is read from stdin. More text than any context holds.
@@ -102,7 +103,7 @@ fn no_prompt() -> clap::Error {
 /// What turns texts into tokens.
 pub(super) struct Reader {
     /// The checkpoint's, or one without tokens.
-    pub(super) tokenizer: Tokenizer,
+    pub(super) tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     system: Option<String>,
 }
@@ -135,7 +136,7 @@ impl Reader {
             }
             note(format_args!("the checkpoint has no chat template: prompts are continued as plain text"));
         }
-        Ok(Self { tokenizer, template, system: args.system.clone() })
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, system: args.system.clone() })
     }
 
     /// The prompts, ready to run.

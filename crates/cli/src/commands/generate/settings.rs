@@ -45,14 +45,13 @@ impl Settings {
     ) -> Result<Self> {
         let max_new_tokens = args.sampling.max_new_tokens;
         let context = context(args.running.context, hf.max_position_embeddings, longest, max_new_tokens)?;
+        let sampling = sampling(&args.sampling, defaults)?;
         let request = Request {
-            sampling: sampling(&args.sampling, defaults)?,
             // Beyond every context: the context's end it is.
             max_new_tokens: max_new_tokens.unwrap_or(usize::MAX),
             eos_token_ids: end_tokens(defaults, hf, tokenizer),
             stop: args.sampling.stop,
-            skip_special: true,
-            logprobs: false,
+            ..Request::of(sampling)
         };
         Ok(Self {
             request,
