@@ -16,7 +16,14 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, NamedTemplate, TokenizerConfig, files};
 
+mod answer;
+mod format;
 mod functions;
+mod parser;
+
+pub use answer::{ChatAnswer, ToolCall};
+pub use format::{ChatFormat, ChatStart, ToolFormat};
+pub use parser::{ChatDelta, ChatParser};
 
 /// One message of a conversation, in OpenAI's form. Before rendering,
 /// - the parts of a list content are joined to one string, by newlines as in vLLM;

@@ -62,7 +62,10 @@ mod golden;
 #[cfg(test)]
 mod testing;
 
-pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
+pub use chat::{
+    ChatAnswer, ChatDelta, ChatFormat, ChatOptions, ChatParser, ChatStart, ChatTemplate, Content,
+    ContentPart, Message, ToolCall, ToolFormat,
+};
 pub use detokenizer::Detokenizer;
 pub use error::Error;
 pub use files::{NewFile, read_json, write_json};
