@@ -360,4 +360,6 @@ fn failure(template: &str, error: &minijinja::Error) -> Error {
 }
 
 #[cfg(test)]
+mod history_tests;
+#[cfg(test)]
 mod tests;
