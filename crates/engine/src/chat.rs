@@ -33,8 +33,8 @@ pub use parser::{ChatDelta, ChatParser};
 /// What DeepSeek-V3.2 has in place of a template.
 const V32_PROGRAM: &str = "encoding/encoding_dsv32.py";
 /// Steps that one rendering may take, long strings counting more: far more than any conversation needs, and few enough
-/// that a template which does not end is found out in a second or two.
-const FUEL: u64 = 50_000_000;
+/// that a template which does not end is found out within a second.
+const FUEL: u64 = 10_000_000;
 
 /// One message of a conversation, in OpenAI's form. Before rendering,
 /// - the parts of a list content are joined to one string, by newlines as in vLLM;
