@@ -202,6 +202,22 @@ impl ChatTemplate {
         ChatFormat::detect(&sources)
     }
 
+    /// The names of the variables that the templates read and the engine does not give, as V3.1's `thinking`: what may
+    /// stand in [`ChatOptions::variables`].
+    pub fn variables(&self) -> BTreeSet<String> {
+        let mut variables: BTreeSet<String> = self
+            .environment
+            .templates()
+            .flat_map(|(_, template)| template.undeclared_variables(false))
+            .collect();
+        for name in self.environment.globals().map(|(name, _)| name) {
+            variables.remove(name);
+        }
+        let given = self.context(&ChatOptions::default());
+        variables.retain(|name| name != "messages" && !given.contains_key(name));
+        variables
+    }
+
     /// The text of a conversation. It begins with the BOS where the template writes one: encode it with
     /// [`Bos::AsWritten`](crate::Bos::AsWritten).
     ///

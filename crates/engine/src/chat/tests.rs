@@ -378,3 +378,14 @@ fn thoughts_go_by_several_names() {
     }
     assert_eq!(answer(source, json!([{"role": "assistant", "content": "", "reasoning": null}])), " ");
 }
+
+#[test]
+fn a_template_names_its_own_variables() {
+    let of = |source: &str| template(source).variables().into_iter().collect::<Vec<_>>();
+    assert_eq!(of(V31), ["thinking"]);
+    assert!(of(V3).is_empty() && of(R1_0528).is_empty());
+    assert_eq!(
+        of("{{ bos_token }}{{ raise_exception(x) }}{% for m in messages %}{{ m[y] }}{% endfor %}"),
+        ["x", "y"]
+    );
+}
