@@ -39,7 +39,7 @@ impl ChatAnswer {
                 self.tool_calls.push(ToolCall { id, name, arguments: String::new() });
             }
             ChatDelta::ToolCallArguments { index, delta } => {
-                self.tool_calls[index].arguments.push_str(&delta)
+                self.tool_calls[index].arguments.push_str(&delta);
             }
         }
     }

@@ -41,10 +41,9 @@ fn expression(text: &str, end: &str) -> usize {
                 characters.next();
             }
             Some(open) if character == open => quote = None,
-            Some(_) => {}
             None if character == '\'' || character == '"' => quote = Some(character),
             None if text[at..].starts_with(end) => return at + end.len(),
-            None => {}
+            Some(_) | None => {}
         }
     }
     text.len()

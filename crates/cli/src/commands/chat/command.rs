@@ -9,8 +9,8 @@ pub(super) const NAMES: [&str; 9] =
 
 /// What `/help` says.
 pub(super) const HELP: &str = r#"/system [TEXT]         show the system message, or set it; the conversation stays
-/params [NAME VALUE]   show how answers are chosen, or change it: temperature, top_p, top_k, seed,
-                       max_new_tokens, and the chat template's own variables, as thinking
+/params [NAME VALUE]   show how answers are chosen, or change it: temperature, top_p,
+                       top_k, seed, max_new_tokens, variables of the chat template
 /regenerate            answer once more
 /new                   begin another conversation; the system message stays
 /save FILE             write the conversation as a JSON list of messages
@@ -18,8 +18,9 @@ pub(super) const HELP: &str = r#"/system [TEXT]         show the system message,
 /help                  show this
 /exit                  leave; so do Ctrl-D, and Ctrl-C twice
 
-A line that ends with \ goes on in the next; lines between """ and """ are one message. A message that
-begins with / is written with //. Ctrl-C stops an answer; what there is of it stays."#;
+A line that ends with \ goes on in the next; lines between """ and """ are one
+message. A message that begins with / is written with //. Ctrl-C stops an answer;
+what there is of it stays."#;
 
 /// What a text means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

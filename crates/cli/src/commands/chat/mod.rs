@@ -27,7 +27,7 @@ use input::{Input, Said};
 use interrupt::Interrupt;
 use params::Params;
 use printer::Printer;
-use std::{io::IsTerminal, io::stdout, ops::ControlFlow};
+use std::ops::ControlFlow;
 
 /// Runs the command.
 pub(crate) fn run(args: ChatArgs) -> Result<()> {
@@ -135,7 +135,7 @@ impl Chat<'_> {
             }
             Command::Help => note(format_args!("{HELP}")),
             Command::System(None) => {
-                note(format_args!("{}", self.conversation.system().unwrap_or("no system message")))
+                note(format_args!("{}", self.conversation.system().unwrap_or("no system message")));
             }
             Command::System(Some(text)) => self.conversation.set_system(text),
             Command::Save(path) => {
@@ -171,7 +171,7 @@ impl Chat<'_> {
         };
         let mut parser = ChatParser::new(self.template.format().without_tools(), ChatStart::after(&rendered));
         let mut answer = ChatAnswer::default();
-        let mut printer = Printer::new(stdout().is_terminal());
+        let mut printer = Printer::new();
         let result = self.generate(&prompt, &request, |text, is_last| {
             let mut deltas = parser.push(text);
             if is_last {
@@ -236,8 +236,8 @@ impl Chat<'_> {
             Finish::EndOfSequence(_) | Finish::StopString(_) => "",
         };
         let tokens = count(tokens as u64, "token");
-        note(format_args!(
-            "[{tokens}{speed}; first after {first:.2} s; {used} of {context} in the context{end}]"
-        ));
+        let text =
+            format!("[{tokens}{speed}; first after {first:.2} s; {used} of {context} in the context{end}]");
+        note(format_args!("{}", printer::aside(&text)));
     }
 }

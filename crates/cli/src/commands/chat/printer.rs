@@ -3,9 +3,20 @@
 use crate::output;
 use anyhow::Result;
 use dsv3_engine::ChatDelta;
+use std::io::{IsTerminal, stderr, stdout};
 
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
+
+/// What is said beside the answer: on a terminal dimmed, and with an empty line behind it.
+pub(super) fn aside(text: &str) -> String {
+    if dims(stderr().is_terminal()) { format!("{DIM}{text}{RESET}\n") } else { text.to_owned() }
+}
+
+/// Whether to dim. A terminal's user who wants no colours is shown none.
+fn dims(is_terminal: bool) -> bool {
+    is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
 
 /// Prints one answer.
 pub(super) struct Printer {
@@ -24,9 +35,9 @@ enum Part {
 }
 
 impl Printer {
-    /// Before the answer. A terminal's user who wants no colours is shown none.
-    pub(super) fn new(is_terminal: bool) -> Self {
-        let dims = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    /// Before the answer.
+    pub(super) fn new() -> Self {
+        let dims = dims(stdout().is_terminal());
         Self { dims, part: Part::None, is_new: true, at_line_start: true }
     }
 
@@ -82,7 +93,7 @@ impl Printer {
             text.push('\n');
         }
         if self.part == Part::Thoughts {
-            text += if self.dims { RESET } else { "</think>\n" };
+            text += if self.dims { "\x1b[0m\n" } else { "</think>\n" };
         }
         self.at_line_start = true;
         text
@@ -106,8 +117,8 @@ mod tests {
         let answer =
             [thoughts("\n"), thoughts(" a"), thoughts("b\n"), content("\n\n"), content("c "), content("d")];
         assert_eq!(shown(false, &answer), "<think>\nab\n</think>\nc d\n");
-        assert_eq!(shown(true, &answer), "\x1b[2mab\n\x1b[0mc d\n");
-        assert_eq!(shown(true, &answer[..2]), "\x1b[2ma\n\x1b[0m");
+        assert_eq!(shown(true, &answer), "\x1b[2mab\n\x1b[0m\nc d\n");
+        assert_eq!(shown(true, &answer[..2]), "\x1b[2ma\n\x1b[0m\n");
         assert_eq!(shown(true, &[thoughts("\n"), content("x\n")]), "x\n");
         assert_eq!(shown(false, &[]), "");
     }
