@@ -57,6 +57,17 @@ fn an_answer_is_that_of_generate() {
 }
 
 #[test]
+fn an_answer_anew_is_another_and_a_run_repeats() {
+    let place = Workplace::new();
+    let args = ["--temperature", "2", "--seed", "3", "--max-new-tokens", "12"];
+    let text = || chat(&place, &args, "Hello\n/regenerate\n").success().stdout;
+    let both = text();
+    let (first, second) = both.split_once("</think>\n").expect("answers that are cut off in their thoughts");
+    assert_ne!(format!("{first}</think>\n"), second);
+    assert_eq!(text(), both);
+}
+
+#[test]
 fn params_are_shown_and_checked() {
     let place = Workplace::new();
     let run = chat(

@@ -54,11 +54,6 @@ impl Conversation {
         &self.messages
     }
 
-    /// How many answers there are.
-    pub(super) fn answers(&self) -> u64 {
-        self.messages.iter().filter(|message| message.role == "assistant").count() as u64
-    }
-
     /// How much it is, for the user.
     pub(super) fn size(&self) -> String {
         crate::output::count(self.messages.len() as u64, "message")

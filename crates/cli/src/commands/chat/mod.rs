@@ -77,6 +77,7 @@ pub(crate) fn run(args: ChatArgs) -> Result<()> {
         request,
         params,
         conversation,
+        answers: 0,
         interrupt,
     };
     chat.run(input)
@@ -92,6 +93,8 @@ struct Chat<'a> {
     request: Request,
     params: Params,
     conversation: Conversation,
+    /// Answers that were begun so far, by which their seeds differ.
+    answers: u64,
     interrupt: Interrupt,
 }
 
@@ -165,10 +168,11 @@ impl Chat<'_> {
         let prompt = self.tokenizer.encode(&rendered, Bos::AsWritten)?;
         self.limits.check_prompt(&prompt)?;
         let request = Request {
-            sampling: self.params.sampling(self.conversation.answers())?,
+            sampling: self.params.sampling(self.answers)?,
             max_new_tokens: self.params.max_new_tokens(),
             ..self.request.clone()
         };
+        self.answers += 1;
         let mut parser = ChatParser::new(self.template.format().without_tools(), ChatStart::after(&rendered));
         let mut answer = ChatAnswer::default();
         let mut printer = Printer::new();
