@@ -1,6 +1,7 @@
 //! What is typed: one struct a command. Nothing here touches a file.
 
 mod bench;
+mod chat;
 mod device;
 pub(crate) mod eval;
 mod layout;
@@ -11,6 +12,7 @@ mod precision;
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
+pub(crate) use chat::{ChatArgs, TemplateKwargs};
 pub(crate) use device::{DeviceArgs, LoadArgs};
 pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
@@ -25,6 +27,7 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   dsv3 generate \"What is 27 + 58?\"                     with the small model inside this binary
+  dsv3 chat                                            a conversation with it
   dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
@@ -52,6 +55,11 @@ pub(crate) enum Command {
     /// checkpoint's chat template, unless there is none or --raw is given. How tokens are chosen follows the
     /// checkpoint's generation_config.json where no option says otherwise.
     Generate(Box<GenerateArgs>),
+    /// Talk with the model
+    ///
+    /// Line by line, with an editor and a history on a terminal, plainly over pipes. Answers go to stdout, all else to
+    /// stderr; /help lists what else there is than to talk.
+    Chat(Box<ChatArgs>),
     /// Prepare a checkpoint's weights (stage 1)
     ///
     /// Weights that can be used where they lie in the checkpoint are not copied; only what cannot is written to the
@@ -86,6 +94,7 @@ impl Command {
     pub(crate) fn on_a_mesh(&self) -> Option<(&ModelArgs, DeviceArgs)> {
         match self {
             Self::Generate(args) => Some((&args.model, args.device)),
+            Self::Chat(args) => Some((&args.model, args.device)),
             Self::Logits(args) => Some((&args.model, args.device)),
             Self::Eval(args) => {
                 let args = args.command.running();

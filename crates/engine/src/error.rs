@@ -66,6 +66,9 @@ pub enum Error {
         /// The part's type.
         kind: String,
     },
+    /// A last message that an answer cannot continue.
+    #[error("the last message cannot be continued: {0}")]
+    Continue(&'static str),
     /// A prompt without tokens.
     #[error("the prompt is empty: there is nothing to continue")]
     EmptyPrompt,

@@ -67,7 +67,10 @@ mod golden;
 mod testing;
 
 pub use adjust::Penalties;
-pub use chat::{ChatOptions, ChatTemplate, Content, ContentPart, Message};
+pub use chat::{
+    ChatAnswer, ChatDelta, ChatFormat, ChatOptions, ChatParser, ChatStart, ChatTemplate, Content,
+    ContentPart, Message, ToolCall, ToolFormat,
+};
 pub use detokenizer::Detokenizer;
 pub use engine::{
     Engine, EngineConfig, EngineHandle, EngineThread, Health, Histogram, RequestId, Reuse, Snapshot, StepReport, StreamEvent,

@@ -100,7 +100,7 @@ impl fmt::Display for Settings {
 
 /// Each value from the options, or else from generation_config.json, whose `do_sample` decides whether its
 /// temperature counts.
-fn sampling(args: &SamplingArgs, defaults: &GenerationConfig) -> Result<SamplingParams> {
+pub(in super::super) fn sampling(args: &SamplingArgs, defaults: &GenerationConfig) -> Result<SamplingParams> {
     let default_temperature = if defaults.do_sample { defaults.temperature } else { 0.0 };
     let temperature = args.temperature.unwrap_or(default_temperature);
     if temperature == 0.0 {
@@ -111,7 +111,11 @@ fn sampling(args: &SamplingArgs, defaults: &GenerationConfig) -> Result<Sampling
 }
 
 /// The ids that end a text: those of generation_config.json, else those of config.json, else the tokenizer's.
-fn end_tokens(defaults: &GenerationConfig, hf: &HfConfig, tokenizer: &Tokenizer) -> Vec<TokenId> {
+pub(in super::super) fn end_tokens(
+    defaults: &GenerationConfig,
+    hf: &HfConfig,
+    tokenizer: &Tokenizer,
+) -> Vec<TokenId> {
     if !defaults.eos_token_ids.is_empty() {
         defaults.eos_token_ids.clone()
     } else if !hf.eos_token_ids.is_empty() {
@@ -122,7 +126,7 @@ fn end_tokens(defaults: &GenerationConfig, hf: &HfConfig, tokenizer: &Tokenizer)
 }
 
 /// The context to make state for: as asked, or as much as the prompts need and an answer is likely to.
-fn context(
+pub(in super::super) fn context(
     asked: Option<usize>,
     model_limit: usize,
     longest: usize,
