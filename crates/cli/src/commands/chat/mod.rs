@@ -27,7 +27,7 @@ use input::{Input, Said};
 use interrupt::Interrupt;
 use params::Params;
 use printer::Printer;
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 /// Runs the command.
 pub(crate) fn run(args: ChatArgs) -> Result<()> {
@@ -39,7 +39,7 @@ pub(crate) fn run(args: ChatArgs) -> Result<()> {
     let model = OpenModel::open(&place)?;
     let layout = args.device.mesh.layout.layout();
     let configs = OperatorConfigs::open(&model, layout, &args.configs, args.running.precision)?;
-    let tokenizer = Tokenizer::from_dir(model.dir(), model.hf.vocab_size)?;
+    let tokenizer = Arc::new(Tokenizer::from_dir(model.dir(), model.hf.vocab_size)?);
     let Some(template) = ChatTemplate::from_dir(model.dir())? else {
         bail!("{} has no chat template: `dsv3 generate` continues plain text", model.dir().display());
     };
@@ -48,12 +48,10 @@ pub(crate) fn run(args: ChatArgs) -> Result<()> {
     let context = settings::context(args.running.context, model.hf.max_position_embeddings, 0, None)?;
     let format = template.format().without_tools();
     let request = Request {
-        sampling: params.sampling(0)?,
-        max_new_tokens: usize::MAX,
         eos_token_ids: settings::end_tokens(&defaults, &model.hf, &tokenizer),
         stop: args.sampling.stop,
         skip_special: format.skip_special(&tokenizer),
-        logprobs: false,
+        ..Request::of(params.sampling(0)?)
     };
 
     let interrupt = Interrupt::install()?;
@@ -237,7 +235,7 @@ impl Chat<'_> {
                 "; the context is full: /new begins another conversation, --context makes room"
             }
             Finish::MaxNewTokens => "; stopped at max_new_tokens",
-            Finish::EndOfSequence(_) | Finish::StopString(_) => "",
+            Finish::EndOfSequence(_) | Finish::StopString(_) | Finish::GrammarEnd => "",
         };
         let tokens = count(tokens as u64, "token");
         let text =
