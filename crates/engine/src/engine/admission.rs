@@ -2,7 +2,11 @@
 
 use std::cmp::Reverse;
 
-use super::{Engine, Reuse, StreamEvent, Submission, client::RequestId, task::{Names, PromptLogprobs, Task}};
+use super::{
+    Engine, Reuse, StreamEvent, Submission,
+    client::RequestId,
+    task::{Names, PromptLogprobs, Task},
+};
 use crate::sequence::Sequence;
 use crate::structured::Guide;
 use crate::{CachedPrefix, LanguageModel};
@@ -27,7 +31,9 @@ impl<M: LanguageModel> Engine<M> {
             if self.ends_at_once(&mut task) {
                 continue;
             }
-            if self.running.len() + 1 + task.forks.len() > self.config.sequences || !self.take_pages(&mut task) {
+            if self.running.len() + 1 + task.forks.len() > self.config.sequences
+                || !self.take_pages(&mut task)
+            {
                 self.waiting.push_front(task);
                 break;
             }
