@@ -62,7 +62,7 @@ impl<M: LanguageModel> Engine<M> {
         let overdue = prompts().find(|(_, task)| task.passed_over >= PASSED_OVER);
         let (index, _) = overdue.or_else(|| prompts().min_by_key(|(_, task)| task.sequence.prompt_rest()))?;
         for (other, task) in self.running.iter_mut().enumerate() {
-            task.passed_over = if other == index { 0 } else { task.passed_over + 1 };
+            task.passed_over = if other == index { 0 } else { task.passed_over.saturating_add(1) };
         }
         Some(index)
     }
