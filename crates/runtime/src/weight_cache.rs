@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use std::{
     convert::Infallible,
     fs::{self, File},
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -185,9 +186,21 @@ impl WeightCache {
         self.rank
     }
 
-    /// Whether there is one, valid or not.
+    /// Whether there is one, valid or not. One of an older version that says where weights lie and holds none itself
+    /// counts as none, for it is made anew in a moment.
     pub fn exists(&self) -> bool {
-        self.dir.exists()
+        let is_outdated = || self.peek_version().is_some_and(|version| version < FORMAT_VERSION);
+        self.dir.exists() && (self.dir.join(WEIGHTS_FILE).exists() || !is_outdated())
+    }
+
+    /// The version, from the first bytes of the WeightConfig: of a large model it has tens of megabytes.
+    fn peek_version(&self) -> Option<u32> {
+        let mut head = Vec::new();
+        let file = File::open(self.dir.join(WEIGHT_CONFIG_FILE)).ok()?;
+        file.take(256).read_to_end(&mut head).ok()?;
+        let head = String::from_utf8_lossy(&head);
+        let (_, version) = head.split_once("\"format_version\":")?;
+        version.split(',').next()?.trim().parse().ok()
     }
 
     /// Keeps writers away while a reader is at it. Where the lock cannot be had, as in a cache that is read-only, there

@@ -291,6 +291,26 @@ fn damaged_and_foreign_caches_are_refused_with_what_to_do() {
 }
 
 #[test]
+fn an_older_cache_without_weights_of_its_own_is_made_anew() {
+    let older = |fixture: &Fixture| {
+        fixture.report();
+        let field = |version| format!("\"format_version\": {version}");
+        fixture.edit_config(&field(FORMAT_VERSION), &field(FORMAT_VERSION - 1));
+    };
+    let in_place = Fixture::bf16();
+    older(&in_place);
+    assert!(matches!(in_place.convert(false).unwrap(), Converted::Made(_)));
+    assert_eq!(in_place.load().unwrap().0, MATRIX);
+    assert_eq!(in_place.leftovers(), ["cpu-1x1", "cpu-1x1.lock"]);
+
+    // What took long to write is thrown away by nobody but the user.
+    let written = Fixture::f16();
+    older(&written);
+    let error = written.convert(false).unwrap_err().to_string();
+    assert!(error.contains("this program reads"), "{error}");
+}
+
+#[test]
 fn of_several_writers_one_writes() {
     let fixture = &Fixture::f16();
     let made = std::thread::scope(|scope| {

@@ -140,7 +140,7 @@ impl WeightCache {
     fn publish(&self, temporary: &Path) -> Result<(), Error> {
         let old = self.sibling("old");
         remove_dir(&old)?;
-        if self.exists() {
+        if self.dir.exists() {
             fs::rename(&self.dir, &old).map_err(Error::io(&self.dir))?;
         }
         fs::rename(temporary, &self.dir).map_err(Error::io(&self.dir))?;
