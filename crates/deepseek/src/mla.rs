@@ -12,8 +12,8 @@ use crate::{
 };
 use dsv3_mesh::{AllGatherConfig, Layout, Placement};
 use dsv3_runtime::{
-    Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, Order, PrefillRun, PrefillStep,
-    Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
+    Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, Order, PrefillRun,
+    PrefillStep, Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -102,6 +102,11 @@ impl MlaState {
     ) -> Result<Self, Error> {
         let cache = ops::LatentCache::new(capacity, hf.attention.latent_shape(), format)?;
         Ok(Self { rope, cache })
+    }
+
+    /// Bytes that the layer's cache holds of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.cache.page_bytes()
     }
 
     /// The layer's cache.

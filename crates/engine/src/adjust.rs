@@ -122,8 +122,14 @@ mod tests {
         assert_eq!(refused(Penalties { repetition: 0.0, ..Penalties::NONE }), "repetition_penalty");
         Penalties { presence: -2.0, frequency: 2.0, repetition: 1.3 }.check().unwrap();
         let refused = |bias: &[(TokenId, f32)]| check_bias(bias, 10).unwrap_err().to_string();
-        assert_eq!(refused(&[(TokenId(3), 101.0)]), "logit_bias is 101, but must be at least -100 and at most 100");
-        assert_eq!(refused(&[(TokenId(10), 1.0)]), "logit_bias is 10, but must be an id of the model's vocabulary");
+        assert_eq!(
+            refused(&[(TokenId(3), 101.0)]),
+            "logit_bias is 101, but must be at least -100 and at most 100"
+        );
+        assert_eq!(
+            refused(&[(TokenId(10), 1.0)]),
+            "logit_bias is 10, but must be an id of the model's vocabulary"
+        );
     }
 
     /// The definition, token by token.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use dsv3_runtime::TokenId;
 
 use crate::{
-    Engine, EngineConfig, Error, Event, Finish, LanguageModel, Request, StreamEvent, Submission, Tokenizer, Usage,
+    Engine, EngineConfig, Error, Event, Finish, LanguageModel, Request, StreamEvent, Submission, Tokenizer,
+    Usage,
 };
 
 /// Runs requests through a model, one after another.

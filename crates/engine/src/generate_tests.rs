@@ -98,7 +98,17 @@ fn a_prompt_runs_in_chunks_and_only_the_last_has_logits() {
     for (chunk, expected) in [
         (5, vec![(0, 4, LogitRows::None), (4, 4, LogitRows::None), (8, 4, LogitRows::Last)]),
         (6, vec![(0, 4, LogitRows::None), (4, 4, LogitRows::None), (8, 4, LogitRows::Last)]),
-        (3, vec![(0, 3, LogitRows::None), (3, 1, LogitRows::None), (4, 3, LogitRows::None), (7, 1, LogitRows::None), (8, 3, LogitRows::None), (11, 1, LogitRows::Last)]),
+        (
+            3,
+            vec![
+                (0, 3, LogitRows::None),
+                (3, 1, LogitRows::None),
+                (4, 3, LogitRows::None),
+                (7, 1, LogitRows::None),
+                (8, 3, LogitRows::None),
+                (11, 1, LogitRows::Last),
+            ],
+        ),
         (12, vec![(0, 12, LogitRows::Last)]),
         (usize::MAX, vec![(0, 12, LogitRows::Last)]),
     ] {

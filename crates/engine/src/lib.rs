@@ -38,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod adjust;
+mod cache_state;
 mod chat;
 mod detokenizer;
 mod engine;
@@ -67,14 +68,15 @@ mod golden;
 mod testing;
 
 pub use adjust::Penalties;
+pub use cache_state::{CacheReport, CacheState};
 pub use chat::{
     ChatAnswer, ChatDelta, ChatFormat, ChatOptions, ChatParser, ChatStart, ChatTemplate, Content,
     ContentPart, Message, ToolCall, ToolFormat,
 };
 pub use detokenizer::Detokenizer;
 pub use engine::{
-    Engine, EngineConfig, EngineHandle, EngineThread, Health, Histogram, RequestId, Reuse, Snapshot, StepReport, StreamEvent,
-    Submission, Ticket, Usage,
+    Engine, EngineConfig, EngineHandle, EngineThread, Health, Histogram, RequestId, Reuse, Snapshot,
+    StepReport, StreamEvent, Submission, Ticket, Usage,
 };
 pub use error::Error;
 use error::check_range;

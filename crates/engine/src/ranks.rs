@@ -252,6 +252,19 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         }
         self.model.copy_page(row, from, to)
     }
+
+    /// None where other ranks have parts of it.
+    fn page_bytes(&self) -> Option<usize> {
+        self.model.page_bytes().filter(|_| self.heartbeat.is_none())
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), dsv3_runtime::Error> {
+        self.model.read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), dsv3_runtime::Error> {
+        self.model.write_page(page, bytes)
+    }
 }
 
 impl<M> Drop for Leader<M> {
@@ -322,7 +335,7 @@ mod tests {
                     scope.spawn(move || {
                         let mut model = model();
                         follow(&mut model, &mesh).unwrap();
-                        (model.prefills, model.decodes)
+                        (model.prefills, model.decodes, model.cache)
                     })
                 })
                 .collect();
@@ -333,8 +346,11 @@ mod tests {
             let generation = generator.generate(&prompt, &request, |_| ControlFlow::Continue(())).unwrap();
             assert_eq!(generation.tokens, (75..80).map(TokenId).collect::<Vec<_>>());
             drop(generator);
-            let own = (leader.model.prefills.clone(), leader.model.decodes);
-            assert_eq!(own.1, 4);
+            leader.copy_page(0, PageId(0), PageId(9)).unwrap();
+            assert_eq!(leader.page_bytes(), None, "others have parts of it");
+            let FakeModel { prefills, decodes, cache, .. } = &leader.model;
+            let own = (prefills.clone(), *decodes, cache.clone());
+            assert_eq!((own.1, own.2[&(0, PageId(9), 0)]), (4, TokenId(70)));
             drop(leader);
             for follower in followers {
                 assert_eq!(follower.join().unwrap(), own);

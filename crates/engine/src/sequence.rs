@@ -63,11 +63,7 @@ impl Request {
         if eos_token_ids.is_empty() {
             eos_token_ids.extend(tokenizer.eos());
         }
-        Ok(Self {
-            max_new_tokens,
-            eos_token_ids,
-            ..Self::of(defaults.sampling_params(seed)?)
-        })
+        Ok(Self { max_new_tokens, eos_token_ids, ..Self::of(defaults.sampling_params(seed)?) })
     }
 
     /// One answer of no given length that nothing but the context ends; special tokens are skipped.
@@ -181,7 +177,11 @@ impl Sequence {
     ///
     /// # Panics
     /// If `max_len` is 0.
-    pub(crate) fn prefill_chunk(&self, max_len: usize, page_size: usize) -> Option<(Range<usize>, LogitRows)> {
+    pub(crate) fn prefill_chunk(
+        &self,
+        max_len: usize,
+        page_size: usize,
+    ) -> Option<(Range<usize>, LogitRows)> {
         assert!(max_len > 0, "a chunk holds at least one token");
         let rest = self.prompt_len.checked_sub(self.cached).filter(|&rest| rest > 0)?;
         if rest <= max_len {

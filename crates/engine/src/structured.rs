@@ -152,9 +152,7 @@ impl Tokens {
     fn new(tokenizer: &Tokenizer) -> Self {
         let count = u32::try_from(tokenizer.id_count()).expect("token ids are 32 bits wide");
         let word = |id| match tokenizer.bytes(TokenId(id)) {
-            bytes if tokenizer.is_special(TokenId(id)) => {
-                [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
-            }
+            bytes if tokenizer.is_special(TokenId(id)) => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
             bytes => bytes.to_vec(),
         };
         // The end is an id of its own, so that which of the model's tokens end a text is for the request to say.

@@ -61,7 +61,9 @@ pub(crate) fn config() -> TokenizerConfig {
 pub(crate) fn tokenizer() -> &'static Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
         let json = tokenizer_json().to_string();
-        Arc::new(Tokenizer::parse(Path::new("tokenizer.json"), json.as_bytes(), &config(), VOCAB_SIZE).unwrap())
+        Arc::new(
+            Tokenizer::parse(Path::new("tokenizer.json"), json.as_bytes(), &config(), VOCAB_SIZE).unwrap(),
+        )
     });
     &TOKENIZER
 }
@@ -152,6 +154,24 @@ impl<F: FnMut(&[TokenId]) -> Vec<f32>> LanguageModel for FakeModel<F> {
                 Some(token) => self.cache.insert((row, to, place), token),
                 None => self.cache.remove(&(row, to, place)),
             };
+        }
+        Ok(())
+    }
+
+    fn page_bytes(&self) -> Option<usize> {
+        Some(self.limits.page_size * size_of::<u32>())
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), dsv3_runtime::Error> {
+        for place in 0..self.limits.page_size {
+            out.extend(self.cache[&(0, page, place)].0.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), dsv3_runtime::Error> {
+        for (place, bytes) in bytes.as_chunks().0.iter().enumerate() {
+            self.cache.insert((0, page, place), TokenId(u32::from_le_bytes(*bytes)));
         }
         Ok(())
     }

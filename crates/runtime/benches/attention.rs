@@ -3,8 +3,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dsv3_runtime::{
-    Capacity, Checkpoint, DecodeStep, Device, Extent, Format, Location, Order, PageId, SavedWeight, Tensor, Weight,
-    WeightLoader, ops,
+    Capacity, Checkpoint, DecodeStep, Device, Extent, Format, Location, Order, PageId, SavedWeight, Tensor,
+    Weight, WeightLoader, ops,
 };
 use std::fs;
 
@@ -92,7 +92,13 @@ fn prefill(criterion: &mut Criterion) {
                 let absorbed = ops::absorb_queries(&queries, &wkv_b, &CONFIG, Order::Fastest, &device);
                 let attended =
                     ops::paged_attention_absorbed(&absorbed, start, &cache, &pages, &CONFIG, &device);
-                ops::expand_values(&attended.expect("pages cover it"), &wkv_b, &CONFIG, Order::Fastest, &device)
+                ops::expand_values(
+                    &attended.expect("pages cover it"),
+                    &wkv_b,
+                    &CONFIG,
+                    Order::Fastest,
+                    &device,
+                )
             });
         });
         group.bench_function("expanded", |bencher| {

@@ -176,6 +176,30 @@ impl LanguageModel for Session {
     fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), Error> {
         self.leader.copy_page(row, from, to)
     }
+
+    fn page_bytes(&self) -> Option<usize> {
+        self.leader.page_bytes()
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.leader.read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
+        self.leader.write_page(page, bytes)
+    }
+}
+
+/// All that decides which bytes the cache holds for given tokens.
+#[cfg_attr(not(test), expect(dead_code, reason = "`serve` saves its cache"))]
+pub(crate) fn cache_fingerprint(
+    model: &OpenModel,
+    configs: &OperatorConfigs,
+    cache: CacheFormat,
+) -> Result<String> {
+    let configs = serde_json::to_string(configs)?;
+    let facts: Vec<_> = model.facts().iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    Ok(format!("{}\ncached in {cache}\n{configs}", facts.join("\n")))
 }
 
 /// Bytes that all layers' caches hold of `positions` tokens.
@@ -186,18 +210,4 @@ pub(crate) fn cached_bytes(hf: &HfConfig, positions: usize, cache: CacheFormat) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::embedded;
-    use std::path::Path;
-
-    #[test]
-    fn a_context_beyond_memory_is_refused() {
-        let hf = HfConfig::from_json(Path::new("config.json"), embedded::CONFIG_JSON).unwrap();
-        Room::one(2048).check_memory(&hf).unwrap();
-        let error = Room::one(1 << 60).check_memory(&hf).unwrap_err().to_string();
-        assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
-        let error = Room { sequences: 1 << 50, ..Room::one(2048) }.check_memory(&hf).unwrap_err().to_string();
-        assert!(error.contains("1125899906842624 times a context of 2048"), "{error}");
-    }
-}
+mod tests;

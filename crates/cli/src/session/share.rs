@@ -86,4 +86,16 @@ impl LanguageModel for Share {
         }
         self.state.caches().try_for_each(|cache| cache.copy_page(from, to))
     }
+
+    fn page_bytes(&self) -> Option<usize> {
+        Some(self.state.page_bytes())
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.state.caches().try_for_each(|cache| cache.read_page(page, out))
+    }
+
+    fn write_page(&mut self, page: PageId, mut bytes: &[u8]) -> Result<(), Error> {
+        self.state.caches().try_for_each(|cache| cache.write_page(page, &mut bytes))
+    }
 }

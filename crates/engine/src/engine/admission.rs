@@ -2,7 +2,11 @@
 
 use std::cmp::Reverse;
 
-use super::{Engine, Reuse, StreamEvent, Submission, client::RequestId, task::{Names, PromptLogprobs, Task}};
+use super::{
+    Engine, Reuse, StreamEvent, Submission,
+    client::RequestId,
+    task::{Names, PromptLogprobs, Task},
+};
 use crate::sequence::Sequence;
 use crate::structured::Guide;
 use crate::{CachedPrefix, LanguageModel};
@@ -27,7 +31,9 @@ impl<M: LanguageModel> Engine<M> {
             if self.ends_at_once(&mut task) {
                 continue;
             }
-            if self.running.len() + 1 + task.forks.len() > self.config.sequences || !self.take_pages(&mut task) {
+            if self.running.len() + 1 + task.forks.len() > self.config.sequences
+                || !self.take_pages(&mut task)
+            {
                 self.waiting.push_front(task);
                 break;
             }
@@ -68,18 +74,15 @@ impl<M: LanguageModel> Engine<M> {
         prefixes.sort_by_key(|prefix| Reverse((prefix.pages.len(), room(prefix.row))));
         let positions = (task.sequence.tokens().len() + 1).min(self.limits.context());
         for prefix in prefixes {
-            let pages = positions.div_ceil(page_size);
             if task.sequence.pages.adopt(&prefix, positions).is_err() {
                 continue;
             }
-            if self.pool.available(prefix.row) < growing(prefix.row) {
-                task.sequence.pages.release();
-                continue;
+            if self.pool.available(prefix.row) >= growing(prefix.row) {
+                task.sequence.set_cached(prefix.pages.len() * page_size);
+                task.names.begin_at(prefix.pages.len());
+                return true;
             }
-            debug_assert_eq!(task.sequence.pages.pages().len(), pages);
-            task.sequence.set_cached(prefix.pages.len() * page_size);
-            task.names.begin_at(prefix.pages.len());
-            return true;
+            task.sequence.pages.release();
         }
         false
     }

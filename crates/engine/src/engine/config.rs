@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Error, check_range};
+use crate::{CacheState, Error, check_range};
 
 /// How an engine shares its model among requests.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +18,8 @@ pub struct EngineConfig {
     pub gap: Option<Duration>,
     /// Which cached pages a request may begin with.
     pub reuse: Reuse,
+    /// Where an [`EngineThread`](crate::EngineThread) finds its cached pages when it starts, and leaves them when it ends.
+    pub cache_state: Option<CacheState>,
 }
 
 /// Which cached pages a request may begin with.
@@ -40,6 +42,7 @@ impl Default for EngineConfig {
             prefill_chunk: 512,
             gap: Some(Duration::from_secs(1)),
             reuse: Reuse::Prompts,
+            cache_state: None,
         }
     }
 }
@@ -47,7 +50,7 @@ impl Default for EngineConfig {
 impl EngineConfig {
     /// One sequence after another, without a cache between them.
     pub fn single(prefill_chunk: usize) -> Self {
-        Self { queue: 1, sequences: 1, prefill_chunk, gap: None, reuse: Reuse::Off }
+        Self { queue: 1, sequences: 1, prefill_chunk, gap: None, reuse: Reuse::Off, cache_state: None }
     }
 
     /// Whether anything can be run.

@@ -37,7 +37,9 @@ use task::Task;
 pub use thread::{EngineHandle, EngineThread, Health, Ticket};
 
 use crate::structured::{Guide, Guides};
-use crate::{Error, LanguageModel, ModelLimits, PagePool, Request, Tokenizer, check_range};
+use crate::{
+    CacheReport, CacheState, Error, LanguageModel, ModelLimits, PagePool, Request, Tokenizer, check_range,
+};
 
 /// A prompt, and what is asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +152,29 @@ impl<M: LanguageModel> Engine<M> {
         self.remove_ended();
         let (prefilled, decoded) = ran.inspect_err(|error| self.fail_all(error))?;
         Ok(StepReport { prefilled, decoded, time: start.elapsed() })
+    }
+
+    /// Brings back the pages that were saved, as many as there is room for. Nothing where none were.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for a file that is damaged or was saved for something else; nothing has changed then. A mesh of
+    /// several devices.
+    pub fn restore_cache(&mut self, state: &CacheState) -> Result<CacheReport, Error> {
+        self.state(state).restore(&self.pool, &mut self.model)
+    }
+
+    /// Saves the pages that are kept.
+    ///
+    /// # Errors
+    /// A file that cannot be written; a mesh of several devices.
+    pub fn save_cache(&mut self, state: &CacheState) -> Result<CacheReport, Error> {
+        self.state(state).save(&self.pool, &mut self.model)
+    }
+
+    /// Which pages are kept decides what they may be used for.
+    fn state(&self, CacheState { directory, fingerprint }: &CacheState) -> CacheState {
+        let fingerprint = format!("{fingerprint}\nkept of {:?}", self.config.reuse);
+        CacheState { directory: directory.clone(), fingerprint }
     }
 
     /// Whether there is nothing to do.

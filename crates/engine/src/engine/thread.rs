@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use super::client::Sink;
 use super::{Engine, EngineConfig, RequestId, Snapshot, StreamEvent, Submission, check};
 use crate::structured::{Guide, Guides};
-use crate::{Error, LanguageModel, ModelLimits, Tokenizer};
+use crate::{CacheReport, Error, LanguageModel, ModelLimits, Tokenizer};
 
 /// Whether an engine takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +27,12 @@ pub enum Health {
 /// An engine on a thread of its own. Dropping it cancels what it does, and waits for the thread.
 pub struct EngineThread {
     handle: EngineHandle,
-    thread: Option<JoinHandle<()>>,
+    restored: Option<Saved>,
+    thread: Option<JoinHandle<Option<Saved>>>,
 }
+
+/// What became of saving or restoring the cache.
+type Saved = Result<CacheReport, Error>;
 
 /// Submits requests to an engine, from any thread.
 #[derive(Clone)]
@@ -48,6 +52,7 @@ pub struct Ticket {
 enum Command {
     Submit(RequestId, Box<Submission>, Option<Guide>, Sink),
     Cancel(RequestId),
+    Save(mpsc::Sender<Saved>),
     Shutdown { drain: bool },
 }
 
@@ -66,7 +71,8 @@ struct Shared {
 }
 
 impl EngineThread {
-    /// Opens a model on a new thread, and runs it there. It need not be one that can move between threads.
+    /// Opens a model on a new thread, and runs it there. It need not be one that can move between threads. The cache is
+    /// restored, where the config says from where; if it cannot be, it is empty, and [`restored`](Self::restored) says why.
     ///
     /// # Errors
     /// What `open` says; a config that lets nothing run.
@@ -84,21 +90,24 @@ impl EngineThread {
             let engine = open().and_then(|model| {
                 Engine::new(model, Arc::clone(&tokenizer), config.clone()).map_err(E::from)
             });
-            let engine = match engine {
+            let mut engine = match engine {
                 Ok(engine) => engine,
                 Err(error) => {
                     let _ = opened.send(Err(error));
-                    return;
+                    return None;
                 }
             };
+            let restored = config.cache_state.as_ref().map(|state| engine.restore_cache(state));
             let shared = Arc::new(Shared::new(*engine.limits(), config, tokenizer));
-            if opened.send(Ok(Arc::clone(&shared))).is_ok() {
-                run(engine, &shared, &receiver);
-            }
+            opened.send(Ok((Arc::clone(&shared), restored))).ok()?;
+            run(&mut engine, &shared, &receiver);
+            shared.config.cache_state.as_ref().map(|state| engine.save_cache(state))
         };
         let thread = thread::Builder::new().name("dsv3-engine".to_owned()).spawn(run).expect("a thread");
         match is_open.recv() {
-            Ok(Ok(shared)) => Ok(Self { handle: EngineHandle { shared, commands }, thread: Some(thread) }),
+            Ok(Ok((shared, restored))) => {
+                Ok(Self { handle: EngineHandle { shared, commands }, restored, thread: Some(thread) })
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(Error::Failed("it panicked before it was open".to_owned()).into()),
         }
@@ -109,25 +118,29 @@ impl EngineThread {
         self.handle.clone()
     }
 
-    /// Takes no more requests, finishes those that are there or cancels them, and waits until that is done.
-    pub fn shutdown(mut self, drain: bool) {
-        self.end(drain);
+    /// What was restored when it started, or why nothing was; none where nothing was to be.
+    pub fn restored(&self) -> Option<&Result<CacheReport, Error>> {
+        self.restored.as_ref()
     }
 
-    fn end(&mut self, drain: bool) {
+    /// Takes no more requests, finishes those that are there or cancels them, saves the cache where the config says so, and
+    /// waits until that is done. What was saved, or why it was not.
+    pub fn shutdown(mut self, drain: bool) -> Option<Result<CacheReport, Error>> {
+        self.end(drain)
+    }
+
+    fn end(&mut self, drain: bool) -> Option<Saved> {
         self.handle.shared.set_health(Health::ShuttingDown);
         let _ = self.handle.commands.send(Command::Shutdown { drain });
-        if let Some(thread) = self.thread.take() {
-            // Whoever waits for events of an engine that has panicked finds their sinks dropped.
-            let _ = thread.join();
-        }
+        // Whoever waits for events of an engine that has panicked finds their sinks dropped.
+        self.thread.take()?.join().ok()?
     }
 }
 
 impl Drop for EngineThread {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.end(false);
+            let _ = self.end(false);
         }
     }
 }
@@ -162,6 +175,18 @@ impl EngineHandle {
             return Err(shared.check_health().err().unwrap_or(Error::ShuttingDown));
         }
         Ok(Ticket { id, commands: Some(self.commands.clone()) })
+    }
+
+    /// Saves the cache between two steps, where the config says.
+    ///
+    /// # Errors
+    /// As [`Engine::save_cache`]; a config that says no place; an engine that has ended.
+    pub fn save_cache(&self) -> Result<CacheReport, Error> {
+        let (sender, saved) = mpsc::channel();
+        let sent = self.commands.send(Command::Save(sender));
+        let ended = || self.shared.check_health().err().unwrap_or(Error::ShuttingDown);
+        sent.map_err(|_| ended())?;
+        saved.recv().map_err(|_| ended())?
     }
 
     /// What the engine did up to its last step.
@@ -283,7 +308,7 @@ impl Drop for OnPanic<'_> {
 }
 
 /// Steps until it is told to end, and all that is to be finished is.
-fn run<M: LanguageModel>(mut engine: Engine<M>, shared: &Shared, commands: &mpsc::Receiver<Command>) {
+fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mpsc::Receiver<Command>) {
     let _on_panic = OnPanic(shared);
     let mut is_ending = false;
     loop {
@@ -292,6 +317,9 @@ fn run<M: LanguageModel>(mut engine: Engine<M>, shared: &Shared, commands: &mpsc
             match command {
                 Command::Submit(id, submission, guide, sink) => engine.queue(id, &submission, guide, sink),
                 Command::Cancel(id) => engine.cancel(id),
+                Command::Save(saved) => {
+                    let _ = saved.send(save(engine, shared));
+                }
                 Command::Shutdown { drain } => {
                     is_ending = true;
                     if !drain {
@@ -319,6 +347,15 @@ fn run<M: LanguageModel>(mut engine: Engine<M>, shared: &Shared, commands: &mpsc
             let _ = sink(StreamEvent::Failed(Arc::new(error)));
         }
     }
+}
+
+fn save<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared) -> Saved {
+    let none = || Error::Parameter {
+        parameter: "cache-state",
+        value: "not set".to_owned(),
+        expected: "a directory for the cache to be saved",
+    };
+    engine.save_cache(shared.config.cache_state.as_ref().ok_or_else(none)?)
 }
 
 /// The next command. Where there is nothing else to do, waits for it.

@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
 
-use super::{Engine, StreamEvent, task::{PromptLogprobs, Task}};
+use super::{
+    Engine, StreamEvent,
+    task::{PromptLogprobs, Task},
+};
 use crate::{CachedPrefix, Error, Finish, LanguageModel, TokenLogprobs};
 
 /// How often in a row a prompt is passed over for shorter ones.
@@ -59,7 +62,7 @@ impl<M: LanguageModel> Engine<M> {
         let overdue = prompts().find(|(_, task)| task.passed_over >= PASSED_OVER);
         let (index, _) = overdue.or_else(|| prompts().min_by_key(|(_, task)| task.sequence.prompt_rest()))?;
         for (other, task) in self.running.iter_mut().enumerate() {
-            task.passed_over = if other == index { 0 } else { task.passed_over + 1 };
+            task.passed_over = if other == index { 0 } else { task.passed_over.saturating_add(1) };
         }
         Some(index)
     }
@@ -78,7 +81,8 @@ impl<M: LanguageModel> Engine<M> {
         let (client, names, prompt) = (task.client, task.names.clone(), task.sequence.prompt_len());
         let whole = prompt / self.limits.page_size;
         let (shared, last) = task.sequence.pages.pages().split_at(whole);
-        let (shared, last) = (CachedPrefix { row: task.sequence.pages.row(), pages: shared.to_vec() }, last.first().copied());
+        let (shared, last) =
+            (CachedPrefix { row: task.sequence.pages.row(), pages: shared.to_vec() }, last.first().copied());
         for (choice, mut sequence) in std::mem::take(&mut task.forks) {
             let has_pages = sequence.pages.adopt(&shared, prompt).is_ok();
             if let (true, Some(from), Some(&to)) = (has_pages, last, sequence.pages.pages().get(whole)) {
@@ -106,7 +110,8 @@ impl<M: LanguageModel> Engine<M> {
     pub(super) fn run_decode(&mut self) -> Result<usize, Error> {
         self.reserve_pages();
         let is_running = |task: &Task| !task.is_in_prompt() && task.sequence.finish().is_none();
-        let batch: Vec<usize> = (0..self.running.len()).filter(|&index| is_running(&self.running[index])).collect();
+        let batch: Vec<usize> =
+            (0..self.running.len()).filter(|&index| is_running(&self.running[index])).collect();
         if batch.is_empty() {
             return Ok(0);
         }
@@ -213,6 +218,7 @@ impl PromptLogprobs {
     /// Of the tokens that come after each row of the logits. After the last row of a prompt comes what is generated.
     fn add(&mut self, logits: &Tensor, next: &[TokenId]) {
         let rows = (0..logits.rows()).zip(next);
-        self.found.extend(rows.map(|(row, &token)| Some(TokenLogprobs::of(logits.row(row), token, self.count))));
+        self.found
+            .extend(rows.map(|(row, &token)| Some(TokenLogprobs::of(logits.row(row), token, self.count))));
     }
 }

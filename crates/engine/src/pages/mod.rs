@@ -112,7 +112,11 @@ impl PagePool {
     pub fn cached_prefixes(&self, names: &[PageKey], tokens: &[TokenId]) -> Vec<CachedPrefix> {
         let pages = || names.iter().zip(tokens.chunks_exact(self.page_size));
         let prefix = |row: &Row| pages().map_while(|(name, tokens)| row.find(name, tokens)).collect();
-        self.lock().iter().enumerate().map(|(row, pages)| CachedPrefix { row, pages: prefix(pages) }).collect()
+        self.lock()
+            .iter()
+            .enumerate()
+            .map(|(row, pages)| CachedPrefix { row, pages: prefix(pages) })
+            .collect()
     }
 
     /// All pages that are kept on a row, those before others first.
@@ -348,7 +352,8 @@ mod tests {
         first.grow_to(6).unwrap();
         let names = keep(&first, &tokens);
         let held = first.pages().to_vec();
-        let found = |names: &[PageKey], tokens: &[TokenId]| pool.cached_prefixes(names, tokens).remove(0).pages;
+        let found =
+            |names: &[PageKey], tokens: &[TokenId]| pool.cached_prefixes(names, tokens).remove(0).pages;
         assert_eq!(found(&names, &tokens), held, "also while they are held");
         drop(first);
         assert_eq!((pool.usage().kept, pool.usage().free, pool.free_pages()), (3, 1, 4));
@@ -359,7 +364,10 @@ mod tests {
         let (mut one, mut two) = (pool.table(), pool.table());
         one.adopt(&prefix, 5).unwrap();
         two.adopt(&prefix, 6).unwrap();
-        assert_eq!((one.pages()[..2].to_vec(), two.pages()[..2].to_vec()), (held[..2].to_vec(), held[..2].to_vec()));
+        assert_eq!(
+            (one.pages()[..2].to_vec(), two.pages()[..2].to_vec()),
+            (held[..2].to_vec(), held[..2].to_vec())
+        );
         assert_ne!(one.pages()[2], two.pages()[2]);
         assert_eq!(pool.usage(), PageUse { total: 4, held: 4, kept: 0, free: 0, evicted: 1 });
         assert_eq!(found(&names, &tokens), held[..2], "the third has made place");
@@ -379,7 +387,8 @@ mod tests {
         let (olds, news) = (keep(&old, &ids(0..2)), keep(&new, &ids(10..12)));
         drop(old);
         drop(new);
-        let cached = |names: &[PageKey], tokens: Vec<TokenId>| pool.cached_prefixes(names, &tokens)[0].pages.len();
+        let cached =
+            |names: &[PageKey], tokens: Vec<TokenId>| pool.cached_prefixes(names, &tokens)[0].pages.len();
         let counts = || (cached(&olds, ids(0..2)), cached(&news, ids(10..12)));
         let mut table = pool.table();
         for expected in [(1, 2), (0, 2), (0, 1), (0, 0)] {

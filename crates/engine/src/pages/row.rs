@@ -67,7 +67,8 @@ impl Row {
     /// The page that has not been held for the longest time; it is kept no more.
     fn evict(&mut self) -> Option<PageId> {
         let (_, page) = self.unheld.pop_first()?;
-        let content = self.states[page.0 as usize].kept.take().expect("what is not held and not free is kept");
+        let content =
+            self.states[page.0 as usize].kept.take().expect("what is not held and not free is kept");
         self.named.remove(&content.key);
         self.evicted += 1;
         Some(page)
@@ -116,7 +117,8 @@ impl Row {
 
     /// All kept pages, those before others first.
     pub(super) fn kept_pages(&self) -> Vec<(PageId, KeptPage)> {
-        let content = |page: &PageId| self.states[page.0 as usize].kept.as_ref().expect("a named page is kept");
+        let content =
+            |page: &PageId| self.states[page.0 as usize].kept.as_ref().expect("a named page is kept");
         let depth = |page: &PageId| {
             let before = |page: &&PageId| self.named.get(&content(page).before);
             std::iter::successors(Some(page), before).count()

@@ -2,7 +2,8 @@
 
 use crate::{Device, Tensor, buffer::Buffer, device::rows_per_task};
 use dsv3_kernels::{
-    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView, Order, Queue,
+    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView, Order,
+    Queue,
 };
 use serde::{Deserialize, Serialize};
 use std::{mem, ops::Range};

@@ -71,6 +71,8 @@ impl Settings {
             "temperature": sampling.temperature(),
             "top_p": sampling.top_p(),
             "top_k": sampling.top_k(),
+            "min_p": sampling.min_p(),
+            "repetition_penalty": sampling.penalties().repetition,
             "seed": (!sampling.is_greedy()).then(|| sampling.seed()),
             "max_new_tokens": (self.request.max_new_tokens < usize::MAX).then_some(self.request.max_new_tokens),
             "max_seq_len": self.context,
@@ -92,7 +94,14 @@ impl fmt::Display for Settings {
             if sampling.top_k() > 0 {
                 write!(f, ", top-k {}", sampling.top_k())?;
             }
+            if sampling.min_p() > 0.0 {
+                write!(f, ", min-p {}", sampling.min_p())?;
+            }
             write!(f, ", seed {}", sampling.seed())?;
+        }
+        let penalty = sampling.penalties().repetition;
+        if penalty != 1.0 {
+            write!(f, ", repetition penalty {penalty}")?;
         }
         write!(f, "; context {}, cached in {}", self.context, self.cache)
     }
@@ -103,11 +112,8 @@ impl fmt::Display for Settings {
 pub(in super::super) fn sampling(args: &SamplingArgs, defaults: &GenerationConfig) -> Result<SamplingParams> {
     let default_temperature = if defaults.do_sample { defaults.temperature } else { 0.0 };
     let temperature = args.temperature.unwrap_or(default_temperature);
-    if temperature == 0.0 {
-        return Ok(SamplingParams::GREEDY);
-    }
     let (top_k, top_p) = (args.top_k.unwrap_or(defaults.top_k), args.top_p.unwrap_or(defaults.top_p));
-    Ok(SamplingParams::new(temperature, top_k, top_p, args.seed.unwrap_or_else(random_seed))?)
+    Ok(defaults.with(temperature, top_k, top_p, args.seed.unwrap_or_else(random_seed))?)
 }
 
 /// The ids that end a text: those of generation_config.json, else those of config.json, else the tokenizer's.
@@ -164,8 +170,8 @@ mod tests {
             eos_token_ids: Vec::new(),
             do_sample: true,
             temperature: 0.6,
-            top_k: 0,
             top_p: 0.95,
+            ..GenerationConfig::default()
         };
         let with = |args: &SamplingArgs, defaults| sampling(args, defaults).unwrap();
         let seed_7 = SamplingArgs { seed: Some(7), ..NO_ARGS };

@@ -33,7 +33,8 @@ fn choices_share_the_prompt_and_draw_for_themselves() {
 fn choices_for_which_there_are_no_pages_run_the_prompt_for_themselves() {
     let limits = ModelLimits { page_count: 5, max_context: 20, ..LIMITS };
     let mut engine = engine(limits, EngineConfig { reuse: Reuse::Off, ..CONFIG });
-    let request = Request { choices: 4, sampling: SamplingParams::new(1.0, 0, 1.0, 9).unwrap(), ..request(9) };
+    let request =
+        Request { choices: 4, sampling: SamplingParams::new(1.0, 0, 1.0, 9).unwrap(), ..request(9) };
     let submission = Submission { prompt: ids(0..10), request };
     let (_, answer) = submit(&mut engine, submission.clone(), None).unwrap();
     run(&mut engine);
@@ -127,7 +128,8 @@ fn an_answer_keeps_the_form_that_was_asked_for() {
     for sampling in [SamplingParams::GREEDY, SamplingParams::new(1.5, 0, 1.0, 5).unwrap()] {
         for constraint in &constraints {
             let mut engine = engine(LIMITS, CONFIG);
-            let request = Request { sampling, constraint: Some(constraint.clone()), choices: 3, ..request(60) };
+            let request =
+                Request { sampling, constraint: Some(constraint.clone()), choices: 3, ..request(60) };
             let prompt = tokenizer().encode("?", Bos::AsWritten).unwrap();
             let (_, answer) = submit(&mut engine, Submission { prompt, request }, None).unwrap();
             run(&mut engine);

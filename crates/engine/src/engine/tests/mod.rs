@@ -17,8 +17,14 @@ use crate::{Finish, Request, Sampler, SamplingParams};
 const LIMITS: ModelLimits =
     ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 64, rows: 1 };
 
-const CONFIG: EngineConfig =
-    EngineConfig { queue: 64, sequences: 16, prefill_chunk: 8, gap: None, reuse: Reuse::Prompts };
+const CONFIG: EngineConfig = EngineConfig {
+    queue: 64,
+    sequences: 16,
+    prefill_chunk: 8,
+    gap: None,
+    reuse: Reuse::Prompts,
+    cache_state: None,
+};
 
 type Hashed = FakeModel<fn(&[TokenId]) -> Vec<f32>>;
 

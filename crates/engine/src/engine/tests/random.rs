@@ -46,7 +46,7 @@ proptest! {
         reuse in prop_oneof![Just(Reuse::Off), Just(Reuse::Prompts), Just(Reuse::All)],
     ) {
         let limits = ModelLimits { page_count, page_size, rows, max_context: 48, ..LIMITS };
-        let config = EngineConfig { queue: 8, sequences, prefill_chunk, gap: None, reuse };
+        let config = EngineConfig { queue: 8, sequences, prefill_chunk, reuse, ..CONFIG };
         let mut engine = engine(limits, config);
         let mut requests = Vec::new();
         for operation in operations {

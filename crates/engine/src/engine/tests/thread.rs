@@ -110,7 +110,9 @@ fn a_full_queue_refuses_until_a_request_begins() {
     assert!(matches!(error, Error::QueueFull { waiting: 1, limit: 1 }), "{error}");
     assert_eq!(handle.snapshot().refused, 1);
     drop(held);
-    wait_until(|| send(&handle, submission(ids(0..3), 1)).is_ok_and(|(_ticket, events)| tokens(&events).len() == 1));
+    wait_until(|| {
+        send(&handle, submission(ids(0..3), 1)).is_ok_and(|(_ticket, events)| tokens(&events).len() == 1)
+    });
 }
 
 #[test]
@@ -125,7 +127,9 @@ fn a_model_that_fails_is_reported_to_all_and_for_good() {
     fails.store(true, Ordering::Relaxed);
     let (_ticket, events) = send(&handle, submission(ids(0..3), 60)).unwrap();
     let last = events.iter().last().unwrap();
-    assert!(matches!(&last, StreamEvent::Failed(error) if error.to_string() == "the engine has failed: no more"));
+    assert!(
+        matches!(&last, StreamEvent::Failed(error) if error.to_string() == "the engine has failed: no more")
+    );
     wait_until(|| handle.health() == Health::Failed("no more".to_owned()));
     let error = send(&handle, submission(ids(0..3), 60)).err().unwrap();
     assert_eq!(error.to_string(), "the engine has failed: no more");
@@ -140,4 +144,37 @@ fn a_model_that_does_not_open_is_no_engine() {
     let config = EngineConfig { sequences: 0, ..CONFIG };
     let error = EngineThread::start(Arc::clone(tokenizer()), config, open).err().unwrap();
     assert_eq!(error.to_string(), "sequences is 0, but must be at least 1");
+}
+
+#[test]
+fn a_restart_finds_what_was_run_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let state =
+        crate::CacheState { directory: directory.path().to_owned(), fingerprint: "a model".to_owned() };
+    let config = EngineConfig { cache_state: Some(state.clone()), ..CONFIG };
+    let request = submission(ids(0..23), 10);
+    let answer = |engine: &EngineThread| {
+        let (_ticket, events) = send(&engine.handle(), request.clone()).unwrap();
+        let events: Vec<_> = events.iter().collect();
+        let Some(StreamEvent::Done(usage)) = events.last() else { panic!("{events:?}") };
+        usage.cached_tokens
+    };
+    let first = start(config.clone());
+    assert_eq!(first.restored().unwrap().as_ref().unwrap().pages, 0);
+    assert_eq!(answer(&first), 0);
+    assert_eq!(first.handle().save_cache().unwrap().pages, 5);
+    assert_eq!(first.shutdown(true).unwrap().unwrap().pages, 5);
+
+    let second = start(config.clone());
+    assert_eq!(second.restored().unwrap().as_ref().unwrap().pages, 5);
+    assert_eq!(answer(&second), 20);
+    drop(second);
+
+    let state = crate::CacheState { fingerprint: "another".to_owned(), ..state };
+    let other = start(EngineConfig { cache_state: Some(state), ..config });
+    let error = other.restored().unwrap().as_ref().unwrap_err().to_string();
+    assert!(error.contains("saved for another model"), "{error}");
+    assert_eq!(answer(&other), 0);
+    let error = start(CONFIG).handle().save_cache().unwrap_err().to_string();
+    assert_eq!(error, "cache-state is not set, but must be a directory for the cache to be saved");
 }
