@@ -64,8 +64,8 @@ mod tokenizer_config;
 
 #[cfg(test)]
 mod golden;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use adjust::Penalties;
 pub use cache_state::{CacheReport, CacheState};

@@ -9,17 +9,20 @@ use serde_json::{Value, json};
 
 use crate::{LanguageModel, ModelLimits, Tokenizer, TokenizerConfig};
 
-pub(crate) const BOS: TokenId = TokenId(0);
-pub(crate) const EOS: TokenId = TokenId(1);
-pub(crate) const THINK: TokenId = TokenId(258 + 6);
+/// Begins a text.
+pub const BOS: TokenId = TokenId(0);
+/// Ends a text.
+pub const EOS: TokenId = TokenId(1);
+/// Opens thoughts.
+pub const THINK: TokenId = TokenId(258 + 6);
 /// Padded beyond the tokenizer's ids, as DeepSeek's is.
-pub(crate) const VOCAB_SIZE: usize = 280;
+pub const VOCAB_SIZE: usize = 280;
 
 /// Merges that make tokens of several bytes, cut inside characters too (the second half of an é with a space).
 const MERGES: [(&str, &str); 6] = [("h", "e"), ("Ġ", "t"), ("Ġt", "he"), ("Ã", "©"), ("ð", "Ł"), ("Ł", "ĺ")];
 
 /// A `tokenizer.json`: 2 special tokens, 256 bytes, the merges, and 4 added tokens that are not special.
-pub(crate) fn tokenizer_json() -> Value {
+pub fn tokenizer_json() -> Value {
     // The special tokens stand in the vocabulary too: the crate gives its own ids to added tokens that do not.
     let special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"].map(str::to_owned);
     let mut vocab = serde_json::Map::new();
@@ -49,7 +52,8 @@ pub(crate) fn tokenizer_json() -> Value {
     })
 }
 
-pub(crate) fn config() -> TokenizerConfig {
+/// The tokenizer's config.
+pub fn config() -> TokenizerConfig {
     TokenizerConfig {
         bos_token: Some("<｜begin▁of▁sentence｜>".to_owned()),
         eos_token: Some("<｜end▁of▁sentence｜>".to_owned()),
@@ -58,7 +62,11 @@ pub(crate) fn config() -> TokenizerConfig {
     }
 }
 
-pub(crate) fn tokenizer() -> &'static Arc<Tokenizer> {
+/// The tokenizer.
+///
+/// # Panics
+/// Not for these files.
+pub fn tokenizer() -> &'static Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
         let json = tokenizer_json().to_string();
         Arc::new(
@@ -72,19 +80,22 @@ type Slot = (usize, PageId, usize);
 
 /// A model whose cache holds the tokens themselves: what comes next is a function of what the pages give back, so
 /// a wrong page, position or chunk changes the text.
-pub(crate) struct FakeModel<F> {
-    pub(crate) limits: ModelLimits,
+pub struct FakeModel<F> {
+    /// What it can hold.
+    pub limits: ModelLimits,
     /// From all tokens of the sequence to the logits, `[vocab]`.
-    pub(crate) next: F,
+    pub next: F,
     /// By row, page and place in the page.
-    pub(crate) cache: HashMap<Slot, TokenId>,
+    pub cache: HashMap<Slot, TokenId>,
     /// Start, length and rows of each prefill.
-    pub(crate) prefills: Vec<(usize, usize, LogitRows)>,
-    pub(crate) decodes: usize,
+    pub prefills: Vec<(usize, usize, LogitRows)>,
+    /// Steps that decoded.
+    pub decodes: usize,
 }
 
 impl<F: FnMut(&[TokenId]) -> Vec<f32>> FakeModel<F> {
-    pub(crate) fn new(limits: ModelLimits, next: F) -> Self {
+    /// One that has run nothing yet.
+    pub fn new(limits: ModelLimits, next: F) -> Self {
         Self { limits, next, cache: HashMap::new(), prefills: Vec::new(), decodes: 0 }
     }
 
@@ -178,7 +189,7 @@ impl<F: FnMut(&[TokenId]) -> Vec<f32>> LanguageModel for FakeModel<F> {
 }
 
 /// Logits that are a hash of the sequence: what is chosen depends on every token before it.
-pub(crate) fn hashed(tokens: &[TokenId]) -> Vec<f32> {
+pub fn hashed(tokens: &[TokenId]) -> Vec<f32> {
     let seed =
         tokens.iter().fold(17_u64, |hash, token| (hash ^ u64::from(token.0)).wrapping_mul(0x0100_0000_01B3));
     (0..VOCAB_SIZE as u64)
@@ -187,7 +198,7 @@ pub(crate) fn hashed(tokens: &[TokenId]) -> Vec<f32> {
 }
 
 /// Logits that leave one token only.
-pub(crate) fn one_hot(token: TokenId) -> Vec<f32> {
+pub fn one_hot(token: TokenId) -> Vec<f32> {
     let mut logits = vec![-1e9; VOCAB_SIZE];
     logits[token.0 as usize] = 0.0;
     logits
