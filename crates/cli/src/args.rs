@@ -8,6 +8,7 @@ mod layout;
 mod mesh;
 mod plan;
 mod precision;
+mod serve;
 
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
@@ -18,6 +19,7 @@ pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use plan::{MachineArgs, PlanArgs};
 pub(crate) use precision::{CacheArg, Precision, PrecisionArgs};
+pub(crate) use serve::{ListenArgs, LogArg, ServeArgs, SharingArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;
@@ -28,6 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   dsv3 generate \"What is 27 + 58?\"                     with the small model inside this binary
   dsv3 chat                                            a conversation with it
+  dsv3 serve                                           for any client of OpenAI's API, at port 8080
   dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
@@ -60,6 +63,11 @@ pub(crate) enum Command {
     /// Line by line, with an editor and a history on a terminal, plainly over pipes. Answers go to stdout, all else to
     /// stderr; /help lists what else there is than to talk.
     Chat(Box<ChatArgs>),
+    /// Serve the model to many, over HTTP, as OpenAI's clients expect it
+    ///
+    /// Chat completions, completions, streams, tools, structured output; docs/server.md lists what there is. The same
+    /// request with the same seed gets the same answer, whatever else runs. SIGTERM and Ctrl-C let streams finish.
+    Serve(Box<ServeArgs>),
     /// Prepare a checkpoint's weights (stage 1)
     ///
     /// Weights that can be used where they lie in the checkpoint are not copied; only what cannot is written to the
@@ -95,6 +103,7 @@ impl Command {
         match self {
             Self::Generate(args) => Some((&args.model, args.device)),
             Self::Chat(args) => Some((&args.model, args.device)),
+            Self::Serve(args) => Some((&args.model, args.device)),
             Self::Logits(args) => Some((&args.model, args.device)),
             Self::Eval(args) => {
                 let args = args.command.running();

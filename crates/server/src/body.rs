@@ -8,7 +8,7 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use std::{error::Error as _, sync::Arc};
+use std::sync::Arc;
 use tokio::time;
 
 use crate::{ApiError, app::App};

@@ -4,14 +4,14 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicI64, Ordering},
+        atomic::AtomicI64,
     },
 };
 
 use dsv3_engine::{Histogram, Snapshot};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, text},
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
@@ -110,7 +110,7 @@ impl Collector for EngineCounts {
         }
         for (name, help, histogram) in histograms(&counts) {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            metric.encode_histogram::<()>(histogram.sum(), histogram.count(), &buckets(histogram), None)?;
+            metric.encode_histogram::<NoLabelSet>(histogram.sum(), histogram.count(), &buckets(histogram), None)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod plan;
+pub(crate) mod serve;
 
 use anyhow::{Context, Result, bail};
 use dsv3_runtime::TokenId;

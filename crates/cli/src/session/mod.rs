@@ -191,7 +191,6 @@ impl LanguageModel for Session {
 }
 
 /// All that decides which bytes the cache holds for given tokens.
-#[cfg_attr(not(test), expect(dead_code, reason = "`serve` saves its cache"))]
 pub(crate) fn cache_fingerprint(
     model: &OpenModel,
     configs: &OperatorConfigs,

@@ -47,7 +47,7 @@ pub(crate) struct NamedSchema {
 
 /// vLLM's form of the answer: one of these.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct StructuredOutputs {
     /// A JSON schema, as an object or as text.
     #[schema(value_type = Option<Object>)]

@@ -46,7 +46,6 @@ impl OneOrMany {
 
 /// How a stream is to be.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(crate) struct StreamOptions {
     /// Whether a last chunk says how many tokens there were.
     pub(crate) include_usage: Option<bool>,
@@ -60,7 +59,6 @@ pub(crate) struct StreamOptions {
 /// What requests of all kinds have in common: how tokens are chosen, and when that ends. What is absent is as the model's
 /// `generation_config.json` says.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(crate) struct Common {
     /// The model; the one that is served, if absent.
     pub(crate) model: Option<String>,

@@ -11,7 +11,6 @@ use super::message::MessageSchema;
 
 /// A text or a conversation, of which the tokens are asked for.
 #[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default)]
 pub(crate) struct TokenizeRequest {
     /// The model; the one that is served, if absent.
     pub(crate) model: Option<String>,

@@ -114,9 +114,9 @@ impl Modify for Keys {
     }
 }
 
-/// All paths, and the document that describes them.
-pub(crate) fn router(app: &Arc<App>) -> Router {
-    let (routes, document) = OpenApiRouter::with_openapi(About::openapi())
+/// The paths that need a key, those that do not, and what describes them all.
+fn described() -> (Router<Arc<App>>, Router<Arc<App>>, Document) {
+    let (routes, mut document) = OpenApiRouter::with_openapi(About::openapi())
         .routes(routes!(chat::chat_completions))
         .routes(routes!(completions::completions))
         .routes(routes!(models::list))
@@ -128,8 +128,19 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         .routes(routes!(health::metrics))
         .split_for_parts();
     let (open, open_document) = OpenApiRouter::new().routes(routes!(health::health)).split_for_parts();
-    let mut document = document;
     document.merge(open_document);
+    (routes, open, document)
+}
+
+/// The document alone.
+#[cfg(test)]
+pub(crate) fn document() -> Document {
+    described().2
+}
+
+/// All that the server has.
+pub(crate) fn router(app: &Arc<App>) -> Router {
+    let (routes, open, document) = described();
     let routes = routes
         .route("/openapi.json", get(openapi))
         .layer(Extension(Arc::new(document)))
