@@ -106,7 +106,7 @@ impl ModelState {
     /// Bytes that all layers' caches hold of a page.
     pub fn page_bytes(&self) -> usize {
         let layers = self.mlp_decoder_block.iter().chain(&self.moe_decoder_block).chain(&self.mtp);
-        layers.map(|layer| layer.page_bytes()).sum()
+        layers.map(MlaState::page_bytes).sum()
     }
 
     /// Each layer's cache, the MTP layer's last.

@@ -207,12 +207,12 @@ mod tests {
 
     use super::*;
     use crate::ModelLimits;
-    use crate::testing::{FakeModel, VOCAB_SIZE, hashed};
+    use crate::testing::{FakeModel, Next, VOCAB_SIZE, hashed};
 
     const LIMITS: ModelLimits =
         ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 8, rows: 1 };
 
-    fn model() -> FakeModel<fn(&[TokenId]) -> Vec<f32>> {
+    fn model() -> FakeModel<Next> {
         FakeModel::new(LIMITS, hashed)
     }
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     /// A pool that keeps three pages.
-    fn filled(model: &mut FakeModel<fn(&[TokenId]) -> Vec<f32>>) -> PagePool {
+    fn filled(model: &mut FakeModel<Next>) -> PagePool {
         let pool = PagePool::new(&LIMITS);
         let mut table = pool.table();
         table.grow_to(12).unwrap();

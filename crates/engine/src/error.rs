@@ -164,7 +164,7 @@ impl Error {
 /// Whether a parameter is in its range.
 pub(crate) fn check_range(
     parameter: &'static str,
-    value: impl ToString,
+    value: impl ToString + Copy,
     is_in_range: bool,
     expected: &'static str,
 ) -> Result<(), Error> {

@@ -65,7 +65,7 @@ fn run(engine: &mut Engine<&mut Session>, requests: &[Submission]) -> Vec<Answer
                 }
                 ControlFlow::Continue(())
             };
-            engine.submit(request.clone(), take).unwrap();
+            engine.submit(request, take).unwrap();
             answer
         })
         .collect();

@@ -13,10 +13,10 @@ use crate::{CachedPrefix, LanguageModel};
 
 impl<M: LanguageModel> Engine<M> {
     /// The first choice of a request, with the others.
-    pub(super) fn task(&self, client: RequestId, submission: &Submission, guide: Option<Guide>) -> Task {
+    pub(super) fn task(&self, client: RequestId, submission: &Submission, guide: Option<&Guide>) -> Task {
         let Submission { prompt, request } = submission;
         let context = self.limits.context();
-        let sequence = |choice| Sequence::new(prompt, request, choice, guide.clone(), (&self.pool, context));
+        let sequence = |choice| Sequence::new(prompt, request, choice, guide.cloned(), (&self.pool, context));
         Task {
             forks: (1..request.choices).map(|choice| (choice, sequence(choice))).collect(),
             prompt_logprobs: request.prompt_logprobs.map(PromptLogprobs::new),

@@ -112,10 +112,10 @@ impl<M: LanguageModel> Engine<M> {
     /// [`Error::QueueFull`]; a prompt or request that the model cannot serve; a constraint that is none.
     pub fn submit(
         &mut self,
-        submission: Submission,
+        submission: &Submission,
         sink: impl FnMut(StreamEvent) -> ControlFlow<()> + Send + 'static,
     ) -> Result<RequestId, Error> {
-        check(&submission, &self.limits, &self.config)?;
+        check(submission, &self.limits, &self.config)?;
         let guide = match &submission.request.constraint {
             Some(constraint) => Some(self.guides()?.guide(constraint)?),
             None => None,
@@ -127,7 +127,7 @@ impl<M: LanguageModel> Engine<M> {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.queue(id, &submission, guide, Box::new(sink));
+        self.queue(id, submission, guide.as_ref(), Box::new(sink));
         Ok(id)
     }
 
@@ -213,7 +213,7 @@ impl<M: LanguageModel> Engine<M> {
     }
 
     /// Takes a request that was checked, however many wait.
-    fn queue(&mut self, id: RequestId, submission: &Submission, guide: Option<Guide>, sink: client::Sink) {
+    fn queue(&mut self, id: RequestId, submission: &Submission, guide: Option<&Guide>, sink: client::Sink) {
         let task = self.task(id, submission, guide);
         self.counts.submitted += 1;
         let (prompt, choices) = (submission.prompt.len(), submission.request.choices);

@@ -50,7 +50,7 @@ pub struct Ticket {
 }
 
 enum Command {
-    Submit(RequestId, Box<Submission>, Option<Guide>, Sink),
+    Submit(RequestId, Box<(Submission, Option<Guide>)>, Sink),
     Cancel(RequestId),
     Save(mpsc::Sender<Saved>),
     Shutdown { drain: bool },
@@ -170,7 +170,7 @@ impl EngineHandle {
             sink(event)
         };
         let id = RequestId(shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let command = Command::Submit(id, Box::new(submission), guide, Box::new(sink));
+        let command = Command::Submit(id, Box::new((submission, guide)), Box::new(sink));
         if self.commands.send(command).is_err() {
             return Err(shared.check_health().err().unwrap_or(Error::ShuttingDown));
         }
@@ -315,7 +315,10 @@ fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mps
         *lock(&shared.snapshot) = engine.snapshot();
         while let Some(command) = next(commands, engine.is_idle() && !is_ending) {
             match command {
-                Command::Submit(id, submission, guide, sink) => engine.queue(id, &submission, guide, sink),
+                Command::Submit(id, request, sink) => {
+                    let (submission, guide) = *request;
+                    engine.queue(id, &submission, guide.as_ref(), sink);
+                }
                 Command::Cancel(id) => engine.cancel(id),
                 Command::Save(saved) => {
                     let _ = saved.send(save(engine, shared));
@@ -342,7 +345,7 @@ fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mps
     }
     // The engine has told all requests that it knew.
     for command in commands.try_iter() {
-        if let Command::Submit(_, _, _, mut sink) = command {
+        if let Command::Submit(_, _, mut sink) = command {
             let error = shared.check_health().err().unwrap_or(Error::ShuttingDown);
             let _ = sink(StreamEvent::Failed(Arc::new(error)));
         }

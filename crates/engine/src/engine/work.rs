@@ -8,6 +8,7 @@ use super::{
     Engine, StreamEvent,
     task::{PromptLogprobs, Task},
 };
+use crate::sequence::Sequence;
 use crate::{CachedPrefix, Error, Finish, LanguageModel, TokenLogprobs};
 
 /// How often in a row a prompt is passed over for shorter ones.
@@ -116,8 +117,8 @@ impl<M: LanguageModel> Engine<M> {
             return Ok(0);
         }
         let sequences = || batch.iter().map(|&index| &self.running[index].sequence);
-        let tokens: Vec<TokenId> = sequences().map(|sequence| sequence.next_token()).collect();
-        let positions: Vec<usize> = sequences().map(|sequence| sequence.cached()).collect();
+        let tokens: Vec<TokenId> = sequences().map(Sequence::next_token).collect();
+        let positions: Vec<usize> = sequences().map(Sequence::cached).collect();
         let pages: Vec<&[PageId]> = sequences().map(|sequence| sequence.pages.pages()).collect();
         let rows: Vec<usize> = sequences().map(|sequence| sequence.pages.row()).collect();
         let step = DecodeStep::new(&positions, &pages).on_rows(&rows);

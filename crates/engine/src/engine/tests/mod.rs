@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use dsv3_runtime::TokenId;
 
 use super::*;
-use crate::testing::{FakeModel, VOCAB_SIZE, hashed, tokenizer};
+use crate::testing::{FakeModel, Next, VOCAB_SIZE, hashed, tokenizer};
 use crate::{Finish, Request, Sampler, SamplingParams};
 
 const LIMITS: ModelLimits =
@@ -26,7 +26,7 @@ const CONFIG: EngineConfig = EngineConfig {
     cache_state: None,
 };
 
-type Hashed = FakeModel<fn(&[TokenId]) -> Vec<f32>>;
+type Hashed = FakeModel<Next>;
 
 fn model(limits: ModelLimits) -> Hashed {
     FakeModel::new(limits, hashed)
@@ -97,6 +97,7 @@ impl Answer {
 type Shared = Arc<Mutex<Answer>>;
 
 /// Submits a request whose answer is collected; it breaks after as many events.
+#[expect(clippy::needless_pass_by_value, reason = "most are made where they are submitted")]
 fn submit<M: LanguageModel>(
     engine: &mut Engine<M>,
     submission: Submission,
@@ -112,7 +113,7 @@ fn submit<M: LanguageModel>(
     };
     let answer = Arc::new(Mutex::new(answer));
     let sink = Arc::clone(&answer);
-    let id = engine.submit(submission, move |event| sink.lock().unwrap().take(event))?;
+    let id = engine.submit(&submission, move |event| sink.lock().unwrap().take(event))?;
     Ok((id, answer))
 }
 

@@ -6,7 +6,7 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Operation {
-    Submit { submission: Submission, patience: Option<usize> },
+    Submit { submission: Box<Submission>, patience: Option<usize> },
     Step(usize),
     Cancel(usize),
 }
@@ -28,7 +28,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     let submit = (prompt(), 0..24_usize, 1..4_usize, sampling, prop::option::weighted(0.2, 0..10_usize));
     let submit = submit.prop_map(|(prompt, max_new_tokens, choices, sampling, patience)| {
         let request = Request { sampling, choices, ..request(max_new_tokens) };
-        Operation::Submit { submission: Submission { prompt, request }, patience }
+        Operation::Submit { submission: Box::new(Submission { prompt, request }), patience }
     });
     prop_oneof![
         3 => submit,
@@ -52,7 +52,7 @@ proptest! {
         for operation in operations {
             match operation {
                 Operation::Submit { submission, patience } => {
-                    match submit(&mut engine, submission.clone(), patience) {
+                    match submit(&mut engine, (*submission).clone(), patience) {
                         Ok((id, answer)) => requests.push((id, submission, answer)),
                         Err(Error::QueueFull { .. }) => {}
                         Err(Error::PromptTooLong { prompt, context }) => prop_assert!(prompt > context),
