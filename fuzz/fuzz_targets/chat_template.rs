@@ -7,7 +7,9 @@
 //! ```
 #![no_main]
 
-use dsv3_engine::{ChatFormat, ChatOptions, ChatStart, ChatTemplate, Message, NamedTemplate, TokenizerConfig};
+use dsv3_engine::{
+    ChatFormat, ChatOptions, ChatStart, ChatTemplate, Message, NamedTemplate, TokenizerConfig,
+};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 use std::path::Path;
