@@ -79,7 +79,7 @@ pub fn tokenizer() -> &'static Arc<Tokenizer> {
 type Slot = (usize, PageId, usize);
 
 /// From all tokens of a sequence to the logits, `[vocab]`.
-pub(crate) type Next = fn(&[TokenId]) -> Vec<f32>;
+pub type Next = fn(&[TokenId]) -> Vec<f32>;
 
 /// A model whose cache holds the tokens themselves: what comes next is a function of what the pages give back, so
 /// a wrong page, position or chunk changes the text.

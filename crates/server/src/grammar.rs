@@ -2,7 +2,7 @@
 //! stand after thoughts, which have no form.
 
 use dsv3_engine::{ChatFormat, ChatStart, Constraint, Tokenizer, ToolFormat};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use crate::{
     ApiError,
@@ -19,6 +19,9 @@ const CALLS_END: &str = "<｜tool▁calls▁end｜>";
 const CALL_BEGIN: &str = "<｜tool▁call▁begin｜>";
 /// What ends a call.
 pub(crate) const CALL_END: &str = "<｜tool▁call▁end｜>";
+/// Where llguidance reads how a schema's JSON is to be written.
+const OPTIONS: &str = "x-guidance";
+const SPACE: &str = r"[ \t]{1,64}|\r?\n[ \t]{0,64}";
 const SEPARATOR: &str = "<｜tool▁sep｜>";
 
 /// The constraint of a form on an answer that may begin with thoughts.
@@ -31,15 +34,14 @@ pub(crate) fn of_form(
     let rules = Rules { tokenizer };
     if !format.reasoning || start == ChatStart::Content {
         return match form {
-            Form::Json(schema) if schema == json!({"type": "object"}) => Constraint::JsonObject,
-            Form::Json(schema) => Constraint::JsonSchema(schema),
+            Form::Json(schema) => Constraint::JsonSchema(with_bounded_space(schema)),
             Form::Regex(regex) => Constraint::Regex(regex),
             Form::Choice(choice) => Constraint::Lark(format!("start: {}", alternatives(&choice))),
             Form::Grammar(grammar) => Constraint::Lark(grammar),
         };
     }
     let answer = match form {
-        Form::Json(schema) => format!("answer: %json {schema}"),
+        Form::Json(schema) => format!("answer: %json {}", with_bounded_space(schema)),
         Form::Regex(regex) => format!("answer: /{}/", in_slashes(&regex)),
         Form::Choice(choice) => format!("answer: {}", alternatives(&choice)),
         Form::Grammar(grammar) => format!("answer: %lark {{\n{grammar}\n}}"),
@@ -81,7 +83,7 @@ pub(crate) fn of_calls(
             format!("{} {separator}", quoted(name))
         };
         let tail = if after.is_empty() { String::new() } else { quoted(after) };
-        format!("call_{index}: {head} %json {} {tail}\n", function.schema())
+        format!("call_{index}: {head} %json {} {tail}\n", with_bounded_space(function.schema()))
     };
     let calls: String = plan.forced.iter().enumerate().map(call).collect();
     let any: Vec<String> = (0..plan.forced.len()).map(|index| format!("call_{index}")).collect();
@@ -114,6 +116,18 @@ impl Rules<'_> {
             None => quoted(tag),
         }
     }
+}
+
+/// A schema that says how much white space there may be between two words of JSON: a line's end and its indentation. A weak
+/// model, or one that would rather say something else, goes on with white space to the context's end otherwise.
+fn with_bounded_space(schema: Value) -> Value {
+    let mut fields = match schema {
+        Value::Object(fields) => fields,
+        // Any JSON.
+        _ => Map::new(),
+    };
+    fields.entry(OPTIONS).or_insert_with(|| serde_json::json!({"whitespace_pattern": SPACE}));
+    Value::Object(fields)
 }
 
 /// A text as Lark writes it, which is as JSON does.

@@ -186,6 +186,7 @@ async fn tokens_and_texts_are_turned_into_each_other() {
 async fn models_health_and_metrics_are_told() {
     let server = Fixture::new(Model::Hashes);
     server.ok(COMPLETIONS, &json!({"prompt": "the", "max_tokens": 3})).await;
+    server.until(|counts| counts.finished == 1).await;
     let (_, models) = server.get("/v1/models").await;
     let models: Value = serde_json::from_str(&models).unwrap();
     assert_eq!((&models["data"][0]["id"], &models["data"][1]["id"]), (&json!("fake"), &json!("alias")));
