@@ -1,6 +1,7 @@
 //! What is typed: one struct a command. Nothing here touches a file.
 
 mod bench;
+mod chat;
 mod device;
 pub(crate) mod eval;
 mod galaxy;
@@ -9,17 +10,20 @@ mod layout;
 mod mesh;
 mod plan;
 mod precision;
+mod serve;
 
 pub(crate) use bench::{
     BenchArgs, BenchCommand, BenchCountArgs, BenchKernelsArgs, BenchPlotArgs, BenchRunArgs, ReportArgs,
 };
+pub(crate) use chat::{ChatArgs, TemplateKwargs};
 pub(crate) use device::{DeviceArgs, LoadArgs};
 pub(crate) use galaxy::{GalaxyArgs, TargetArg};
 pub(crate) use galaxy_config::GalaxyConfigArgs;
 pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use plan::{MachineArgs, PlanArgs};
-pub(crate) use precision::{CacheArg, PrecisionArgs};
+pub(crate) use precision::{CacheArg, Precision, PrecisionArgs};
+pub(crate) use serve::{ListenArgs, LogArg, ServeArgs, SharingArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;
@@ -29,6 +33,8 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   dsv3 generate \"What is 27 + 58?\"                     with the small model inside this binary
+  dsv3 chat                                            a conversation with it
+  dsv3 serve                                           for any client of OpenAI's API, at port 8080
   dsv3 generate --model ~/DeepSeek-V3 \"Why is ...?\"    with a checkpoint from Hugging Face
   dsv3 inspect ~/DeepSeek-V3                           is the download whole, and what is in it?
   dsv3 config --model config.json --mesh 4x8           operator configs for 32 devices
@@ -56,6 +62,16 @@ pub(crate) enum Command {
     /// checkpoint's chat template, unless there is none or --raw is given. How tokens are chosen follows the
     /// checkpoint's generation_config.json where no option says otherwise.
     Generate(Box<GenerateArgs>),
+    /// Talk with the model
+    ///
+    /// Line by line, with an editor and a history on a terminal, plainly over pipes. Answers go to stdout, all else to
+    /// stderr; /help lists what else there is than to talk.
+    Chat(Box<ChatArgs>),
+    /// Serve the model to many, over HTTP, as OpenAI's clients expect it
+    ///
+    /// Chat completions, completions, streams, tools, structured output; docs/server.md lists what there is. The same
+    /// request with the same seed gets the same answer, whatever else runs. SIGTERM and Ctrl-C let streams finish.
+    Serve(Box<ServeArgs>),
     /// Prepare a checkpoint's weights (stage 1)
     ///
     /// Weights that can be used where they lie in the checkpoint are not copied; only what cannot is written to the
@@ -92,6 +108,8 @@ impl Command {
     pub(crate) fn on_a_mesh(&self) -> Option<(&ModelArgs, DeviceArgs)> {
         match self {
             Self::Generate(args) => Some((&args.model, args.device)),
+            Self::Chat(args) => Some((&args.model, args.device)),
+            Self::Serve(args) => Some((&args.model, args.device)),
             Self::Logits(args) => Some((&args.model, args.device)),
             Self::Eval(args) => {
                 let args = args.command.running();

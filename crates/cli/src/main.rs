@@ -63,6 +63,8 @@ fn run(command: Command) -> Result<()> {
     }
     match command {
         Command::Generate(args) => commands::generate::run(*args),
+        Command::Chat(args) => commands::chat::run(*args),
+        Command::Serve(args) => commands::serve::run(*args),
         Command::Convert(args) => commands::convert::run(&args),
         Command::Config(args) => commands::config::run(&args),
         Command::Plan(args) => commands::plan::run(&args),

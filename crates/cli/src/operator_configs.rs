@@ -1,14 +1,14 @@
 //! The operator configs of a run: made for the model (stage 2), or read from files that `dsv3 config` wrote.
 
 use crate::{
-    args::{OperatorConfigArgs, PrecisionArgs},
+    args::{OperatorConfigArgs, Precision, PrecisionArgs},
     model::OpenModel,
 };
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, Model, ModelConfig};
 use dsv3_engine::read_json;
 use dsv3_mesh::Layout;
-use dsv3_runtime::{Module, ops::Arithmetic};
+use dsv3_runtime::{Mode, Module, ops::Arithmetic};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -42,15 +42,15 @@ impl OperatorConfigs {
         })
     }
 
-    /// Stage 2 for a model, with every matrix product in one arithmetic.
+    /// Stage 2 for a model, with every matrix product in the arithmetic of its mode.
     ///
     /// # Errors
     /// A model that does not divide over the mesh.
-    pub(crate) fn with_arithmetic(hf: &HfConfig, layout: Layout, arithmetic: Arithmetic) -> Result<Self> {
+    pub(crate) fn with_precision(hf: &HfConfig, layout: Layout, precision: Precision) -> Result<Self> {
         let configs = Self::generate(hf, layout)?;
         Ok(Self {
-            prefill: with_arithmetic(&configs.prefill, arithmetic)?,
-            decode: with_arithmetic(&configs.decode, arithmetic)?,
+            prefill: with_arithmetic(&configs.prefill, precision.in_mode(Mode::Prefill))?,
+            decode: with_arithmetic(&configs.decode, precision.in_mode(Mode::Decode))?,
         })
     }
 
@@ -71,12 +71,16 @@ impl OperatorConfigs {
             hf.mtp_layers = 1;
         }
         let Self { mut prefill, mut decode } = Self::generate(&hf, layout)?;
-        for (file, config) in [(&args.prefill_config, &mut prefill), (&args.decode_config, &mut decode)] {
+        let modes = [
+            (&args.prefill_config, &mut prefill, Mode::Prefill),
+            (&args.decode_config, &mut decode, Mode::Decode),
+        ];
+        for (file, config, mode) in modes {
             if let Some(path) = file {
                 *config = read(path, config)?;
             }
-            if file.is_none() || precision.arithmetic.is_some() {
-                *config = with_arithmetic(config, precision.or_fast().arithmetic)?;
+            if file.is_none() || precision.arithmetic.is_some() || precision.repeatable {
+                *config = with_arithmetic(config, precision.or_fast().in_mode(mode))?;
             }
             if model.lacks_mtp {
                 config.mtp = None;
@@ -166,12 +170,18 @@ mod tests {
         let hf = HfConfig::from_json(Path::new("config.json"), crate::embedded::CONFIG_JSON).unwrap();
         let before = OperatorConfigs::generate(&hf, Layout::SINGLE).unwrap();
         let float = serde_json::to_string(&before.prefill).unwrap();
-        let after = OperatorConfigs::with_arithmetic(&hf, Layout::SINGLE, Arithmetic::Integer).unwrap();
+        let fast = PrecisionArgs::default().or_fast();
+        let after = OperatorConfigs::with_precision(&hf, Layout::SINGLE, fast).unwrap();
         let integer = serde_json::to_string(&after.prefill).unwrap();
         assert!(float.contains("\"arithmetic\":\"float\"") && !float.contains("\"integer\""));
         assert_eq!(integer, float.replace("\"float\"", "\"integer\""));
         let back = with_arithmetic(&after.decode, Arithmetic::Float).unwrap();
         assert_eq!(back, before.decode);
+        let repeatable = PrecisionArgs { repeatable: true, ..PrecisionArgs::default() }.or_exact();
+        let OperatorConfigs { prefill, decode } =
+            OperatorConfigs::with_precision(&hf, Layout::SINGLE, repeatable).unwrap();
+        assert_eq!(serde_json::to_string(&prefill).unwrap(), float.replace("\"float\"", "\"float_many\""));
+        assert!(serde_json::to_string(&decode).unwrap().contains("\"float_few\""));
     }
 
     #[test]

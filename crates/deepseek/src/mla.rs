@@ -12,8 +12,8 @@ use crate::{
 };
 use dsv3_mesh::{AllGatherConfig, Layout, Placement};
 use dsv3_runtime::{
-    Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, PrefillRun, PrefillStep,
-    Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
+    Capacity, DecodeRun, DecodeStep, Device, Error, Leaf, LeafFn, Mode, Module, Order, PrefillRun,
+    PrefillStep, Prefix, Run, Tensor, Weight, WeightPath, WeightSpec, WeightTree, ops, weight_tree,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -103,6 +103,16 @@ impl MlaState {
         let cache = ops::LatentCache::new(capacity, hf.attention.latent_shape(), format)?;
         Ok(Self { rope, cache })
     }
+
+    /// Bytes that the layer's cache holds of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.cache.page_bytes()
+    }
+
+    /// The layer's cache.
+    pub fn cache(&mut self) -> &mut ops::LatentCache {
+        &mut self.cache
+    }
 }
 
 impl Module for Mla {
@@ -180,15 +190,22 @@ impl Module for Mla {
         };
         let mut queries = queries(x, cfg, w, device)?; // [tokens, heads * (nope + rope)]
         rotate(RopeInput { x: &mut queries, first: 0, heads: shape.heads })?;
-        let heads = match ops::prefill_form(x.rows(), step.start, shape) {
+        let order = cfg.wq_b.arithmetic.order();
+        let form = match order {
+            Order::Many => ops::PrefillForm::Expanded,
+            Order::Few => ops::PrefillForm::Absorbed,
+            Order::Fastest => ops::prefill_form(x.rows(), step.start, shape),
+        };
+        let heads = match form {
             ops::PrefillForm::Absorbed => {
-                let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, device);
+                let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, order, device);
                 let attended =
                     ops::paged_attention_absorbed(&absorbed, step.start, cache, pages, shape, device)?;
-                ops::expand_values(&attended, &w.wkv_b, shape, device)
+                ops::expand_values(&attended, &w.wkv_b, shape, order, device)
             }
             ops::PrefillForm::Expanded => {
-                let queries = ops::Queries { values: &queries, start: step.start };
+                let any_chunk = order == Order::Many;
+                let queries = ops::Queries { values: &queries, start: step.start, any_chunk };
                 let expansion = ops::Expansion { wkv_b: &w.wkv_b };
                 ops::paged_attention_prefill(queries, expansion, cache, pages, shape, device)?
             }
@@ -213,9 +230,10 @@ impl Module for Mla {
         ops::paged_update_cache(cache, &latents, step.positions, step.pages, &cfg.paged_cache)?;
         let mut queries = queries(x, cfg, w, device)?; // [users, heads * (nope + rope)]
         rotate(RopeInput { x: &mut queries, first: 0, heads: shape.heads })?;
-        let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, device); // [users, heads * (kv_lora_rank + rope)]
+        let order = cfg.wq_b.arithmetic.order();
+        let absorbed = ops::absorb_queries(&queries, &w.wkv_b, shape, order, device); // [users, heads * (kv_lora_rank + rope)]
         let attended = ops::paged_attention_decode(&absorbed, cache, step, shape, device)?; // [users, heads * kv_lora_rank]
-        let heads = ops::expand_values(&attended, &w.wkv_b, shape, device); // [users, heads * v]
+        let heads = ops::expand_values(&attended, &w.wkv_b, shape, order, device); // [users, heads * v]
         output(heads, cfg, w, device)
     }
 }

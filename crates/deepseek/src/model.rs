@@ -102,6 +102,18 @@ impl ModelState {
             mtp: mtp?.pop(),
         })
     }
+
+    /// Bytes that all layers' caches hold of a page.
+    pub fn page_bytes(&self) -> usize {
+        let layers = self.mlp_decoder_block.iter().chain(&self.moe_decoder_block).chain(&self.mtp);
+        layers.map(MlaState::page_bytes).sum()
+    }
+
+    /// Each layer's cache, the MTP layer's last.
+    pub fn caches(&mut self) -> impl Iterator<Item = &mut ops::LatentCache> {
+        let layers = self.mlp_decoder_block.iter_mut().chain(&mut self.moe_decoder_block);
+        layers.chain(&mut self.mtp).map(MlaState::cache)
+    }
 }
 
 impl Module for Model {

@@ -66,6 +66,9 @@ pub enum Error {
         /// The part's type.
         kind: String,
     },
+    /// A last message that an answer cannot continue.
+    #[error("the last message cannot be continued: {0}")]
+    Continue(&'static str),
     /// A prompt without tokens.
     #[error("the prompt is empty: there is nothing to continue")]
     EmptyPrompt,
@@ -115,6 +118,28 @@ pub enum Error {
         /// What is accepted.
         expected: &'static str,
     },
+    /// A constraint on the answer's form that cannot be kept.
+    #[error("{field}: {message}")]
+    Constraint {
+        /// Which kind of constraint: `json_schema`, `regex` or `grammar`.
+        field: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// As many requests wait as may.
+    #[error("the queue is full: {waiting} requests wait, and no more than {limit} may")]
+    QueueFull {
+        /// Requests that wait.
+        waiting: usize,
+        /// Requests that may wait.
+        limit: usize,
+    },
+    /// An engine that ends takes no more requests.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+    /// An engine whose model has failed takes no more requests.
+    #[error("the engine has failed: {0}")]
+    Failed(String),
     /// A logit from which no probability can be made.
     #[error("the model's logit of token {} is {value}", token.0)]
     Logit {
@@ -134,4 +159,14 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+}
+
+/// Whether a parameter is in its range.
+pub(crate) fn check_range(
+    parameter: &'static str,
+    value: impl ToString + Copy,
+    is_in_range: bool,
+    expected: &'static str,
+) -> Result<(), Error> {
+    if is_in_range { Ok(()) } else { Err(Error::Parameter { parameter, value: value.to_string(), expected }) }
 }

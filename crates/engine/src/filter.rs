@@ -1,4 +1,4 @@
-//! The tokens that may still be chosen: temperature, top-k and top-p, in the order of Hugging Face's `generate`.
+//! The tokens that may still be chosen: temperature, min-p, top-k and top-p. The first three may stand in any order.
 //!
 //! A vocabulary has 129 280 ids and is never sorted: top-k selects the k-th logit, top-p sorts block by block of
 //! growing size until the blocks hold the mass. What is kept, and its order, follows from the logits alone (ties
@@ -47,6 +47,11 @@ impl Candidates {
             // 0 / temperature would be NaN for a temperature that is itself rounded to 0.
             candidate.weight = if below == 0.0 { 1.0 } else { (below / temperature).exp() };
         }
+    }
+
+    /// Keeps the candidates of at least `min_p` of the highest logit's probability, whose weight is 1.
+    pub(crate) fn keep_min_p(&mut self, min_p: f32) {
+        self.entries.retain(|candidate| candidate.weight >= min_p);
     }
 
     /// Keeps the fewest candidates, highest weight first, that hold at least `top_p` of the mass; at least one.

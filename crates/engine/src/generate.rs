@@ -1,19 +1,19 @@
-//! The generation loop: prompt ids in, events out, one sequence at a time.
+//! One request after another, for who waits for each: an [`Engine`] with a single sequence.
 
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
-use dsv3_runtime::{DecodeStep, LogitRows, PrefillStep, Tensor, TokenId};
+use dsv3_runtime::TokenId;
 
-use crate::{Error, Event, Finish, LanguageModel, ModelLimits, PagePool, Request, Sequence, Tokenizer};
+use crate::{
+    Engine, EngineConfig, Error, Event, Finish, LanguageModel, Request, StreamEvent, Submission, Tokenizer,
+    Usage,
+};
 
-/// Runs sequences through a model, one after another.
+/// Runs requests through a model, one after another.
 pub struct Generator<'a, M> {
-    model: &'a mut M,
-    tokenizer: &'a Tokenizer,
-    limits: ModelLimits,
-    pool: PagePool,
-    prefill_chunk: usize,
+    engine: Engine<&'a mut M>,
 }
 
 /// What one request brought.
@@ -57,19 +57,21 @@ impl Rate {
     }
 }
 
+impl From<Usage> for Timings {
+    fn from(usage: Usage) -> Self {
+        let Usage { prefill, decode, time_to_first_token, .. } = usage;
+        Self { prefill, decode, time_to_first_token }
+    }
+}
+
 impl<'a, M: LanguageModel> Generator<'a, M> {
     /// A generator that runs prompts in chunks of `prefill_chunk` tokens. All of the model's pages are its own.
     ///
     /// # Errors
     /// [`Error::Parameter`] if `prefill_chunk` is 0.
-    pub fn new(model: &'a mut M, tokenizer: &'a Tokenizer, prefill_chunk: usize) -> Result<Self, Error> {
-        if prefill_chunk == 0 {
-            let expected = "at least 1";
-            return Err(Error::Parameter { parameter: "prefill_chunk", value: "0".to_owned(), expected });
-        }
-        let limits = model.limits();
-        let pool = PagePool::new(&limits);
-        Ok(Self { model, tokenizer, limits, pool, prefill_chunk })
+    pub fn new(model: &'a mut M, tokenizer: &Arc<Tokenizer>, prefill_chunk: usize) -> Result<Self, Error> {
+        let engine = Engine::new(model, Arc::clone(tokenizer), EngineConfig::single(prefill_chunk))?;
+        Ok(Self { engine })
     }
 
     /// Continues a prompt. Each step's event goes to `on_event`, which may end the generation.
@@ -78,7 +80,7 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
     /// held back in the result alone. At the context's end a generation finishes with `length`.
     ///
     /// # Errors
-    /// If the prompt or the request is refused (see [`Sequence::new`]), or the model fails. The pages are free again
+    /// If the prompt or the request is refused (see [`Engine::submit`]), or the model fails. The pages are free again
     /// in any case.
     pub fn generate(
         &mut self,
@@ -86,76 +88,37 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
         request: &Request,
         mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
-        let mut sequence = Sequence::new(prompt, request, &self.limits, &self.pool)?;
-        let mut timings = Timings::default();
-        if sequence.finish().is_none() {
-            let mut event = self.first(&mut sequence, &mut timings)?;
-            while on_event(&event).is_continue() && sequence.finish().is_none() {
-                event = self.next(&mut sequence, &mut timings)?;
-            }
-            sequence.cancel();
-        }
-        Ok(Generation {
-            tokens: sequence.generated().to_vec(),
-            text: sequence.text().to_owned(),
-            finish: sequence.finish().expect("the loop ends with the sequence").clone(),
-            timings,
-        })
-    }
-
-    /// Runs the prompt and chooses the first token.
-    fn first(&mut self, sequence: &mut Sequence, timings: &mut Timings) -> Result<Event, Error> {
-        let start = Instant::now();
-        let logits = self.prefill(sequence)?;
-        timings.prefill = Rate { tokens: sequence.cached(), time: start.elapsed() };
-        let event = sequence.accept(logits.row(0), self.tokenizer)?;
-        timings.time_to_first_token = start.elapsed();
-        Ok(event)
-    }
-
-    /// Runs the last token and chooses the next.
-    fn next(&mut self, sequence: &mut Sequence, timings: &mut Timings) -> Result<Event, Error> {
-        let start = Instant::now();
-        let logits = self.decode(sequence)?;
-        let event = sequence.accept(logits.row(0), self.tokenizer)?;
-        timings.decode.tokens += 1;
-        timings.decode.time += start.elapsed();
-        Ok(event)
-    }
-
-    /// # Shapes
-    /// prompt `[t]` -> logits `[1, vocab]` of its last token
-    fn prefill(&mut self, sequence: &mut Sequence) -> Result<Tensor, Error> {
+        let (sender, events) = mpsc::channel();
+        let submission = Submission { prompt: prompt.to_vec(), request: request.clone() };
+        let id = self.engine.submit(&submission, move |event| match sender.send(event) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        })?;
+        let (mut tokens, mut text, mut finish) = (Vec::new(), String::new(), Finish::Cancelled);
+        let mut wants_more = true;
         loop {
-            let (range, rows) =
-                sequence.prefill_chunk(self.prefill_chunk).expect("a prompt has at least one token to run");
-            sequence.reserve(range.end)?;
-            let step = PrefillStep::new(range.start, sequence.pages(), rows).on_row(sequence.row());
-            let logits = self.model.forward_prefill(&sequence.tokens()[range.clone()], &step)?;
-            sequence.set_cached(range.end);
-            if rows == LogitRows::Last {
-                self.check_shape(&logits);
-                return Ok(logits);
+            self.engine.step()?;
+            for event in events.try_iter() {
+                match event {
+                    StreamEvent::Started { .. } | StreamEvent::PromptLogprobs(_) => {}
+                    StreamEvent::Token { event, .. } => {
+                        tokens.extend(event.token.as_ref().map(|token| token.token));
+                        text += &event.text_delta;
+                        if wants_more && on_event(&event).is_break() {
+                            wants_more = false;
+                            self.engine.cancel(id);
+                        }
+                        finish = event.finish.unwrap_or(finish);
+                    }
+                    StreamEvent::Done(usage) => {
+                        return Ok(Generation { tokens, text, finish, timings: usage.into() });
+                    }
+                    StreamEvent::Failed(error) => {
+                        return Err(Arc::into_inner(error).expect("nobody else has it"));
+                    }
+                }
             }
         }
-    }
-
-    /// # Shapes
-    /// last token `[1]` -> logits `[1, vocab]`
-    fn decode(&mut self, sequence: &mut Sequence) -> Result<Tensor, Error> {
-        let position = sequence.cached();
-        sequence.reserve(position + 1)?;
-        let (positions, pages, rows) = ([position], [sequence.pages()], [sequence.row()]);
-        let step = DecodeStep::new(&positions, &pages).on_rows(&rows);
-        let logits = self.model.forward_decode(&[sequence.last_token()], &step)?;
-        sequence.set_cached(position + 1);
-        self.check_shape(&logits);
-        Ok(logits)
-    }
-
-    fn check_shape(&self, logits: &Tensor) {
-        let (got, expected) = ((logits.rows(), logits.cols()), (1, self.limits.vocab_size));
-        assert_eq!(got, expected, "the model's logits have another shape than its limits say");
     }
 }
 

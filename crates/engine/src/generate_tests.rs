@@ -4,22 +4,17 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 
+use dsv3_runtime::LogitRows;
+
 use super::*;
-use crate::testing::{BOS, EOS, FakeModel, THINK, VOCAB_SIZE, one_hot, tokenizer};
-use crate::{Bos, GenerationConfig, SampledToken, SamplingParams};
+use crate::testing::{BOS, EOS, FakeModel, THINK, VOCAB_SIZE, hashed, one_hot, tokenizer};
+use crate::{Bos, GenerationConfig, ModelLimits, SampledToken, SamplingParams, TokenLogprobs};
 
 const LIMITS: ModelLimits =
     ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 16, rows: 1 };
 
 fn request(max_new_tokens: usize) -> Request {
-    Request {
-        sampling: SamplingParams::GREEDY,
-        max_new_tokens,
-        eos_token_ids: vec![EOS],
-        stop: Vec::new(),
-        skip_special: true,
-        logprobs: false,
-    }
+    Request { max_new_tokens, eos_token_ids: vec![EOS], ..Request::of(SamplingParams::GREEDY) }
 }
 
 /// A model that says `text` after a prompt of `prompt_len` tokens, then EOS.
@@ -45,7 +40,7 @@ fn run(model: &mut impl LanguageModel, prompt: &[TokenId], request: &Request) ->
             ControlFlow::Continue(())
         })
         .unwrap();
-    assert_eq!(generator.pool.free_pages(), LIMITS.page_count, "all pages are given back");
+    assert_eq!(generator.engine.snapshot().pages.free, LIMITS.page_count, "all pages are given back");
     (events, generation)
 }
 
@@ -65,9 +60,9 @@ fn a_prompt_is_continued_until_the_end_of_sequence() {
     assert_eq!(answer[0], THINK);
     assert_eq!(generation.finish, Finish::EndOfSequence(EOS));
     let last = events.last().unwrap();
-    assert_eq!((last.token, last.finish.clone()), (None, Some(Finish::EndOfSequence(EOS))));
+    assert_eq!((last.token.clone(), last.finish.clone()), (None, Some(Finish::EndOfSequence(EOS))));
     assert!(events[..events.len() - 1].iter().all(|event| event.finish.is_none()));
-    assert_eq!(events[0].token, Some(SampledToken { token: THINK, logprob: None }));
+    assert_eq!(events[0].token, Some(SampledToken { token: THINK, logprobs: None }));
     assert_eq!(generation.timings.prefill.tokens, prompt.len());
     assert_eq!(
         generation.timings.decode.tokens,
@@ -90,18 +85,30 @@ fn a_request_of_the_checkpoints_defaults_ends_at_its_ids_or_the_tokenizers() {
 
 #[test]
 fn log_probabilities_come_when_they_are_asked_for() {
-    let request = Request { logprobs: true, ..request(3) };
+    let request = Request { logprobs: Some(1), ..request(3) };
     let (events, _) = run(&mut says(&[TokenId(50)], 1), &[BOS], &request);
     // The others' logits are 10^9 lower: the only possible token is certain, exactly.
-    assert_eq!(events[0].token, Some(SampledToken { token: TokenId(50), logprob: Some(0.0) }));
+    let logprobs = TokenLogprobs { logprob: 0.0, top: vec![(TokenId(50), 0.0)] };
+    assert_eq!(events[0].token, Some(SampledToken { token: TokenId(50), logprobs: Some(logprobs) }));
 }
 
 #[test]
 fn a_prompt_runs_in_chunks_and_only_the_last_has_logits() {
     let prompt: Vec<TokenId> = (0..12).map(TokenId).collect();
     for (chunk, expected) in [
-        (5, vec![(0, 5, LogitRows::None), (5, 5, LogitRows::None), (10, 2, LogitRows::Last)]),
-        (6, vec![(0, 6, LogitRows::None), (6, 6, LogitRows::Last)]),
+        (5, vec![(0, 4, LogitRows::None), (4, 4, LogitRows::None), (8, 4, LogitRows::Last)]),
+        (6, vec![(0, 4, LogitRows::None), (4, 4, LogitRows::None), (8, 4, LogitRows::Last)]),
+        (
+            3,
+            vec![
+                (0, 3, LogitRows::None),
+                (3, 1, LogitRows::None),
+                (4, 3, LogitRows::None),
+                (7, 1, LogitRows::None),
+                (8, 3, LogitRows::None),
+                (11, 1, LogitRows::Last),
+            ],
+        ),
         (12, vec![(0, 12, LogitRows::Last)]),
         (usize::MAX, vec![(0, 12, LogitRows::Last)]),
     ] {
@@ -149,7 +156,9 @@ fn a_limit_ends_with_length() {
 fn no_tokens_are_asked_for_or_fit() {
     let mut model = says(&[], 1);
     let (events, generation) = run(&mut model, &[BOS], &request(0));
-    assert!(events.is_empty() && generation.tokens.is_empty() && model.prefills.is_empty());
+    assert!(generation.tokens.is_empty() && model.prefills.is_empty());
+    let ends = Event { token: None, text_delta: String::new(), finish: Some(Finish::MaxNewTokens) };
+    assert_eq!(events, [ends]);
     assert_eq!(generation.finish, Finish::MaxNewTokens);
     let full = vec![BOS; LIMITS.max_context];
     let (_, generation) = run(&mut model, &full, &request(5));
@@ -211,7 +220,7 @@ fn an_error_of_the_model_frees_the_pages() {
     let mut generator = Generator::new(&mut model, tokenizer(), 5).unwrap();
     let error = generator.generate(&[BOS, BOS], &request(9), go_on).unwrap_err();
     assert!(matches!(error, Error::Logit { token: TokenId(0), .. }), "{error}");
-    assert_eq!(generator.pool.free_pages(), LIMITS.page_count);
+    assert_eq!(generator.engine.snapshot().pages.free, LIMITS.page_count);
 }
 
 #[test]
@@ -225,15 +234,6 @@ fn without_eos_ids_it_goes_on_and_special_tokens_are_no_text() {
     let show = Request { skip_special: false, ..keep };
     let (_, generation) = run(&mut says(&answer, prompt.len()), &prompt, &show);
     assert!(generation.text.contains("<｜end▁of▁sentence｜>"));
-}
-
-/// Logits that are a hash of the sequence: what is chosen depends on every token before it.
-fn hashed(tokens: &[TokenId]) -> Vec<f32> {
-    let seed =
-        tokens.iter().fold(17_u64, |hash, token| (hash ^ u64::from(token.0)).wrapping_mul(0x0100_0000_01B3));
-    (0..VOCAB_SIZE as u64)
-        .map(|id| (seed.wrapping_mul(2 * id + 1) >> 40) as f32 / (1_u64 << 22) as f32)
-        .collect()
 }
 
 #[test]

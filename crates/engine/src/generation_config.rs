@@ -5,7 +5,7 @@ use std::path::Path;
 use dsv3_runtime::TokenId;
 use serde::Deserialize;
 
-use crate::{Error, SamplingParams, files};
+use crate::{Error, Penalties, SamplingParams, files};
 
 /// A checkpoint's defaults for sampling; requests override them.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,12 +21,24 @@ pub struct GenerationConfig {
     pub top_k: usize,
     /// The share of the probability that is kept.
     pub top_p: f32,
+    /// The share of the likeliest token's probability that a token must have.
+    pub min_p: f32,
+    /// Divides the logits of tokens that are there already, also where nothing is drawn.
+    pub repetition_penalty: f32,
 }
 
 impl Default for GenerationConfig {
     /// An empty file's: greedy, as in transformers.
     fn default() -> Self {
-        Self { eos_token_ids: Vec::new(), do_sample: false, temperature: 1.0, top_k: 0, top_p: 1.0 }
+        Self {
+            eos_token_ids: Vec::new(),
+            do_sample: false,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+        }
     }
 }
 
@@ -57,8 +69,10 @@ impl GenerationConfig {
             temperature: raw.temperature.unwrap_or(default.temperature),
             top_k: raw.top_k.unwrap_or(default.top_k),
             top_p: raw.top_p.unwrap_or(default.top_p),
+            min_p: raw.min_p.unwrap_or(default.min_p),
+            repetition_penalty: raw.repetition_penalty.unwrap_or(default.repetition_penalty),
         };
-        match SamplingParams::new(config.temperature, config.top_k, config.top_p, 0) {
+        match config.drawn(config.temperature, config.top_k, config.top_p, 0) {
             Ok(_) => Ok(config),
             Err(Error::Parameter { parameter, value, expected }) => Err(Error::Field {
                 path: path.to_owned(),
@@ -74,11 +88,34 @@ impl GenerationConfig {
     /// # Errors
     /// [`Error::Parameter`] if a field was set to what is out of its range.
     pub fn sampling_params(&self, seed: u64) -> Result<SamplingParams, Error> {
-        if self.do_sample {
-            SamplingParams::new(self.temperature, self.top_k, self.top_p, seed)
-        } else {
-            Ok(SamplingParams::GREEDY)
+        let temperature = if self.do_sample { self.temperature } else { 0.0 };
+        self.with(temperature, self.top_k, self.top_p, seed)
+    }
+
+    /// The defaults but for these; temperature 0 is greedy.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if one of them, or a field, is out of its range.
+    pub fn with(
+        &self,
+        temperature: f32,
+        top_k: usize,
+        top_p: f32,
+        seed: u64,
+    ) -> Result<SamplingParams, Error> {
+        if temperature == 0.0 {
+            return SamplingParams::GREEDY.with_penalties(self.penalties());
         }
+        self.drawn(temperature, top_k, top_p, seed)
+    }
+
+    fn drawn(&self, temperature: f32, top_k: usize, top_p: f32, seed: u64) -> Result<SamplingParams, Error> {
+        let params = SamplingParams::new(temperature, top_k, top_p, seed)?;
+        params.with_min_p(self.min_p)?.with_penalties(self.penalties())
+    }
+
+    fn penalties(&self) -> Penalties {
+        Penalties { repetition: self.repetition_penalty, ..Penalties::NONE }
     }
 }
 
@@ -89,6 +126,8 @@ struct Raw {
     temperature: Option<f32>,
     top_k: Option<usize>,
     top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +154,16 @@ mod tests {
         .unwrap();
         assert_eq!(config.eos_token_ids, [TokenId(1)]);
         assert_eq!(config.sampling_params(3).unwrap(), SamplingParams::new(0.6, 0, 0.95, 3).unwrap());
+    }
+
+    #[test]
+    fn a_penalty_holds_where_nothing_is_drawn_and_min_p_where_something_is() {
+        let config = parse(r#"{"repetition_penalty": 1.2, "min_p": 0.1}"#).unwrap();
+        let penalties = Penalties { repetition: 1.2, ..Penalties::NONE };
+        let greedy = config.sampling_params(3).unwrap();
+        assert_eq!((greedy.is_greedy(), greedy.penalties()), (true, penalties));
+        let drawn = config.with(0.5, 0, 1.0, 3).unwrap();
+        assert_eq!((drawn.min_p(), drawn.penalties()), (0.1, penalties));
     }
 
     #[test]
@@ -147,6 +196,10 @@ mod tests {
             (
                 r#"{"temperature": -2}"#,
                 "generation_config.json: temperature: expected a value finite and not negative",
+            ),
+            (
+                r#"{"repetition_penalty": 0}"#,
+                "generation_config.json: repetition_penalty: expected a value positive and finite, got 0",
             ),
             ("[", "generation_config.json: "),
         ] {

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::filter::Candidates;
-use crate::{ChatOptions, ChatTemplate, Message, NamedTemplate, TokenizerConfig, testing};
+use crate::{ChatOptions, ChatTemplate, Error, Message, NamedTemplate, TokenizerConfig, testing};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -20,11 +21,34 @@ struct Golden {
 struct Chat {
     name: String,
     source: Option<String>,
+    #[serde(flatten)]
+    case: Case,
+    /// None where transformers refuses or the template fails.
+    text: Option<String>,
+}
+
+#[derive(Clone, Deserialize)]
+struct Case {
     messages: Vec<Message>,
     tools: Option<Value>,
+    documents: Option<Value>,
     variables: BTreeMap<String, Value>,
     add_generation_prompt: bool,
-    text: String,
+    continue_final_message: bool,
+}
+
+/// The same of templates that are not in this repository; of them and of the texts only the SHA-256.
+#[derive(Deserialize)]
+struct Published {
+    cases: Vec<Case>,
+    templates: Vec<PublishedTemplate>,
+}
+
+#[derive(Deserialize)]
+struct PublishedTemplate {
+    name: String,
+    sha256: String,
+    texts: Vec<Option<String>>,
 }
 
 #[derive(Deserialize)]
@@ -41,26 +65,62 @@ fn golden() -> Golden {
     serde_json::from_str(include_str!("../../../testdata/chat/transformers.json")).unwrap()
 }
 
+fn render(name: &str, source: &str, case: Case) -> Result<String, Error> {
+    let chat_templates = vec![NamedTemplate { name: "default".to_owned(), template: source.to_owned() }];
+    let config = TokenizerConfig { chat_templates, ..testing::config() };
+    let options = ChatOptions {
+        add_generation_prompt: case.add_generation_prompt,
+        continue_final_message: case.continue_final_message,
+        tools: case.tools,
+        documents: case.documents,
+        variables: case.variables,
+        template: None,
+    };
+    ChatTemplate::new(Path::new(name), &config).unwrap().render(&case.messages, &options)
+}
+
 #[test]
 fn conversations_render_as_in_transformers() {
     let chats = golden().chats;
-    assert!(chats.len() > 30);
-    for chat in chats {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chat/templates").join(&chat.name);
-        let template = chat.source.unwrap_or_else(|| std::fs::read_to_string(file).unwrap());
-        let chat_templates = vec![NamedTemplate { name: "default".to_owned(), template }];
-        let config = TokenizerConfig { chat_templates, ..testing::config() };
-        let options = ChatOptions {
-            add_generation_prompt: chat.add_generation_prompt,
-            tools: chat.tools,
-            variables: chat.variables,
-        };
-        let template = ChatTemplate::new(Path::new(&chat.name), &config).unwrap();
-        match template.render(&chat.messages, &options) {
-            Ok(text) => assert_eq!(text, chat.text, "{}", chat.name),
-            Err(error) => panic!("{}: {error}", chat.name),
+    assert!(chats.len() > 100);
+    for Chat { name, source, case, text } in chats {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chat/templates").join(&name);
+        let source = source.unwrap_or_else(|| std::fs::read_to_string(file).unwrap());
+        match (render(&name, &source, case), text) {
+            (Ok(text), Some(expected)) => assert_eq!(text, expected, "{name}"),
+            (Err(error), Some(_)) => panic!("{name}: {error}"),
+            (text, None) => assert!(text.is_err(), "{name}: {text:?}"),
         }
     }
+}
+
+/// The templates that DeepSeek has published are no part of this repository. Where they are at hand, as files `*.jinja`
+/// with what tokenizer_config.json calls `chat_template`, `DSV3_CHAT_TEMPLATES` names their directory.
+#[test]
+fn published_templates_render_as_in_transformers() {
+    let json = include_str!("../../../testdata/chat/published.json");
+    let Published { cases, templates } = serde_json::from_str(json).unwrap();
+    let Some(directory) = std::env::var_os("DSV3_CHAT_TEMPLATES") else { return };
+    let mut found = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let own = sha256(&source);
+        let Some(template) = templates.iter().find(|template| template.sha256 == own) else { continue };
+        found += 1;
+        for (index, (case, expected)) in cases.iter().zip(&template.texts).enumerate() {
+            // Where the template fails in transformers, it may render here.
+            let Some(expected) = expected else { continue };
+            match render(&template.name, &source, case.clone()) {
+                Ok(text) => assert_eq!(&sha256(&text), expected, "{} {index}: {text}", template.name),
+                Err(error) => panic!("{} {index}: {error}", template.name),
+            }
+        }
+    }
+    assert!(found > 0, "none of the files is a template of published.json");
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

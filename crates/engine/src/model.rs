@@ -1,6 +1,6 @@
-//! What the engine knows of a model: its limits and two functions from tokens to logits.
+//! What the engine knows of a model: its limits and functions from tokens to logits.
 
-use dsv3_runtime::{DecodeStep, PrefillStep, Tensor, TokenId};
+use dsv3_runtime::{DecodeStep, PageId, PrefillStep, Tensor, TokenId};
 
 use crate::Error;
 
@@ -75,4 +75,69 @@ pub trait LanguageModel {
         tokens: &[TokenId],
         step: &DecodeStep<'_>,
     ) -> Result<Tensor, dsv3_runtime::Error>;
+
+    /// Copies what one page of a row's cache holds into another.
+    ///
+    /// # Errors
+    /// A page that the state does not have.
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error>;
+
+    /// Bytes that all layers hold of a page. None where pages cannot be brought out and back.
+    fn page_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Appends the bytes of a page.
+    ///
+    /// # Errors
+    /// A page that the state does not have, or whose bytes cannot be had.
+    fn read_page(&mut self, page: PageId, _: &mut Vec<u8>) -> Result<(), dsv3_runtime::Error> {
+        Err(dsv3_runtime::Error::Request(format!("page {} cannot be brought out", page.0)))
+    }
+
+    /// Brings the bytes of a page back.
+    ///
+    /// # Errors
+    /// A page that the state does not have, or bytes that are not one.
+    fn write_page(&mut self, page: PageId, _: &[u8]) -> Result<(), dsv3_runtime::Error> {
+        Err(dsv3_runtime::Error::Request(format!("page {} cannot be brought back", page.0)))
+    }
+}
+
+impl<M: LanguageModel + ?Sized> LanguageModel for &mut M {
+    fn limits(&self) -> ModelLimits {
+        (**self).limits()
+    }
+
+    fn forward_prefill(
+        &mut self,
+        tokens: &[TokenId],
+        step: &PrefillStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        (**self).forward_prefill(tokens, step)
+    }
+
+    fn forward_decode(
+        &mut self,
+        tokens: &[TokenId],
+        step: &DecodeStep<'_>,
+    ) -> Result<Tensor, dsv3_runtime::Error> {
+        (**self).forward_decode(tokens, step)
+    }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error> {
+        (**self).copy_page(row, from, to)
+    }
+
+    fn page_bytes(&self) -> Option<usize> {
+        (**self).page_bytes()
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), dsv3_runtime::Error> {
+        (**self).read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), dsv3_runtime::Error> {
+        (**self).write_page(page, bytes)
+    }
 }

@@ -34,6 +34,11 @@ enum Message {
         pages: Vec<Vec<PageId>>,
         rows: Vec<usize>,
     },
+    CopyPage {
+        row: usize,
+        from: PageId,
+        to: PageId,
+    },
     /// Nothing to do, but still there.
     Idle,
     /// Nothing more to do.
@@ -239,6 +244,27 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
         let result = self.model.forward_decode(tokens, step);
         checked(&self.mesh, result)
     }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error> {
+        let turn = self.heartbeat.as_ref().map(Heartbeat::pause);
+        if turn.is_some() {
+            tell(&self.mesh, &Message::CopyPage { row, from, to })?;
+        }
+        self.model.copy_page(row, from, to)
+    }
+
+    /// None where other ranks have parts of it.
+    fn page_bytes(&self) -> Option<usize> {
+        self.model.page_bytes().filter(|_| self.heartbeat.is_none())
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), dsv3_runtime::Error> {
+        self.model.read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), dsv3_runtime::Error> {
+        self.model.write_page(page, bytes)
+    }
 }
 
 impl<M> Drop for Leader<M> {
@@ -271,6 +297,7 @@ pub fn follow(model: &mut impl LanguageModel, mesh: &Mesh) -> Result<(), dsv3_ru
                 let step = DecodeStep::new(&positions, &pages).on_rows(&rows);
                 model.forward_decode(&tokens, &step)?;
             }
+            Message::CopyPage { row, from, to } => model.copy_page(row, from, to)?,
             Message::Idle => {}
             Message::End => return Ok(()),
         }
@@ -308,7 +335,7 @@ mod tests {
                     scope.spawn(move || {
                         let mut model = model();
                         follow(&mut model, &mesh).unwrap();
-                        (model.prefills, model.decodes)
+                        (model.prefills, model.decodes, model.cache)
                     })
                 })
                 .collect();
@@ -319,8 +346,11 @@ mod tests {
             let generation = generator.generate(&prompt, &request, |_| ControlFlow::Continue(())).unwrap();
             assert_eq!(generation.tokens, (75..80).map(TokenId).collect::<Vec<_>>());
             drop(generator);
-            let own = (leader.model.prefills.clone(), leader.model.decodes);
-            assert_eq!(own.1, 4);
+            leader.copy_page(0, PageId(0), PageId(9)).unwrap();
+            assert_eq!(leader.page_bytes(), None, "others have parts of it");
+            let FakeModel { prefills, decodes, cache, .. } = &leader.model;
+            let own = (prefills.clone(), *decodes, cache.clone());
+            assert_eq!((own.1, own.2[&(0, PageId(9), 0)]), (4, TokenId(70)));
             drop(leader);
             for follower in followers {
                 assert_eq!(follower.join().unwrap(), own);
@@ -411,6 +441,10 @@ mod tests {
         }
 
         fn forward_decode(&mut self, _: &[TokenId], _: &DecodeStep<'_>) -> Result<Tensor, Error> {
+            Err(Error::Request("out of order".to_owned()))
+        }
+
+        fn copy_page(&mut self, _: usize, _: PageId, _: PageId) -> Result<(), Error> {
             Err(Error::Request("out of order".to_owned()))
         }
     }

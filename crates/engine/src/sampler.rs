@@ -1,4 +1,6 @@
-//! From one row of logits to a token: greedy, or by temperature, top-k and top-p with a seed that repeats.
+//! From one row of logits to a token: greedy, or by temperature, min-p, top-k and top-p with a seed that repeats.
+//!
+//! What changes the logits before, penalties and biases, is in [`adjust`](crate::adjust).
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -7,8 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
-use crate::Error;
+use crate::adjust::Penalties;
 use crate::filter::Candidates;
+use crate::{Error, check_range};
 
 /// How a token is chosen. Valid by construction.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -16,32 +19,44 @@ pub struct SamplingParams {
     temperature: f32,
     top_k: usize,
     top_p: f32,
+    min_p: f32,
+    penalties: Penalties,
     seed: u64,
 }
 
 impl SamplingParams {
     /// Always the highest logit.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Self =
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, penalties: Penalties::NONE, seed: 0 };
 
-    /// `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 keep all tokens. They apply in the order temperature,
-    /// top-k, top-p.
+    /// `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 keep all tokens. They apply in the order temperature, min-p,
+    /// top-k, top-p, as in vLLM.
     ///
     /// # Errors
     /// [`Error::Parameter`] for a temperature that is negative or not finite, and a top-p outside of (0, 1].
     pub fn new(temperature: f32, top_k: usize, top_p: f32, seed: u64) -> Result<Self, Error> {
-        if !(temperature.is_finite() && temperature >= 0.0) {
-            let expected = "finite and not negative";
-            return Err(Error::Parameter {
-                parameter: "temperature",
-                value: temperature.to_string(),
-                expected,
-            });
-        }
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            let expected = "above 0 and at most 1";
-            return Err(Error::Parameter { parameter: "top_p", value: top_p.to_string(), expected });
-        }
-        Ok(Self { temperature, top_k, top_p, seed })
+        let is_temperature = temperature.is_finite() && temperature >= 0.0;
+        check_range("temperature", temperature, is_temperature, "finite and not negative")?;
+        check_range("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+        Ok(Self { temperature, top_k, top_p, seed, ..Self::GREEDY })
+    }
+
+    /// Keeps tokens of at least `min_p` of the likeliest one's probability; 0 keeps all.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] outside of [0, 1].
+    pub fn with_min_p(self, min_p: f32) -> Result<Self, Error> {
+        check_range("min_p", min_p, (0.0..=1.0).contains(&min_p), "at least 0 and at most 1")?;
+        Ok(Self { min_p, ..self })
+    }
+
+    /// Makes tokens less likely that are there already.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] as [`Penalties::check`] says.
+    pub fn with_penalties(self, penalties: Penalties) -> Result<Self, Error> {
+        penalties.check()?;
+        Ok(Self { penalties, ..self })
     }
 
     /// The divisor of the logits; 0 is greedy.
@@ -57,6 +72,16 @@ impl SamplingParams {
     /// The share of the probability that is kept.
     pub fn top_p(&self) -> f32 {
         self.top_p
+    }
+
+    /// The share of the likeliest token's probability that a token must have.
+    pub fn min_p(&self) -> f32 {
+        self.min_p
+    }
+
+    /// What makes tokens less likely that are there already.
+    pub fn penalties(&self) -> Penalties {
+        self.penalties
     }
 
     /// What the random numbers follow from.
@@ -87,7 +112,15 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler at the start of its seed's random numbers.
     pub fn new(params: SamplingParams) -> Self {
-        Self { params, rng: ChaCha8Rng::seed_from_u64(params.seed), candidates: Candidates::default() }
+        Self::of_choice(params, 0)
+    }
+
+    /// The sampler of one of several choices of a request: each has a stream of the seed's random numbers to itself, and
+    /// the first has that which a single one would have.
+    pub fn of_choice(params: SamplingParams, choice: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(params.seed);
+        rng.set_stream(choice);
+        Self { params, rng, candidates: Candidates::default() }
     }
 
     /// Chooses a token from one row of logits, `[vocab]`. Greedy ties go to the lowest id.
@@ -99,26 +132,19 @@ impl Sampler {
         let token = if self.params.is_greedy() {
             u32::try_from(best).expect("token ids are 32 bits wide")
         } else {
-            self.candidates.fill(logits, self.params.top_k);
-            self.candidates.weigh(logits[best], self.params.temperature);
-            if self.params.top_p < 1.0 {
-                self.candidates.keep_top_p(f64::from(self.params.top_p));
+            let Self { params, rng, candidates } = self;
+            candidates.fill(logits, params.top_k);
+            candidates.weigh(logits[best], params.temperature);
+            if params.min_p > 0.0 {
+                candidates.keep_min_p(params.min_p);
             }
-            self.candidates.draw(unit_interval(&mut self.rng))
+            if params.top_p < 1.0 {
+                candidates.keep_top_p(f64::from(params.top_p));
+            }
+            candidates.draw(unit_interval(rng))
         };
         Ok(TokenId(token))
     }
-}
-
-/// The natural logarithm of a token's probability by the model, before temperature and filters, from one row of
-/// logits `[vocab]` that [`Sampler::sample`] has accepted.
-///
-/// # Panics
-/// If the token has no logit.
-pub fn logprob(logits: &[f32], token: TokenId) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
-    (f64::from(logits[token.0 as usize] - max) - sum.ln()) as f32
 }
 
 /// The index of the highest logit, the lowest one of several.
@@ -163,6 +189,10 @@ mod tests {
             let error = SamplingParams::new(1.0, 0, top_p, 0).unwrap_err();
             assert!(matches!(error, Error::Parameter { parameter: "top_p", .. }), "{error}");
         }
+        for min_p in [f32::NAN, -0.1, 1.1] {
+            let error = SamplingParams::GREEDY.with_min_p(min_p).unwrap_err();
+            assert!(matches!(error, Error::Parameter { parameter: "min_p", .. }), "{error}");
+        }
         let error = SamplingParams::new(1.0, 0, 1.5, 0).unwrap_err();
         assert_eq!(error.to_string(), "top_p is 1.5, but must be above 0 and at most 1");
     }
@@ -187,13 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn the_logprob_is_the_models_own() {
-        let probabilities = [0.1_f32, 0.6, 0.3];
-        let logits = probabilities.map(|probability| probability.ln() + 5.0);
-        let logprob = logprob(&logits, TokenId(2));
-        let expected = probabilities[2].ln();
-        // ln and +5 round once each at magnitude < 8, the differences and the sum's logarithm below that.
-        assert!((logprob - expected).abs() <= 4.0 * 8.0 * f32::EPSILON, "{logprob} {expected}");
+    fn choices_of_a_request_have_random_numbers_of_their_own() {
+        let logits = [0.0; 1000];
+        let tokens = |choice| {
+            let mut sampler = Sampler::of_choice(params(1.0, 0, 1.0, 42), choice);
+            (0..4).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
+        };
+        let mut single = Sampler::new(params(1.0, 0, 1.0, 42));
+        assert!(tokens(0).iter().all(|&token| single.sample(&logits).unwrap() == token));
+        assert_ne!(tokens(0), tokens(1));
+        assert_eq!(tokens(1), tokens(1));
     }
 
     /// Fixed for ever: a seed's choices may not change from one release or platform to the next.
@@ -261,5 +294,55 @@ mod tests {
             let sampled = Sampler::new(params(1.0, 1, 1.0, seed)).sample(&logits).unwrap();
             prop_assert_eq!(greedy, sampled);
         }
+
+        #[test]
+        fn what_is_chosen_is_the_plain_definition_s(
+            quarters in prop::collection::vec(-40..40_i32, 1..60),
+            temperature in 0.1..3.0_f32,
+            (top_k, top_p, min_p) in (0..70_usize, 0.01..=1.0_f32, 0.0..=1.0_f32),
+            seed: u64,
+        ) {
+            let logits: Vec<f32> = quarters.iter().map(|&q| q as f32 / 4.0).collect();
+            let params = params(temperature, top_k, top_p, seed).with_min_p(min_p).unwrap();
+            let mut sampler = Sampler::new(params);
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            for _ in 0..5 {
+                let expected = plain(&logits, &params, unit_interval(&mut rng));
+                prop_assert_eq!(sampler.sample(&logits).unwrap().0 as usize, expected);
+            }
+        }
+    }
+
+    /// The definition, without a thought for speed: all tokens are sorted.
+    fn plain(logits: &[f32], params: &SamplingParams, at: f64) -> usize {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |id: usize| f64::from(((logits[id] - max) / params.temperature()).exp());
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        if params.top_k() > 0 && params.top_k() < order.len() {
+            let kth = logits[order[params.top_k() - 1]];
+            order.retain(|&id| logits[id] >= kth);
+        }
+        order.retain(|&id| weight(id) >= f64::from(params.min_p()));
+        if params.top_p() < 1.0 {
+            let in_order_of_ids = (0..logits.len()).filter(|id| order.contains(id));
+            let goal = f64::from(params.top_p()) * in_order_of_ids.map(weight).sum::<f64>();
+            let mut mass = 0.0;
+            let crosses = |&id: &usize| {
+                mass += weight(id);
+                mass >= goal
+            };
+            let last = order.iter().position(crosses).expect("all together are the whole mass");
+            order.truncate(last + 1);
+        } else {
+            order.sort_unstable();
+        }
+        let target = at * order.iter().map(|&id| weight(id)).sum::<f64>();
+        let mut passed = 0.0;
+        let exceeds = |&&id: &&usize| {
+            passed += weight(id);
+            passed > target
+        };
+        *order.iter().find(exceeds).expect("a share below one lies before the end")
     }
 }

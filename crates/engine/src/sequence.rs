@@ -1,32 +1,50 @@
-//! One request on its way: its tokens, its pages, and the state of its sampler, text and stop conditions.
+//! One choice of a request on its way: its tokens, its pages, and the state of its sampler, text and stop conditions.
 //!
 //! A sequence never runs the model. Its driver asks what to run ([`Sequence::prefill_chunk`], or a decode of
-//! [`Sequence::last_token`]), runs it for one sequence or many, and hands the logits back ([`Sequence::accept`]).
+//! [`Sequence::next_token`]), runs it for one sequence or many, and hands the logits back ([`Sequence::accept`]).
 
 use std::ops::Range;
 
-use dsv3_runtime::{LogitRows, PageId, TokenId};
+use dsv3_runtime::{LogitRows, TokenId};
 
+use crate::adjust::{self, Adjustments};
+use crate::structured::Guide;
 use crate::{
-    Detokenizer, Error, Finish, GenerationConfig, ModelLimits, PagePool, PageTable, Sampler, SamplingParams,
-    StopMatcher, Tokenizer, sampler,
+    Constraint, Detokenizer, Error, Finish, GenerationConfig, ModelLimits, PagePool, PageTable, Sampler,
+    SamplingParams, StopMatcher, TokenLogprobs, Tokenizer, check_range, logprobs,
 };
+
+/// Choices that one request may have.
+const MOST_CHOICES: usize = 128;
 
 /// What is asked for, beside the prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+    /// Added to the logits of these ids, from -100 to 100.
+    pub logit_bias: Vec<(TokenId, f32)>,
     /// The most tokens to generate. 0 is legal and gives none; the model is then not run at all.
     pub max_new_tokens: usize,
     /// Ids that end the text. Empty: nothing but the other conditions ends it.
     pub eos_token_ids: Vec<TokenId>,
-    /// Strings that end the text and are no part of it.
+    /// Strings that end the text.
     pub stop: Vec<String>,
+    /// Whether the string that ended the text is part of it.
+    pub include_stop: bool,
     /// Whether special tokens are left out of the text.
     pub skip_special: bool,
-    /// Whether each token comes with its log probability, which costs an exponential for every id of the vocabulary.
-    pub logprobs: bool,
+    /// Whether each token comes with its log probability and those of as many of the likeliest tokens (20 at most),
+    /// which costs an exponential for every id of the vocabulary.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt, the first excepted. The whole prompt is run then, whatever is cached.
+    pub prompt_logprobs: Option<usize>,
+    /// Answers to the one prompt, 1 to 128. Where tokens are drawn, each answer has random numbers of its own.
+    pub choices: usize,
+    /// The form that the answer must have.
+    pub constraint: Option<Constraint>,
+    /// Cached prefixes are shared only between requests with the same salt.
+    pub cache_salt: String,
 }
 
 impl Request {
@@ -45,24 +63,49 @@ impl Request {
         if eos_token_ids.is_empty() {
             eos_token_ids.extend(tokenizer.eos());
         }
-        Ok(Self {
-            sampling: defaults.sampling_params(seed)?,
-            max_new_tokens,
-            eos_token_ids,
+        Ok(Self { max_new_tokens, eos_token_ids, ..Self::of(defaults.sampling_params(seed)?) })
+    }
+
+    /// One answer of no given length that nothing but the context ends; special tokens are skipped.
+    pub fn of(sampling: SamplingParams) -> Self {
+        Self {
+            sampling,
+            logit_bias: Vec::new(),
+            max_new_tokens: usize::MAX,
+            eos_token_ids: Vec::new(),
             stop: Vec::new(),
+            include_stop: false,
             skip_special: true,
-            logprobs: false,
-        })
+            logprobs: None,
+            prompt_logprobs: None,
+            choices: 1,
+            constraint: None,
+            cache_salt: String::new(),
+        }
+    }
+
+    /// Whether a model with these limits can serve it; a constraint is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`], which names the field.
+    pub fn check(&self, limits: &ModelLimits) -> Result<(), Error> {
+        adjust::check_bias(&self.logit_bias, limits.vocab_size)?;
+        logprobs::check_count("logprobs", self.logprobs)?;
+        logprobs::check_count("prompt_logprobs", self.prompt_logprobs)?;
+        let choices = 1..=MOST_CHOICES;
+        check_range("n", self.choices, choices.contains(&self.choices), "at least 1 and at most 128")?;
+        StopMatcher::new(&self.stop, self.include_stop).map(drop)
     }
 }
 
 /// A chosen token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SampledToken {
     /// Its id.
     pub token: TokenId,
-    /// The natural logarithm of its probability by the model, before temperature and filters; if asked for.
-    pub logprob: Option<f32>,
+    /// Its log probability and the likeliest tokens', by the model before biases, penalties, temperature and filters;
+    /// if asked for.
+    pub logprobs: Option<TokenLogprobs>,
 }
 
 /// What one step of the model brought.
@@ -76,20 +119,19 @@ pub struct Event {
     pub finish: Option<Finish>,
 }
 
-/// One request on its way.
+/// One choice of a request on its way.
 #[derive(Debug)]
-pub struct Sequence {
+pub(crate) struct Sequence {
     /// The prompt, then what was generated.
     tokens: Vec<TokenId>,
     prompt_len: usize,
     /// Positions that the cache holds.
     cached: usize,
-    pages: PageTable,
-    sampler: Sampler,
-    logprobs: bool,
+    pub(crate) pages: PageTable,
+    chooser: Chooser,
+    logprobs: Option<usize>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
-    eos_token_ids: Vec<TokenId>,
     /// Tokens that the sequence may have at most, and what ends it there.
     max_tokens: usize,
     end: Finish,
@@ -98,66 +140,63 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// Checks the prompt and the request; no pages are taken yet.
+    /// A choice of a request that was [checked](Request::check), as was the prompt; no pages are taken yet. The guide is
+    /// that of the request's constraint. Pages come from the pool, for as many tokens as a context has.
     ///
-    /// # Errors
-    /// Those of [`ModelLimits::check_prompt`], and [`Error::Parameter`] for an empty stop string.
-    pub fn new(
+    /// # Panics
+    /// If a stop string is empty.
+    pub(crate) fn new(
         prompt: &[TokenId],
         request: &Request,
-        limits: &ModelLimits,
-        pool: &PagePool,
-    ) -> Result<Self, Error> {
-        limits.check_prompt(prompt)?;
-        let context = limits.context();
+        choice: usize,
+        guide: Option<Guide>,
+        (pool, context): (&PagePool, usize),
+    ) -> Self {
         // The context bounds the prompt and its continuation together, as in transformers and vLLM.
         let asked = prompt.len().saturating_add(request.max_new_tokens);
         let (max_tokens, end) =
             if asked <= context { (asked, Finish::MaxNewTokens) } else { (context, Finish::ContextEnd) };
-        let mut sequence = Self {
+        Self {
             tokens: prompt.to_vec(),
             prompt_len: prompt.len(),
             cached: 0,
             pages: pool.table(),
-            sampler: Sampler::new(request.sampling),
+            chooser: Chooser::new(prompt, request, choice, guide),
             logprobs: request.logprobs,
             detokenizer: Detokenizer::new(request.skip_special),
-            stops: StopMatcher::new(&request.stop)?,
-            eos_token_ids: request.eos_token_ids.clone(),
+            stops: StopMatcher::new(&request.stop, request.include_stop).expect("the request was checked"),
             max_tokens,
             end,
             text: String::new(),
             finish: None,
-        };
-        sequence.finish = sequence.limit();
-        Ok(sequence)
+        }
     }
 
     /// The next chunk of the prompt to run, of at most `max_len` tokens: its positions, and the rows that need
-    /// logits. `None` when the whole prompt is in the cache.
+    /// logits. `None` when the whole prompt is in the cache. Chunks end where pages do, if they can.
     ///
     /// # Panics
     /// If `max_len` is 0.
-    pub fn prefill_chunk(&self, max_len: usize) -> Option<(Range<usize>, LogitRows)> {
+    pub(crate) fn prefill_chunk(
+        &self,
+        max_len: usize,
+        page_size: usize,
+    ) -> Option<(Range<usize>, LogitRows)> {
         assert!(max_len > 0, "a chunk holds at least one token");
         let rest = self.prompt_len.checked_sub(self.cached).filter(|&rest| rest > 0)?;
-        let rows = if rest <= max_len { LogitRows::Last } else { LogitRows::None };
-        Some((self.cached..self.cached + rest.min(max_len), rows))
-    }
-
-    /// Takes the pages for all positions before `position`.
-    ///
-    /// # Errors
-    /// [`Error::OutOfPages`], and the sequence is as it was.
-    pub fn reserve(&mut self, position: usize) -> Result<(), Error> {
-        self.pages.grow_to(position)
+        if rest <= max_len {
+            return Some((self.cached..self.prompt_len, LogitRows::Last));
+        }
+        let end = self.cached + max_len;
+        let whole = end - end % page_size;
+        Some((self.cached..if whole > self.cached { whole } else { end }, LogitRows::None))
     }
 
     /// Records that the model has run all positions before `position`.
     ///
     /// # Panics
     /// If these are fewer than before, more than there are tokens, or more than the pages hold.
-    pub fn set_cached(&mut self, position: usize) {
+    pub(crate) fn set_cached(&mut self, position: usize) {
         assert!(
             (self.cached..=self.tokens.len()).contains(&position) && position <= self.pages.capacity(),
             "{position} positions cannot be cached: {} were, of {} tokens",
@@ -167,6 +206,12 @@ impl Sequence {
         self.cached = position;
     }
 
+    /// Gives up what is cached; it can be run again.
+    pub(crate) fn give_up_pages(&mut self) {
+        self.pages.release();
+        self.cached = 0;
+    }
+
     /// Chooses the next token from the logits `[vocab]` after the last one.
     ///
     /// # Errors
@@ -174,12 +219,16 @@ impl Sequence {
     ///
     /// # Panics
     /// If the sequence is finished, or its last token was not run.
-    pub fn accept(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Event, Error> {
+    pub(crate) fn accept(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Event, Error> {
         assert!(self.finish.is_none(), "a finished sequence takes no more tokens");
         assert_eq!(self.cached, self.tokens.len(), "these are not the logits after the last token");
-        let token = self.sampler.sample(logits)?;
         let start = self.text.len();
-        if self.eos_token_ids.contains(&token) {
+        let Some(chosen) = self.chooser.choose(logits)? else {
+            self.end_with(Finish::GrammarEnd);
+            return Ok(self.event(None, start));
+        };
+        let token = chosen.token;
+        if chosen.ends_text {
             self.end_with(Finish::EndOfSequence(token));
             return Ok(self.event(None, start));
         }
@@ -188,18 +237,30 @@ impl Sequence {
         self.detokenizer.push(tokenizer, token, &mut piece);
         if let Some(stop) = self.stops.push(&piece, &mut self.text) {
             self.finish = Some(Finish::StopString(stop));
+        } else if chosen.ends_grammar {
+            self.end_with(Finish::GrammarEnd);
         } else if let Some(finish) = self.limit() {
             self.end_with(finish);
         }
-        let logprob = self.logprobs.then(|| sampler::logprob(logits, token));
-        Ok(self.event(Some(SampledToken { token, logprob }), start))
+        let logprobs = self.logprobs.map(|count| TokenLogprobs::of(logits, token, count));
+        Ok(self.event(Some(SampledToken { token, logprobs }), start))
+    }
+
+    /// Ends the sequence where it is full before it has begun.
+    pub(crate) fn end_at_limit(&mut self) -> Option<Event> {
+        let finish = self.limit()?;
+        self.end_with(finish);
+        Some(self.event(None, 0))
     }
 
     /// Ends the sequence at the caller's wish, unless it has ended already.
-    pub fn cancel(&mut self) {
-        if self.finish.is_none() {
-            self.end_with(Finish::Cancelled);
+    pub(crate) fn cancel(&mut self) -> Option<Event> {
+        if self.finish.is_some() {
+            return None;
         }
+        let start = self.text.len();
+        self.end_with(Finish::Cancelled);
+        Some(self.event(None, start))
     }
 
     /// Ends the text: an unfinished character, and what was held back for a stop string. The character may itself
@@ -225,42 +286,93 @@ impl Sequence {
     }
 
     /// All tokens, the prompt's first.
-    pub fn tokens(&self) -> &[TokenId] {
+    pub(crate) fn tokens(&self) -> &[TokenId] {
         &self.tokens
     }
 
-    /// The generated tokens.
-    pub fn generated(&self) -> &[TokenId] {
-        &self.tokens[self.prompt_len..]
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.prompt_len
     }
 
-    /// The token that a decode step runs.
-    pub fn last_token(&self) -> TokenId {
-        self.tokens[self.tokens.len() - 1]
+    /// Tokens of the prompt that are to be run.
+    pub(crate) fn prompt_rest(&self) -> usize {
+        self.prompt_len.saturating_sub(self.cached)
+    }
+
+    /// The token that a decode step runs: the last one, or, where the sequence has lost its pages, one that is known
+    /// already.
+    pub(crate) fn next_token(&self) -> TokenId {
+        self.tokens[self.cached]
+    }
+
+    /// Whether all tokens have been run, and the logits after the last choose the next.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        self.cached == self.tokens.len()
     }
 
     /// Positions that the cache holds; where the next token to run goes.
-    pub fn cached(&self) -> usize {
+    pub(crate) fn cached(&self) -> usize {
         self.cached
     }
 
-    /// The pages, in order of position.
-    pub fn pages(&self) -> &[PageId] {
-        self.pages.pages()
-    }
-
-    /// The row of the mesh that caches it.
-    pub fn row(&self) -> usize {
-        self.pages.row()
-    }
-
-    /// The text so far.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
     /// Why the sequence ended, if it did.
-    pub fn finish(&self) -> Option<&Finish> {
+    pub(crate) fn finish(&self) -> Option<&Finish> {
         self.finish.as_ref()
+    }
+}
+
+/// Chooses the tokens of one sequence.
+#[derive(Debug)]
+struct Chooser {
+    sampler: Sampler,
+    adjustments: Adjustments,
+    guide: Option<Guide>,
+    ends: Vec<TokenId>,
+    /// The logits as they are changed.
+    adjusted: Vec<f32>,
+}
+
+/// What was chosen, and what that means.
+struct Chosen {
+    token: TokenId,
+    ends_text: bool,
+    ends_grammar: bool,
+}
+
+impl Chooser {
+    fn new(prompt: &[TokenId], request: &Request, choice: usize, guide: Option<Guide>) -> Self {
+        let Request { sampling, logit_bias, eos_token_ids, .. } = request;
+        Self {
+            sampler: Sampler::of_choice(*sampling, choice as u64),
+            adjustments: Adjustments::new(logit_bias.clone(), sampling.penalties(), prompt),
+            guide,
+            ends: eos_token_ids.clone(),
+            adjusted: Vec::new(),
+        }
+    }
+
+    /// The next token by these logits `[vocab]`. None where the grammar has none.
+    fn choose(&mut self, logits: &[f32]) -> Result<Option<Chosen>, Error> {
+        let token = if self.guide.is_none() && self.adjustments.are_none() {
+            self.sampler.sample(logits)?
+        } else {
+            self.adjusted.clear();
+            self.adjusted.extend_from_slice(logits);
+            if let Some(guide) = &mut self.guide
+                && !guide.mask(&mut self.adjusted, &self.ends)?
+            {
+                return Ok(None);
+            }
+            self.adjustments.apply(&mut self.adjusted);
+            self.sampler.sample(&self.adjusted)?
+        };
+        self.adjustments.push(token);
+        let ends_text = self.ends.contains(&token);
+        let ends_grammar = match &mut self.guide {
+            Some(guide) if !ends_text => guide.push(token)?,
+            _ => false,
+        };
+        Ok(Some(Chosen { token, ends_text, ends_grammar }))
     }
 }

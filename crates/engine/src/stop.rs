@@ -1,7 +1,7 @@
 //! Why a generation ends, and the search for stop strings in text that arrives in pieces.
 //!
 //! A stop string may begin in one token and end three tokens later. Text that may still become one is held back;
-//! text that is part of one is never handed out.
+//! text that is part of one is never handed out, unless the whole of it is asked for.
 
 use dsv3_runtime::TokenId;
 use serde::{Serialize, Serializer};
@@ -13,8 +13,10 @@ use crate::Error;
 pub enum Finish {
     /// The model chose an end-of-sequence token.
     EndOfSequence(TokenId),
-    /// The text came to this stop string, which is not part of it.
+    /// The text came to this stop string.
     StopString(String),
+    /// The answer has the form that it must have, and nothing may follow.
+    GrammarEnd,
     /// As many tokens as were asked for.
     MaxNewTokens,
     /// The context is full.
@@ -27,7 +29,7 @@ impl Finish {
     /// The reason in the few words that the OpenAI interface has.
     pub fn reason(&self) -> FinishReason {
         match self {
-            Self::EndOfSequence(_) | Self::StopString(_) => FinishReason::Stop,
+            Self::EndOfSequence(_) | Self::StopString(_) | Self::GrammarEnd => FinishReason::Stop,
             Self::MaxNewTokens | Self::ContextEnd => FinishReason::Length,
             Self::Cancelled => FinishReason::Abort,
         }
@@ -60,6 +62,8 @@ pub enum FinishReason {
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
     patterns: Vec<Pattern>,
+    /// Whether the string that is found is handed out.
+    include: bool,
     /// Text that is a prefix of some stop string, and so neither handed out nor dropped yet.
     held: String,
 }
@@ -75,16 +79,18 @@ struct Pattern {
 }
 
 impl StopMatcher {
-    /// A matcher of these strings; with none, all text passes at once.
+    /// A matcher of these strings; with none, all text passes at once. The one that is found is handed out at last, if
+    /// asked for.
     ///
     /// # Errors
     /// [`Error::Parameter`] for an empty string, which would stop every text before it begins.
-    pub fn new(strings: &[String]) -> Result<Self, Error> {
+    pub fn new(strings: &[String], include: bool) -> Result<Self, Error> {
         if strings.iter().any(String::is_empty) {
             let expected = "strings that are not empty";
             return Err(Error::Parameter { parameter: "stop", value: "\"\"".to_owned(), expected });
         }
-        Ok(Self { patterns: strings.iter().map(|text| Pattern::new(text)).collect(), held: String::new() })
+        let patterns = strings.iter().map(|text| Pattern::new(text)).collect();
+        Ok(Self { patterns, include, held: String::new() })
     }
 
     /// Takes the next piece of text. What can be handed out is appended to `out`. The stop string, if the text has
@@ -101,7 +107,8 @@ impl StopMatcher {
                 }
             }
             if let Some(pattern) = stop {
-                self.held.truncate(before + index + 1 - pattern.text.len());
+                let left_out = if self.include { 0 } else { pattern.text.len() };
+                self.held.truncate(before + index + 1 - left_out);
                 out.push_str(&self.held);
                 self.held.clear();
                 return Some(pattern.text.clone());
@@ -152,7 +159,7 @@ mod tests {
 
     fn run(pieces: &[&str], stops: &[&str]) -> (Vec<String>, Option<String>) {
         let stops: Vec<String> = stops.iter().map(|&stop| stop.to_owned()).collect();
-        let mut matcher = StopMatcher::new(&stops).unwrap();
+        let mut matcher = StopMatcher::new(&stops, false).unwrap();
         let mut outputs = Vec::new();
         for piece in pieces {
             let mut out = String::new();
@@ -194,8 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_string_may_be_part_of_the_text() {
+        let mut matcher = StopMatcher::new(&["END".to_owned()], true).unwrap();
+        let mut out = String::new();
+        assert_eq!(matcher.push("a E", &mut out), None);
+        assert_eq!(out, "a ");
+        assert_eq!(matcher.push("ND b", &mut out).as_deref(), Some("END"));
+        assert_eq!(out, "a END");
+    }
+
+    #[test]
     fn an_empty_stop_string_is_refused() {
-        let error = StopMatcher::new(&[String::new()]).unwrap_err();
+        let error = StopMatcher::new(&[String::new()], false).unwrap_err();
         assert!(matches!(error, Error::Parameter { parameter: "stop", .. }), "{error}");
     }
 

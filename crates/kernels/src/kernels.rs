@@ -14,6 +14,18 @@ use std::{fmt, sync::OnceLock};
 /// Magnitudes below this can be stored in every format: 63 times the largest half.
 pub const QUANTIZE_LIMIT: f32 = 63.0 * 65504.0;
 
+/// In which order a product of several tokens adds up, and so in which bits it ends. Orders differ in speed only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// The fastest for as many tokens.
+    #[default]
+    Fastest,
+    /// The one for few tokens, however many there are: a token's result does not depend on the others.
+    Few,
+    /// The one for many tokens, however few there are: a token's result does not depend on the others.
+    Many,
+}
+
 /// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
 /// its methods check the lengths, so they are safe to call.
 ///
@@ -22,11 +34,11 @@ pub const QUANTIZE_LIMIT: f32 = 63.0 * 65504.0;
 #[derive(Clone, Copy)]
 pub struct Kernels {
     isa: Isa,
-    matmul_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    matmul_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     integer_width: fn(&MatrixView<'_>, usize) -> Option<IntegerWidth>,
     quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
-    matmul_integer_add: unsafe fn(&MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
-    matmul_transposed_add: unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    matmul_integer_add: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
+    matmul_transposed_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
     pack_block_floats: PackBlockFloats,
@@ -154,11 +166,19 @@ impl Kernels {
     /// # Panics
     /// If the shapes disagree.
     pub fn matmul_add(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+        self.matmul_add_in(Order::Fastest, w, x, out);
+    }
+
+    /// [`matmul_add`](Self::matmul_add) in an order.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_add_in(&self, order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
         assert_eq!(x.cols(), w.cols(), "columns of x and of w");
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
-        unsafe { (self.matmul_add)(w, x, out) }
+        unsafe { (self.matmul_add)(order, w, x, out) }
     }
 
     /// The integers that [`matmul_integer_add`](Self::matmul_integer_add) takes for `tokens` rows of activations; none
@@ -166,6 +186,15 @@ impl Kernels {
     /// as few tokens.
     pub fn integer_width(&self, w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
         (self.integer_width)(w, tokens)
+    }
+
+    /// [`integer_width`](Self::integer_width) for products in an order.
+    pub fn integer_width_in(&self, order: Order, w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
+        match order {
+            Order::Fastest => self.integer_width(w, tokens),
+            Order::Few => self.integer_width(w, 1),
+            Order::Many => self.integer_width(w, usize::MAX),
+        }
     }
 
     /// `x` as integers: in each block of 32 columns of a row the largest magnitude becomes the
@@ -194,12 +223,26 @@ impl Kernels {
     /// If the shapes disagree, or `x` has not the [`integer_width`](Self::integer_width) of `w` for any number of
     /// tokens.
     pub fn matmul_integer_add(&self, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+        self.matmul_integer_add_in(Order::Fastest, w, x, out);
+    }
+
+    /// [`matmul_integer_add`](Self::matmul_integer_add) in an order.
+    ///
+    /// # Panics
+    /// As for that.
+    pub fn matmul_integer_add_in(
+        &self,
+        order: Order,
+        w: &MatrixView<'_>,
+        x: IntegerRef<'_>,
+        out: MatrixMut<'_>,
+    ) {
         assert_eq!(x.cols(), w.cols(), "columns of x and of w");
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         assert_eq!(Some(x.width()), self.integer_width(w, usize::MAX), "integers for {}", w.format());
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
-        unsafe { (self.matmul_integer_add)(w, x, out) }
+        unsafe { (self.matmul_integer_add)(order, w, x, out) }
     }
 
     /// `out[t, c] = sum over r of x[t, r] * w[r, c]`: absorbs W_uk into the query.
@@ -222,11 +265,25 @@ impl Kernels {
     /// # Panics
     /// If the shapes disagree.
     pub fn matmul_transposed_add(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+        self.matmul_transposed_add_in(Order::Fastest, w, x, out);
+    }
+
+    /// [`matmul_transposed_add`](Self::matmul_transposed_add) in an order.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn matmul_transposed_add_in(
+        &self,
+        order: Order,
+        w: &MatrixView<'_>,
+        x: MatrixRef<'_>,
+        out: MatrixMut<'_>,
+    ) {
         assert_eq!(x.cols(), w.rows(), "columns of x and rows of w");
         assert_eq!(out.cols(), w.cols(), "columns of out and of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
-        unsafe { (self.matmul_transposed_add)(w, x, out) }
+        unsafe { (self.matmul_transposed_add)(order, w, x, out) }
     }
 
     /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32, BF16 and q8_0; rounded once for FP8 and q4_K.

@@ -49,7 +49,7 @@ pub use block_float::{BLOCK_FLOATS, BlockElement, BlockRounding};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
 pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
 pub use isa::Isa;
-pub use kernels::{Kernels, QUANTIZE_LIMIT};
+pub use kernels::{Kernels, Order, QUANTIZE_LIMIT};
 pub use parts::{Chunks, Cuts, Part, Parts, Pieces, Queue};
 pub use team::Team;
 pub use view::{BlockScales, MatrixView};

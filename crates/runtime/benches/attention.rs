@@ -3,8 +3,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dsv3_runtime::{
-    Capacity, Checkpoint, DecodeStep, Device, Extent, Format, Location, PageId, SavedWeight, Tensor, Weight,
-    WeightLoader, ops,
+    Capacity, Checkpoint, DecodeStep, Device, Extent, Format, Location, Order, PageId, SavedWeight, Tensor,
+    Weight, WeightLoader, ops,
 };
 use std::fs;
 
@@ -89,15 +89,21 @@ fn prefill(criterion: &mut Criterion) {
         let queries = values(tokens, CONFIG.heads * (CONFIG.qk_nope_head_dim + CONFIG.qk_rope_head_dim));
         group.bench_function("absorbed", |bencher| {
             bencher.iter(|| {
-                let absorbed = ops::absorb_queries(&queries, &wkv_b, &CONFIG, &device);
+                let absorbed = ops::absorb_queries(&queries, &wkv_b, &CONFIG, Order::Fastest, &device);
                 let attended =
                     ops::paged_attention_absorbed(&absorbed, start, &cache, &pages, &CONFIG, &device);
-                ops::expand_values(&attended.expect("pages cover it"), &wkv_b, &CONFIG, &device)
+                ops::expand_values(
+                    &attended.expect("pages cover it"),
+                    &wkv_b,
+                    &CONFIG,
+                    Order::Fastest,
+                    &device,
+                )
             });
         });
         group.bench_function("expanded", |bencher| {
             bencher.iter(|| {
-                let queries = ops::Queries { values: &queries, start };
+                let queries = ops::Queries { values: &queries, start, any_chunk: false };
                 let expansion = ops::Expansion { wkv_b: &wkv_b };
                 ops::paged_attention_prefill(queries, expansion, &cache, &pages, &CONFIG, &device)
             });

@@ -29,7 +29,7 @@ pub use checkpoint::{
 };
 pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, TensorRows, WeightOutput};
 pub use device::Device;
-pub use dsv3_kernels::{Format, Isa, Kernels};
+pub use dsv3_kernels::{Format, Isa, Kernels, Order};
 pub use error::Error;
 pub use formats::{Formats, WeightKind};
 pub use mapped_weights::{MappedChunk, MappedWeights};

@@ -1,7 +1,10 @@
 //! In what precision a run computes and caches.
 
 use clap::{Args, ValueEnum};
-use dsv3_runtime::ops::{Arithmetic, CacheFormat};
+use dsv3_runtime::{
+    Mode, Order,
+    ops::{Arithmetic, CacheFormat},
+};
 
 /// What may be rounded for speed, by all commands that run a model.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -16,6 +19,11 @@ pub(crate) struct PrecisionArgs {
     /// How activations are multiplied with weights [default: integer to generate and to bench, float elsewhere]
     #[arg(long, value_enum)]
     pub(crate) arithmetic: Option<ArithmeticArg>,
+    /// Compute each token in the same bits whatever runs beside it, and however its prompt is cut into chunks
+    ///
+    /// Costs some speed where few tokens of a prompt, or many sequences, run at once.
+    #[arg(long)]
+    pub(crate) repeatable: bool,
 }
 
 impl PrecisionArgs {
@@ -33,6 +41,7 @@ impl PrecisionArgs {
         Precision {
             cache: self.kv_cache.map_or(cache, Into::into),
             arithmetic: self.arithmetic.map_or(arithmetic, Into::into),
+            repeatable: self.repeatable,
         }
     }
 }
@@ -44,6 +53,19 @@ pub(crate) struct Precision {
     pub(crate) cache: CacheFormat,
     /// The matrix products.
     pub(crate) arithmetic: Arithmetic,
+    /// Whether their order is fixed.
+    pub(crate) repeatable: bool,
+}
+
+impl Precision {
+    /// The matrix products of a mode.
+    pub(crate) fn in_mode(self, mode: Mode) -> Arithmetic {
+        match (self.repeatable, mode) {
+            (false, _) => self.arithmetic,
+            (true, Mode::Prefill) => self.arithmetic.in_order(Order::Many),
+            (true, Mode::Decode) => self.arithmetic.in_order(Order::Few),
+        }
+    }
 }
 
 /// How the cache is stored.

@@ -23,8 +23,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
         bail!("{} is a directory, expected the file to write", args.output.display());
     }
     let precision = args.precision.or_exact();
-    let configs =
-        OperatorConfigs::with_arithmetic(&model.hf, args.device.mesh.layout.layout(), precision.arithmetic)?;
+    let configs = OperatorConfigs::with_precision(&model.hf, args.device.mesh.layout.layout(), precision)?;
     let room = Room { cache: precision.cache, ..Room::one(tokens.len()) };
     let mut session = Session::open(&model, configs, room, args.device)?;
     let shape = [tokens.len(), model.hf.vocab_size];

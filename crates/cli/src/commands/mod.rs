@@ -1,6 +1,7 @@
 //! The commands, a file each.
 
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod config;
 pub(crate) mod convert;
 pub(crate) mod eval;
@@ -8,6 +9,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod plan;
+pub(crate) mod serve;
 
 use anyhow::{Context, Result, bail};
 use dsv3_runtime::TokenId;

@@ -9,7 +9,7 @@ use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
 use dsv3_engine::{LanguageModel, Leader, ModelLimits};
 use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
-    Capacity, DecodeStep, Device, Error, PrefillStep, Tensor, TokenId, Weight,
+    Capacity, DecodeStep, Device, Error, PageId, PrefillStep, Tensor, TokenId, Weight,
     ops::{CacheFormat, LatentCache},
 };
 use indicatif::DecimalBytes;
@@ -172,6 +172,33 @@ impl LanguageModel for Session {
     fn forward_decode(&mut self, tokens: &[TokenId], step: &DecodeStep<'_>) -> Result<Tensor, Error> {
         self.leader.forward_decode(tokens, step)
     }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), Error> {
+        self.leader.copy_page(row, from, to)
+    }
+
+    fn page_bytes(&self) -> Option<usize> {
+        self.leader.page_bytes()
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.leader.read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
+        self.leader.write_page(page, bytes)
+    }
+}
+
+/// All that decides which bytes the cache holds for given tokens.
+pub(crate) fn cache_fingerprint(
+    model: &OpenModel,
+    configs: &OperatorConfigs,
+    cache: CacheFormat,
+) -> Result<String> {
+    let configs = serde_json::to_string(configs)?;
+    let facts: Vec<_> = model.facts().iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    Ok(format!("{}\ncached in {cache}\n{configs}", facts.join("\n")))
 }
 
 /// Bytes that all layers' caches hold of `positions` tokens.
@@ -182,18 +209,4 @@ pub(crate) fn cached_bytes(hf: &HfConfig, positions: usize, cache: CacheFormat) 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::embedded;
-    use std::path::Path;
-
-    #[test]
-    fn a_context_beyond_memory_is_refused() {
-        let hf = HfConfig::from_json(Path::new("config.json"), embedded::CONFIG_JSON).unwrap();
-        Room::one(2048).check_memory(&hf).unwrap();
-        let error = Room::one(1 << 60).check_memory(&hf).unwrap_err().to_string();
-        assert!(error.contains("1152921504606846976 tokens") && error.contains("--context"), "{error}");
-        let error = Room { sequences: 1 << 50, ..Room::one(2048) }.check_memory(&hf).unwrap_err().to_string();
-        assert!(error.contains("1125899906842624 times a context of 2048"), "{error}");
-    }
-}
+mod tests;

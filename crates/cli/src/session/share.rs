@@ -10,8 +10,10 @@ use crate::{
 use anyhow::Result;
 use dsv3_deepseek::{Model, ModelState, ModelWeights};
 use dsv3_engine::{LanguageModel, ModelLimits};
-use dsv3_mesh::Layout;
-use dsv3_runtime::{DecodeStep, Device, Error, Module, PrefillStep, RunConfig, Tensor, TokenId, Weight};
+use dsv3_mesh::{Axis, Layout};
+use dsv3_runtime::{
+    DecodeStep, Device, Error, Module, PageId, PrefillStep, RunConfig, Tensor, TokenId, Weight,
+};
 
 /// What one rank runs.
 pub(crate) struct Share {
@@ -75,5 +77,25 @@ impl LanguageModel for Share {
         let Self { run, state, .. } = self;
         let output = Model::forward_decode(tokens, step, run.decode(state))?;
         Ok(output.logits)
+    }
+
+    fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), Error> {
+        let mesh = self.run.device().mesh();
+        if mesh.shape().coordinate(mesh.rank(), Axis::Rows) != row {
+            return Ok(());
+        }
+        self.state.caches().try_for_each(|cache| cache.copy_page(from, to))
+    }
+
+    fn page_bytes(&self) -> Option<usize> {
+        Some(self.state.page_bytes())
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.state.caches().try_for_each(|cache| cache.read_page(page, out))
+    }
+
+    fn write_page(&mut self, page: PageId, mut bytes: &[u8]) -> Result<(), Error> {
+        self.state.caches().try_for_each(|cache| cache.write_page(page, &mut bytes))
     }
 }

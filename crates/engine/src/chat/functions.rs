@@ -6,7 +6,7 @@ use std::io;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
+use serde_json::ser::Formatter;
 
 pub(super) fn register(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
@@ -53,95 +53,156 @@ fn strftime_now(format: String) -> Result<String, Error> {
     Ok(text)
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=..)`: the engine's own filter has other blanks, and escapes HTML.
+/// `json.dumps` with the options that transformers gives to the filter: the engine's own has other blanks, and escapes
+/// HTML.
 #[expect(clippy::needless_pass_by_value, reason = "the template engine hands over owned arguments")]
 fn to_json(Serde(value): Serde<serde_json::Value>, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
+    let indent: Option<Value> = options.get("indent")?;
+    let separators: Option<(String, String)> = match options.get::<Option<Vec<String>>>("separators")? {
+        None => None,
+        Some(separators) => {
+            let [items, keys]: [String; 2] = separators.try_into().map_err(|_| {
+                Error::new(ErrorKind::InvalidOperation, "tojson's separators are two: of items, and of keys")
+            })?;
+            Some((items, keys))
+        }
+    };
     let sort_keys: Option<bool> = options.get("sort_keys")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
-    if ensure_ascii == Some(true) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=true) is not supported"));
-    }
     let mut value = value;
     if sort_keys == Some(true) {
         value.sort_all_objects();
     }
-    let bytes = match indent {
-        None => serialize(&value, PythonFormatter { inner: CompactFormatter, blank_after_comma: true }),
-        Some(width) => {
-            let blanks = vec![b' '; width.min(64)];
-            serialize(
-                &value,
-                PythonFormatter { inner: PrettyFormatter::with_indent(&blanks), blank_after_comma: false },
-            )
-        }
-    };
-    bytes
-        .and_then(|bytes| String::from_utf8(bytes).map_err(serde::ser::Error::custom))
+    let indent = indent.filter(|indent| !indent.is_none()).map(|indent| indentation(&indent)).transpose()?;
+    let (item_separator, key_separator) = separators.unwrap_or_else(|| {
+        let items = if indent.is_some() { "," } else { ", " };
+        (items.to_owned(), ": ".to_owned())
+    });
+    let ascii = ensure_ascii == Some(true);
+    let formatter = PythonFormatter { indent, item_separator, key_separator, ascii, depth: 0, empty: true };
+    let mut bytes = Vec::new();
+    value
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
+        .and_then(|()| String::from_utf8(bytes).map_err(serde::ser::Error::custom))
         .map(Value::from)
         .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))
 }
 
-fn serialize(value: &serde_json::Value, formatter: impl Formatter) -> serde_json::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))?;
-    Ok(bytes)
-}
-
-/// The layout of Python's `json.dumps`: `", "` and `": "` in a line, and floats as `repr` writes them.
-struct PythonFormatter<F> {
-    inner: F,
-    blank_after_comma: bool,
-}
-
-impl<F: Formatter> PythonFormatter<F> {
-    fn comma<W: ?Sized + io::Write>(&self, writer: &mut W, first: bool) -> io::Result<()> {
-        if self.blank_after_comma && !first { writer.write_all(b" ") } else { Ok(()) }
+/// What a level of indentation is: so many blanks, or this text.
+fn indentation(indent: &Value) -> Result<String, Error> {
+    const WIDEST: i64 = 64;
+    if let Some(text) = indent.as_str() {
+        return Ok(text.to_owned());
+    }
+    match indent.as_i64() {
+        Some(width) if width <= WIDEST => Ok(" ".repeat(usize::try_from(width).unwrap_or(0))),
+        _ => Err(Error::new(ErrorKind::InvalidOperation, format!("tojson cannot indent by {indent}"))),
     }
 }
 
-impl<F: Formatter> Formatter for PythonFormatter<F> {
+/// The layout of Python's `json.dumps`, and floats as `repr` writes them.
+struct PythonFormatter {
+    /// One level's, on lines of their own.
+    indent: Option<String>,
+    item_separator: String,
+    key_separator: String,
+    ascii: bool,
+    depth: usize,
+    /// Whether the list or object that ends has nothing in it.
+    empty: bool,
+}
+
+impl PythonFormatter {
+    fn line<W: ?Sized + io::Write>(&self, writer: &mut W) -> io::Result<()> {
+        let Some(indent) = &self.indent else { return Ok(()) };
+        writer.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| writer.write_all(indent.as_bytes()))
+    }
+
+    fn begin<W: ?Sized + io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.empty = true;
+        writer.write_all(bracket)
+    }
+
+    fn item<W: ?Sized + io::Write>(&self, writer: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            writer.write_all(self.item_separator.as_bytes())?;
+        }
+        self.line(writer)
+    }
+
+    fn end<W: ?Sized + io::Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if !self.empty {
+            self.line(writer)?;
+        }
+        self.empty = false;
+        writer.write_all(bracket)
+    }
+}
+
+impl Formatter for PythonFormatter {
     fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
         writer.write_all(python_float(value).as_bytes())
     }
 
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
+        if !self.ascii {
+            return writer.write_all(text.as_bytes());
+        }
+        let mut units = [0; 2];
+        for character in text.chars() {
+            // To Python's pattern, the last of ASCII is none.
+            if character.is_ascii() && character != '\u{7f}' {
+                writer.write_all(&[character as u8])?;
+            } else {
+                character
+                    .encode_utf16(&mut units)
+                    .iter()
+                    .try_for_each(|unit| write!(writer, "\\u{unit:04x}"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.inner.begin_array(writer)
+        self.begin(writer, b"[")
     }
 
     fn end_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.inner.end_array(writer)
+        self.end(writer, b"]")
     }
 
     fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.inner.begin_array_value(writer, first)?;
-        self.comma(writer, first)
+        self.item(writer, first)
     }
 
-    fn end_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.inner.end_array_value(writer)
+    fn end_array_value<W: ?Sized + io::Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.empty = false;
+        Ok(())
     }
 
     fn begin_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.inner.begin_object(writer)
+        self.begin(writer, b"{")
     }
 
     fn end_object<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.inner.end_object(writer)
+        self.end(writer, b"}")
     }
 
     fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.inner.begin_object_key(writer, first)?;
-        self.comma(writer, first)
+        self.item(writer, first)
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
+        writer.write_all(self.key_separator.as_bytes())
     }
 
-    fn end_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.inner.end_object_value(writer)
+    fn end_object_value<W: ?Sized + io::Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.empty = false;
+        Ok(())
     }
 }
 
@@ -182,7 +243,19 @@ mod tests {
             "[\n  1,\n  2.0,\n  null,\n  true\n]"
         );
         assert!(render("{{ v|tojson(sort_keys=true) }}", &context).unwrap().starts_with(r#"{"a": {"#));
-        assert!(render("{{ v|tojson(separators=1) }}", &context).is_err(), "an unknown option is no silence");
+        assert_eq!(
+            render("{{ v.a|tojson(ensure_ascii=true, separators=(',', ':')) }}", &context).unwrap(),
+            r#"{"x":"\u00e9<'&>\n\u0001"}"#
+        );
+        assert_eq!(render("{{ '😀'|tojson(ensure_ascii=true) }}", &context).unwrap(), r#""\ud83d\ude00""#);
+        assert_eq!(
+            render("{{ [{'k': []}, {}]|tojson(indent='\t') }}", &context).unwrap(),
+            "[\n\t{\n\t\t\"k\": []\n\t},\n\t{}\n]"
+        );
+        for unknown in ["separators=1", "separators=[',']", "indent=1.5", "indent=1000", "skipkeys=true"] {
+            let source = format!("{{{{ v|tojson({unknown}) }}}}");
+            assert!(render(&source, &context).is_err(), "an unknown option is no silence: {unknown}");
+        }
     }
 
     #[test]

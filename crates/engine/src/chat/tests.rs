@@ -286,3 +286,106 @@ fn a_message_keeps_its_other_fields() {
     assert_eq!(message.extra["tool_call_id"], "7");
     assert_eq!(serde_json::to_value(&message).unwrap(), json);
 }
+
+#[test]
+fn several_templates_go_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    std::fs::create_dir(directory.path().join("additional_chat_templates")).unwrap();
+    write("chat_template.jinja", "default");
+    write("additional_chat_templates/rag.jinja", "rag {{ documents[0].text }}");
+    write("additional_chat_templates/notes.txt", "{% if");
+    let template = ChatTemplate::from_dir(directory.path()).unwrap().unwrap();
+    let of = |name: &str| {
+        let documents = Some(json!([{"text": "x"}]));
+        let options = ChatOptions { template: Some(name.to_owned()), documents, ..ChatOptions::default() };
+        template.render(&[], &options)
+    };
+    assert_eq!((of("default").unwrap(), of("rag").unwrap()), ("default".to_owned(), "rag x".to_owned()));
+    let error = of("tool_use").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "template is \"tool_use\", but must be the name of one of the checkpoint's chat templates"
+    );
+}
+
+#[test]
+fn a_program_in_a_templates_place_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("encoding")).unwrap();
+    std::fs::write(directory.path().join("encoding/encoding_dsv32.py"), "").unwrap();
+    let error = ChatTemplate::from_dir(directory.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("encoding_dsv32.py: chat template: ") && error.contains("DeepSeek-V3.2"),
+        "{error}"
+    );
+    std::fs::write(directory.path().join("chat_template.jinja"), "x").unwrap();
+    assert!(ChatTemplate::from_dir(directory.path()).unwrap().is_some());
+}
+
+#[test]
+fn the_last_message_is_continued() {
+    let conversation = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b "}]);
+    let proceed =
+        ChatOptions { add_generation_prompt: false, continue_final_message: true, ..ChatOptions::default() };
+    assert_eq!(render(V3, conversation.clone(), &proceed).unwrap(), "[bos][user]a[asst]b ");
+    let trimming = "{% for m in messages %}<{{ m.content.strip() }}>{% endfor %}";
+    assert_eq!(render(trimming, conversation.clone(), &proceed).unwrap(), "<a><b");
+    let both = ChatOptions { add_generation_prompt: true, ..proceed.clone() };
+    let error = render(V3, conversation, &both).unwrap_err();
+    assert!(matches!(error, Error::Parameter { parameter: "continue_final_message", .. }), "{error}");
+    for (source, conversation, message) in [
+        (V3, json!([]), "there is none"),
+        (V3, json!([{"role": "assistant", "content": null}]), "it has no content"),
+        ("{{ messages }}", json!([{"role": "user", "content": "a"}]), "the template reads no content"),
+        (
+            "{# content #}",
+            json!([{"role": "user", "content": "a"}]),
+            "the template does not print it as it is",
+        ),
+    ] {
+        let error = render(source, conversation, &proceed).unwrap_err();
+        assert_eq!(error.to_string(), format!("the last message cannot be continued: {message}"));
+    }
+}
+
+#[test]
+fn a_template_that_does_not_end_is_an_error() {
+    for source in [
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% set n = namespace(x='x') %}{% for a in range(90) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{{ 'x' * 10000000000 }}",
+    ] {
+        let error = render(source, json!([]), &ChatOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::Template { .. }), "{error}");
+    }
+}
+
+/// A template that searches every content finds none of calls, and is given an empty one.
+#[test]
+fn calls_without_content_render_where_every_content_is_searched() {
+    let source =
+        "{% for m in messages %}{{ 'closed' if '</think>' in m.content else m.content + '.' }}{% endfor %}";
+    assert_eq!(answer(source, tool_conversation()), "Weather?..sun.noon.");
+}
+
+#[test]
+fn thoughts_go_by_several_names() {
+    let source = "{{ messages[0].reasoning_content }} {{ messages[0].thinking }}";
+    for name in ["reasoning_content", "reasoning", "thinking"] {
+        assert_eq!(answer(source, json!([{"role": "assistant", "content": "", name: "hm"}])), "hm hm");
+    }
+    assert_eq!(answer(source, json!([{"role": "assistant", "content": "", "reasoning": null}])), " ");
+}
+
+#[test]
+fn a_template_names_its_own_variables() {
+    let of = |source: &str| template(source).variables().into_iter().collect::<Vec<_>>();
+    assert_eq!(of(V31), ["thinking"]);
+    assert!(of(V3).is_empty() && of(R1_0528).is_empty());
+    assert_eq!(
+        of("{{ bos_token }}{{ raise_exception(x) }}{% for m in messages %}{{ m[y] }}{% endfor %}"),
+        ["x", "y"]
+    );
+}

@@ -7,14 +7,39 @@ mod stream_q8_0;
 mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
-use crate::{Format, MatrixMut, MatrixRef, MatrixView};
+use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 
 /// Tokens up to which weights are used from the register.
 const STREAMED: usize = 4;
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+pub(crate) fn matmul_add(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match order {
+        Order::Fastest => fastest_add(w, x, out),
+        Order::Few => few_add(w, x, out),
+        Order::Many => tile::matmul_add(w, x, out),
+    }
+}
+
+/// Some tokens at a time, as many as sum in the same order as one alone: of FP8, two (each sum is kept in four parts).
+#[target_feature(enable = "avx2,fma,f16c")]
+fn few_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    let most = match w.format() {
+        Format::Fp8 if stream_fp8::fits(w) => 2,
+        Format::Q4K => return tile::matmul_add(w, x, out),
+        _ => STREAMED,
+    };
+    for first in (0..x.rows()).step_by(most) {
+        let x = x.row_range(first..x.rows().min(first + most));
+        let (some, rest) = out.split_rows_at(x.rows());
+        stream_few(w, x, some);
+        out = rest;
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fastest_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     let is_cheap = w.format() == Format::Q8_0 || w.format() == Format::Fp8 && stream_fp8::fits(w);
     if is_cheap && (STREAMED + 1..=2 * STREAMED).contains(&x.rows()) {
         // To turn these to f32 is cheap: reading them twice is faster than a buffer.

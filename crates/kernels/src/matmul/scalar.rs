@@ -1,12 +1,12 @@
 //! The specification: piece by piece, a row of weights as f32 times every token.
 
-use crate::{MatrixMut, MatrixRef, MatrixView, dequantize, reduce};
+use crate::{MatrixMut, MatrixRef, MatrixView, Order, dequantize, reduce};
 
 /// Columns turned to f32 at a time, on the stack.
 const COLUMNS: usize = 512;
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
-pub(crate) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_add(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut weights = [0.0; COLUMNS];
     for row in 0..w.rows() {
         for first in (0..w.cols()).step_by(COLUMNS) {

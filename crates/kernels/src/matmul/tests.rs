@@ -1,7 +1,7 @@
 //! Every table against sums in f64, on shapes around every boundary of the kernels.
 
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
-use crate::{Format, MatrixMut, MatrixRef, MatrixView};
+use crate::{Format, IntegerMatrix, MatrixMut, MatrixRef, MatrixView, Order};
 
 /// What lies between the rows of a strided matrix, and must not change.
 const GAP: f32 = -77.0;
@@ -131,5 +131,64 @@ fn no_columns_and_no_tokens() {
         kernels.matmul(&w, MatrixRef::new(&[], 2, 0), MatrixMut::new(&mut out, 2, 2));
         assert_eq!(out, [0.0; 4]);
         kernels.matmul(&w, MatrixRef::new(&[], 0, 0), MatrixMut::new(&mut [], 0, 2));
+    }
+}
+
+/// What a product of `tokens` tokens gives in an order, all of them and each by itself.
+fn together_and_alone(
+    order: Order,
+    add: impl Fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    w: &MatrixView<'_>,
+    x: MatrixRef<'_>,
+    out_cols: usize,
+) -> [Vec<f32>; 2] {
+    let tokens = x.rows();
+    let (mut together, mut alone) = (vec![0.5; tokens * out_cols], vec![0.5; tokens * out_cols]);
+    add(order, w, x, MatrixMut::new(&mut together, tokens, out_cols));
+    for (token, out) in alone.chunks_exact_mut(out_cols).enumerate() {
+        add(order, w, x.row_range(token..token + 1), MatrixMut::new(out, 1, out_cols));
+    }
+    [together, alone]
+}
+
+#[test]
+fn in_a_fixed_order_tokens_do_not_depend_on_each_other() {
+    let mut random = Random(7);
+    for spec in specs(&[3, 9, 40], &[31, 64, 129, 513, 1024]) {
+        let weights = Weights::random(spec, &mut random);
+        let w = weights.view();
+        for tokens in [2, 3, 4, 5, 7, 8, 9, 16, 33] {
+            let x_values = random.values(tokens * w.cols().max(w.rows()));
+            let x = MatrixRef::new(&x_values[..tokens * w.cols()], tokens, w.cols());
+            let x_transposed = MatrixRef::new(&x_values[..tokens * w.rows()], tokens, w.rows());
+            for kernels in tables() {
+                for order in [Order::Few, Order::Many] {
+                    let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                        kernels.matmul_add_in(order, w, x, out);
+                    };
+                    let [together, alone] = together_and_alone(order, add, &w, x, w.rows());
+                    assert_eq!(together, alone, "{kernels:?} {order:?} {w:?} {tokens}");
+                    let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                        kernels.matmul_transposed_add_in(order, w, x, out);
+                    };
+                    let [together, alone] = together_and_alone(order, add, &w, x_transposed, w.cols());
+                    assert_eq!(together, alone, "{kernels:?} {order:?} transposed {w:?} {tokens}");
+                    let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                        let Some(width) = kernels.integer_width_in(order, w, x.rows()) else { return };
+                        let mut integers = IntegerMatrix::default();
+                        kernels.quantize(x, integers.reshape(width, x.rows(), x.cols()));
+                        kernels.matmul_integer_add_in(order, w, integers.as_ref(), out);
+                    };
+                    let [together, alone] = together_and_alone(order, add, &w, x, w.rows());
+                    assert_eq!(together, alone, "{kernels:?} {order:?} in integers {w:?} {tokens}");
+                }
+                let mut few = vec![0.0; w.rows()];
+                let mut fastest = few.clone();
+                let one = x.row_range(0..1);
+                kernels.matmul_add_in(Order::Few, &w, one, MatrixMut::new(&mut few, 1, w.rows()));
+                kernels.matmul_add(&w, one, MatrixMut::new(&mut fastest, 1, w.rows()));
+                assert_eq!(few, fastest, "one token is the fewest");
+            }
+        }
     }
 }

@@ -7,16 +7,29 @@ mod panel_q4k;
 mod q4k;
 mod stream_q4k;
 
-use crate::{Format, IntegerRef, MatrixMut, MatrixView};
+use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 
 /// Tokens up to which q4_K is used from the register.
 const STREAMED: usize = 4;
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_integer_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+pub(crate) fn matmul_integer_add(
+    order: Order,
+    w: &MatrixView<'_>,
+    x: IntegerRef<'_>,
+    mut out: MatrixMut<'_>,
+) {
     match w.format() {
-        Format::Q4K if x.rows() <= STREAMED => stream_q4k_add(w, x, out),
+        Format::Q4K if order == Order::Few => {
+            for first in (0..x.rows()).step_by(STREAMED) {
+                let x = x.row_range(first..x.rows().min(first + STREAMED));
+                let (some, rest) = out.split_rows_at(x.rows());
+                stream_q4k_add(w, x, some);
+                out = rest;
+            }
+        }
+        Format::Q4K if order == Order::Fastest && x.rows() <= STREAMED => stream_q4k_add(w, x, out),
         Format::Q4K => panel::matmul_add::<panel_q4k::Panel>(w, x, out),
         Format::Q8_0 => panel::matmul_add::<panel_int16::Panel<panel_int16::Q8_0>>(w, x, out),
         Format::Fp8 => panel::matmul_add::<panel_int16::Panel<panel_int16::Fp8>>(w, x, out),

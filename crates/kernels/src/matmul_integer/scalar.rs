@@ -4,10 +4,10 @@
 use super::FP8_STEPS;
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
-use crate::{Format, IntegerRef, MatrixMut, MatrixView, fp8_e4m3_to_f32};
+use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order, fp8_e4m3_to_f32};
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of a sixteenth of its scale.
-pub(crate) fn matmul_integer_add(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_integer_add(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     for row in 0..w.rows() {
         for token in 0..x.rows() {
             let product = match w.format() {

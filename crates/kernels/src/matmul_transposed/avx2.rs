@@ -5,17 +5,36 @@ mod stream;
 mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
-use crate::{Format, MatrixMut, MatrixRef, MatrixView};
+use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 
 /// Tokens up to which rows of weights are added where they are read.
 const STREAMED: usize = 4;
 
 /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-    if x.rows() > STREAMED {
-        return tile::matmul_transposed_add(w, x, out);
+pub(crate) fn matmul_transposed_add(
+    order: Order,
+    w: &MatrixView<'_>,
+    x: MatrixRef<'_>,
+    mut out: MatrixMut<'_>,
+) {
+    match order {
+        Order::Fastest if x.rows() <= STREAMED => few_add(w, x, out),
+        Order::Fastest | Order::Many => tile::matmul_transposed_add(w, x, out),
+        Order::Few => {
+            for first in (0..x.rows()).step_by(STREAMED) {
+                let x = x.row_range(first..x.rows().min(first + STREAMED));
+                let (some, rest) = out.split_rows_at(x.rows());
+                few_add(w, x, some);
+                out = rest;
+            }
+        }
     }
+}
+
+/// At most `STREAMED` tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn few_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match w.format() {
         Format::F32 => stream_add::<F32>(w, x, out),
         Format::Bf16 => stream_add::<Bf16>(w, x, out),

@@ -1,12 +1,12 @@
 //! The specification: every token adds up rows of weights, piece by piece.
 
-use crate::{MatrixMut, MatrixRef, MatrixView, dequantize, elementwise};
+use crate::{MatrixMut, MatrixRef, MatrixView, Order, dequantize, elementwise};
 
 /// Columns turned to f32 at a time, on the stack.
 const COLUMNS: usize = 512;
 
 /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
-pub(crate) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_transposed_add(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut weights = [0.0; COLUMNS];
     for first in (0..w.cols()).step_by(COLUMNS) {
         let weights = &mut weights[..COLUMNS.min(w.cols() - first)];

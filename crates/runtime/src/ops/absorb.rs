@@ -3,7 +3,7 @@
 
 use super::AttentionConfig;
 use crate::{Device, Tensor, Weight};
-use dsv3_kernels::{Cuts, Parts, Queue};
+use dsv3_kernels::{Cuts, Order, Parts, Queue};
 
 /// Brings each head's query into the space of the latents: its key rows of `wkv_b`, applied from the left. The rotated
 /// part stays as it is.
@@ -11,7 +11,13 @@ use dsv3_kernels::{Cuts, Parts, Queue};
 /// # Shapes
 /// `queries` `[users, heads * (nope + rope)]`, `wkv_b` `[heads * (nope + v), kv_lora_rank]`; gives
 /// `[users, heads * (kv_lora_rank + rope)]`.
-pub fn absorb_queries(queries: &Tensor, wkv_b: &Weight, config: &AttentionConfig, device: &Device) -> Tensor {
+pub fn absorb_queries(
+    queries: &Tensor,
+    wkv_b: &Weight,
+    config: &AttentionConfig,
+    order: Order,
+    device: &Device,
+) -> Tensor {
     let &AttentionConfig {
         heads, kv_lora_rank: rank, qk_nope_head_dim: nope, qk_rope_head_dim: rope, ..
     } = config;
@@ -23,7 +29,7 @@ pub fn absorb_queries(queries: &Tensor, wkv_b: &Weight, config: &AttentionConfig
         let (latent, mut rotated) = part.out.split_columns_at(rank);
         let keys = wkv_b.row_range(head * per_head..head * per_head + nope);
         let query = queries.columns(head * (nope + rope), nope);
-        device.kernels().matmul_transposed_add(&keys, query, latent);
+        device.kernels().matmul_transposed_add_in(order, &keys, query, latent);
         for user in 0..queries.rows() {
             let query = &queries.row(user)[head * (nope + rope)..][..nope + rope];
             rotated.row_mut(user).copy_from_slice(&query[nope..]);
@@ -37,7 +43,13 @@ pub fn absorb_queries(queries: &Tensor, wkv_b: &Weight, config: &AttentionConfig
 /// # Shapes
 /// `attended` `[users, heads * kv_lora_rank]`, `wkv_b` `[heads * (nope + v), kv_lora_rank]`; gives
 /// `[users, heads * v]`.
-pub fn expand_values(attended: &Tensor, wkv_b: &Weight, config: &AttentionConfig, device: &Device) -> Tensor {
+pub fn expand_values(
+    attended: &Tensor,
+    wkv_b: &Weight,
+    config: &AttentionConfig,
+    order: Order,
+    device: &Device,
+) -> Tensor {
     let &AttentionConfig { heads, kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = config;
     let (wkv_b, per_head) = (wkv_b.matrix(), nope + v);
     let mut out = Tensor::zeros(attended.rows(), heads * v);
@@ -45,7 +57,7 @@ pub fn expand_values(attended: &Tensor, wkv_b: &Weight, config: &AttentionConfig
     device.for_each(&parts, |part| {
         let head = part.cols.start / v;
         let values = wkv_b.row_range(head * per_head + nope..(head + 1) * per_head);
-        device.kernels().matmul_add(&values, attended.columns(head * rank, rank), part.out);
+        device.kernels().matmul_add_in(order, &values, attended.columns(head * rank, rank), part.out);
     });
     out
 }

@@ -2,7 +2,8 @@
 
 use crate::{Device, Tensor, buffer::Buffer, device::rows_per_task};
 use dsv3_kernels::{
-    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView, Queue,
+    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView, Order,
+    Queue,
 };
 use serde::{Deserialize, Serialize};
 use std::{mem, ops::Range};
@@ -17,6 +18,39 @@ pub enum Arithmetic {
     /// Activations in integers wherever the weight's format has an integer product that is faster for as many tokens,
     /// one scale for 32 columns: 8 bits for q4_K, 16 for q8_0 and FP8. Elsewhere as `Float`.
     Integer,
+    /// As `Float`, but a token's result does not depend on the tokens beside it: in the order of few tokens.
+    FloatFew,
+    /// As `FloatFew`, in the order of many tokens.
+    FloatMany,
+    /// As `Integer`, but a token's result does not depend on the tokens beside it: as for few tokens.
+    IntegerFew,
+    /// As `IntegerFew`, as for many tokens.
+    IntegerMany,
+}
+
+impl Arithmetic {
+    /// In which order products add up.
+    pub fn order(self) -> Order {
+        match self {
+            Self::Float | Self::Integer => Order::Fastest,
+            Self::FloatFew | Self::IntegerFew => Order::Few,
+            Self::FloatMany | Self::IntegerMany => Order::Many,
+        }
+    }
+
+    /// The same arithmetic in an order.
+    #[must_use]
+    pub fn in_order(self, order: Order) -> Self {
+        let is_integer = matches!(self, Self::Integer | Self::IntegerFew | Self::IntegerMany);
+        match (is_integer, order) {
+            (false, Order::Fastest) => Self::Float,
+            (false, Order::Few) => Self::FloatFew,
+            (false, Order::Many) => Self::FloatMany,
+            (true, Order::Fastest) => Self::Integer,
+            (true, Order::Few) => Self::IntegerFew,
+            (true, Order::Many) => Self::IntegerMany,
+        }
+    }
 }
 
 /// Activations as integers, whose memory goes back to the free list.
@@ -50,8 +84,10 @@ impl Integers {
         kernels: &Kernels,
     ) -> Option<IntegerWidth> {
         match arithmetic {
-            Arithmetic::Float => None,
-            Arithmetic::Integer => kernels.integer_width(w, tokens),
+            Arithmetic::Float | Arithmetic::FloatFew | Arithmetic::FloatMany => None,
+            Arithmetic::Integer | Arithmetic::IntegerFew | Arithmetic::IntegerMany => {
+                kernels.integer_width_in(arithmetic.order(), w, tokens)
+            }
         }
     }
 
@@ -85,8 +121,8 @@ impl Integers {
     }
 
     /// Whether they are what a product of `tokens` rows with `w` takes.
-    pub(crate) fn suit(&self, w: &MatrixView<'_>, tokens: usize, kernels: &Kernels) -> bool {
-        kernels.integer_width(w, tokens) == Some(self.as_ref().width())
+    pub(crate) fn suit(&self, w: &MatrixView<'_>, tokens: usize, order: Order, kernels: &Kernels) -> bool {
+        kernels.integer_width_in(order, w, tokens) == Some(self.as_ref().width())
     }
 
     /// To read.
@@ -106,21 +142,22 @@ impl Drop for Integers {
 pub(crate) struct Inputs<'a> {
     float: Option<MatrixRef<'a>>,
     integer: Option<IntegerRef<'a>>,
+    order: Order,
 }
 
 impl<'a> Inputs<'a> {
-    pub(crate) fn new(float: &'a Tensor, integer: Option<&'a Integers>) -> Self {
-        Self { float: Some(float.as_ref()), integer: integer.map(Integers::as_ref) }
+    pub(crate) fn new(float: &'a Tensor, integer: Option<&'a Integers>, order: Order) -> Self {
+        Self { float: Some(float.as_ref()), integer: integer.map(Integers::as_ref), order }
     }
 
     /// For products in f32 only.
-    pub(crate) fn floats(float: MatrixRef<'a>) -> Self {
-        Self { float: Some(float), integer: None }
+    pub(crate) fn floats(float: MatrixRef<'a>, order: Order) -> Self {
+        Self { float: Some(float), integer: None, order }
     }
 
     /// For products in integers only.
-    pub(crate) fn integers(integers: &'a Integers) -> Self {
-        Self { float: None, integer: Some(integers.as_ref()) }
+    pub(crate) fn integers(integers: &'a Integers, order: Order) -> Self {
+        Self { float: None, integer: Some(integers.as_ref()), order }
     }
 
     /// Some of the rows.
@@ -128,6 +165,7 @@ impl<'a> Inputs<'a> {
         Self {
             float: self.float.map(|float| float.row_range(rows.clone())),
             integer: self.integer.map(|integer| integer.row_range(rows)),
+            order: self.order,
         }
     }
 
@@ -139,10 +177,10 @@ impl<'a> Inputs<'a> {
     /// # Panics
     /// If there are only integers, and the product takes none or others.
     pub(crate) fn matmul_add(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
-        let wanted = kernels.integer_width(w, out.rows());
+        let wanted = kernels.integer_width_in(self.order, w, out.rows());
         match (self.integer, self.float) {
-            (Some(x), _) if wanted == Some(x.width()) => kernels.matmul_integer_add(w, x, out),
-            (_, Some(x)) => kernels.matmul_add(w, x, out),
+            (Some(x), _) if wanted == Some(x.width()) => kernels.matmul_integer_add_in(self.order, w, x, out),
+            (_, Some(x)) => kernels.matmul_add_in(self.order, w, x, out),
             (_, None) => {
                 panic!("a product of {} with {} rows in f32, which are not there", w.format(), out.rows())
             }
@@ -177,7 +215,7 @@ mod tests {
                 .map(|all| Integers::gather(all.as_ref(), rows, |row| rows - 1 - row, &device));
             for w in [blocks, floats] {
                 let mut out = Tensor::zeros(rows, 3);
-                let inputs = Inputs::new(&x, gathered.as_ref());
+                let inputs = Inputs::new(&x, gathered.as_ref(), arithmetic.order());
                 inputs.matmul_add(&w, out.as_mut(), device.kernels());
                 // Half is the largest value of each block, so it is exact but for the rounding of its scale.
                 let bound = 16_000.0 * 32_000.0 * f32::EPSILON;
@@ -193,6 +231,7 @@ mod tests {
     #[test]
     fn an_arithmetic_is_written_as_it_is_called() {
         assert_eq!(serde_json::to_value(Arithmetic::Integer).unwrap(), "integer");
+        assert_eq!(serde_json::to_value(Arithmetic::Float.in_order(Order::Few)).unwrap(), "float_few");
         assert_eq!(serde_json::to_value(Arithmetic::default()).unwrap(), "float");
     }
 }

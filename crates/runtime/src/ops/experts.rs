@@ -126,6 +126,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     /// Gives `[rows, intermediate]` and `[tokens, shared intermediate]`, `[0, 0]` without a shared expert.
     fn expand(&self) -> (Tensor, Tensor) {
         let &Self { x, dispatch, shared, config, device, .. } = self;
+        let order = config.w1.arithmetic.order();
         let integers = self.gather_integers();
         // Where there are integers, f32 is for experts of a few rows only, which gather them for themselves.
         let gathered = (x.rows() > 1 && integers.is_none()).then(|| self.gather());
@@ -147,7 +148,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
             let (up, few) = memory.split_at_mut(up.div_ceil(LANES));
             let (up, few) = (Lanes::flatten_mut(up), Lanes::flatten_mut(few));
             if let Some(shared) = shared {
-                let inputs = Inputs::new(x, common_integers.as_ref());
+                let inputs = Inputs::new(x, common_integers.as_ref(), order);
                 while let Some(part) = common_parts.take() {
                     gate_up(&shared.weights, inputs, part, up, device.kernels());
                 }
@@ -157,15 +158,15 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                 let rows = part.rows.clone();
                 let inputs = match (&gathered, &integers) {
                     // One token is every row's.
-                    _ if x.rows() == 1 => Inputs::new(x, integers.as_ref()),
-                    (Some(gathered), _) => Inputs::new(gathered, None).row_range(rows),
+                    _ if x.rows() == 1 => Inputs::new(x, integers.as_ref(), order),
+                    (Some(gathered), _) => Inputs::new(gathered, None, order).row_range(rows),
                     (None, Some(integers)) if self.suit(part.row_piece, rows.len(), integers) => {
-                        Inputs::integers(integers).row_range(rows)
+                        Inputs::integers(integers, order).row_range(rows)
                     }
                     (None, _) => {
                         let few = &mut few[..rows.len() * x.cols()];
                         self.gather_into(rows.start, few);
-                        Inputs::floats(MatrixRef::new(few, rows.len(), x.cols()))
+                        Inputs::floats(MatrixRef::new(few, rows.len(), x.cols()), order)
                     }
                 };
                 gate_up(&weights, inputs, part, up, device.kernels());
@@ -195,7 +196,8 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     /// Whether both products of the chosen expert at this place take the integers, for so many rows.
     fn suit(&self, place: usize, rows: usize, integers: &Integers) -> bool {
         let ExpertMatrices { w1, w3, .. } = (self.weights)(self.dispatch.experts[place]);
-        [w1, w3].iter().all(|w| integers.suit(w, rows, self.device.kernels()))
+        let order = self.config.w1.arithmetic.order();
+        [w1, w3].iter().all(|w| integers.suit(w, rows, order, self.device.kernels()))
     }
 
     /// Each row's token.
@@ -241,11 +243,12 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let &Self { x, dispatch, shared, config, device, .. } = self;
         let kernels = device.kernels();
         let integers = self.routed_integers(routed);
-        let routed = Inputs::new(routed, integers.as_ref());
+        let order = config.w2.arithmetic.order();
+        let routed = Inputs::new(routed, integers.as_ref(), order);
         let common_integers = shared.and_then(|shared| {
             Integers::quantize(common, &shared.weights.w2, shared.config.w2.arithmetic, device)
         });
-        let common = Inputs::new(common, common_integers.as_ref());
+        let common = Inputs::new(common, common_integers.as_ref(), order);
         let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
         let cols = config.w2.rows_per_task.get().min(config.w2.out_features);
         let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(cols)));

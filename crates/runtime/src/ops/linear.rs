@@ -61,7 +61,7 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
         "the weight has the shape that its config was made for"
     );
     let integers = Integers::quantize(x, &w, config.arithmetic, device);
-    let inputs = Inputs::new(x, integers.as_ref());
+    let inputs = Inputs::new(x, integers.as_ref(), config.arithmetic.order());
     let mut out = Tensor::zeros(x.rows(), w.rows());
     let cuts = Cuts::Every(config.rows_per_task.get());
     let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, cuts));

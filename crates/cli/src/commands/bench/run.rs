@@ -45,8 +45,7 @@ pub(super) fn run(args: &BenchRunArgs) -> Result<()> {
     };
     let precision = args.precision.or_fast();
     for &threads in &plan.threads {
-        let configs =
-            OperatorConfigs::with_arithmetic(&model.hf, args.mesh.layout.layout(), precision.arithmetic)?;
+        let configs = OperatorConfigs::with_precision(&model.hf, args.mesh.layout.layout(), precision)?;
         let room = Room { cache: precision.cache, ..plan.room() };
         let mut session = {
             let device = DeviceArgs { threads, ..args.device() };

@@ -33,8 +33,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<()> {
 /// The model, ready for one sequence of `context` tokens; exact where nothing else is asked for.
 fn session(model: &OpenModel, context: usize, args: &EvalRunArgs) -> Result<Session> {
     let precision = args.precision.or_exact();
-    let configs =
-        OperatorConfigs::with_arithmetic(&model.hf, args.device.mesh.layout.layout(), precision.arithmetic)?;
+    let configs = OperatorConfigs::with_precision(&model.hf, args.device.mesh.layout.layout(), precision)?;
     let room = Room { cache: precision.cache, ..Room::one(context) };
     Session::open(model, configs, room, args.device)
 }

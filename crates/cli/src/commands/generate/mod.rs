@@ -2,7 +2,7 @@
 
 mod printer;
 mod prompts;
-mod settings;
+pub(super) mod settings;
 
 use crate::{
     args::GenerateArgs,

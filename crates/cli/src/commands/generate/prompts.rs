@@ -8,17 +8,18 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, error::ErrorKind};
-use dsv3_engine::{Bos, ChatOptions, ChatTemplate, Message, Tokenizer, TokenizerConfig, read_prompts};
+use dsv3_engine::{
+    Bos, ChatOptions, ChatStart, ChatTemplate, Message, Tokenizer, TokenizerConfig, read_prompts,
+};
 use dsv3_runtime::TokenId;
 use std::{
     io::{IsTerminal, Read, stdin},
     path::Path,
+    sync::Arc,
 };
 
 /// The longest prompt that is read from stdin. More text than any context holds.
 const LONGEST_STDIN: u64 = 64 << 20;
-/// What a prompt ends with where the template begins the model's thoughts in its place.
-const OPENED_THOUGHTS: &str = "<think>\n";
 /// A tokenizer without tokens, for checkpoints without a tokenizer: ids go in, ids come out, and all text is empty.
 const NO_TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
     "normalizer": null, "pre_tokenizer": null, "post_processor": null,
@@ -102,7 +103,7 @@ fn no_prompt() -> clap::Error {
 /// What turns texts into tokens.
 pub(super) struct Reader {
     /// The checkpoint's, or one without tokens.
-    pub(super) tokenizer: Tokenizer,
+    pub(super) tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     system: Option<String>,
 }
@@ -135,7 +136,7 @@ impl Reader {
             }
             note(format_args!("the checkpoint has no chat template: prompts are continued as plain text"));
         }
-        Ok(Self { tokenizer, template, system: args.system.clone() })
+        Ok(Self { tokenizer: Arc::new(tokenizer), template, system: args.system.clone() })
     }
 
     /// The prompts, ready to run.
@@ -172,7 +173,8 @@ impl Reader {
         let messages: Vec<Message> = system.chain([Message::new("user", text.as_str())]).collect();
         let rendered = template.render(&messages, &ChatOptions::default())?;
         let tokens = self.tokenizer.encode(&rendered, Bos::AsWritten)?;
-        Ok(Prompt { name, text, tokens, opens_thoughts: rendered.ends_with(OPENED_THOUGHTS) })
+        let opens_thoughts = ChatStart::after(&rendered) == ChatStart::Reasoning;
+        Ok(Prompt { name, text, tokens, opens_thoughts })
     }
 }
 

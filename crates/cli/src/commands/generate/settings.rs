@@ -45,14 +45,13 @@ impl Settings {
     ) -> Result<Self> {
         let max_new_tokens = args.sampling.max_new_tokens;
         let context = context(args.running.context, hf.max_position_embeddings, longest, max_new_tokens)?;
+        let sampling = sampling(&args.sampling, defaults)?;
         let request = Request {
-            sampling: sampling(&args.sampling, defaults)?,
             // Beyond every context: the context's end it is.
             max_new_tokens: max_new_tokens.unwrap_or(usize::MAX),
             eos_token_ids: end_tokens(defaults, hf, tokenizer),
             stop: args.sampling.stop,
-            skip_special: true,
-            logprobs: false,
+            ..Request::of(sampling)
         };
         Ok(Self {
             request,
@@ -72,6 +71,8 @@ impl Settings {
             "temperature": sampling.temperature(),
             "top_p": sampling.top_p(),
             "top_k": sampling.top_k(),
+            "min_p": sampling.min_p(),
+            "repetition_penalty": sampling.penalties().repetition,
             "seed": (!sampling.is_greedy()).then(|| sampling.seed()),
             "max_new_tokens": (self.request.max_new_tokens < usize::MAX).then_some(self.request.max_new_tokens),
             "max_seq_len": self.context,
@@ -93,7 +94,14 @@ impl fmt::Display for Settings {
             if sampling.top_k() > 0 {
                 write!(f, ", top-k {}", sampling.top_k())?;
             }
+            if sampling.min_p() > 0.0 {
+                write!(f, ", min-p {}", sampling.min_p())?;
+            }
             write!(f, ", seed {}", sampling.seed())?;
+        }
+        let penalty = sampling.penalties().repetition;
+        if penalty != 1.0 {
+            write!(f, ", repetition penalty {penalty}")?;
         }
         write!(f, "; context {}, cached in {}", self.context, self.cache)
     }
@@ -101,18 +109,19 @@ impl fmt::Display for Settings {
 
 /// Each value from the options, or else from generation_config.json, whose `do_sample` decides whether its
 /// temperature counts.
-fn sampling(args: &SamplingArgs, defaults: &GenerationConfig) -> Result<SamplingParams> {
+pub(in super::super) fn sampling(args: &SamplingArgs, defaults: &GenerationConfig) -> Result<SamplingParams> {
     let default_temperature = if defaults.do_sample { defaults.temperature } else { 0.0 };
     let temperature = args.temperature.unwrap_or(default_temperature);
-    if temperature == 0.0 {
-        return Ok(SamplingParams::GREEDY);
-    }
     let (top_k, top_p) = (args.top_k.unwrap_or(defaults.top_k), args.top_p.unwrap_or(defaults.top_p));
-    Ok(SamplingParams::new(temperature, top_k, top_p, args.seed.unwrap_or_else(random_seed))?)
+    Ok(defaults.with(temperature, top_k, top_p, args.seed.unwrap_or_else(random_seed))?)
 }
 
 /// The ids that end a text: those of generation_config.json, else those of config.json, else the tokenizer's.
-fn end_tokens(defaults: &GenerationConfig, hf: &HfConfig, tokenizer: &Tokenizer) -> Vec<TokenId> {
+pub(in super::super) fn end_tokens(
+    defaults: &GenerationConfig,
+    hf: &HfConfig,
+    tokenizer: &Tokenizer,
+) -> Vec<TokenId> {
     if !defaults.eos_token_ids.is_empty() {
         defaults.eos_token_ids.clone()
     } else if !hf.eos_token_ids.is_empty() {
@@ -123,7 +132,7 @@ fn end_tokens(defaults: &GenerationConfig, hf: &HfConfig, tokenizer: &Tokenizer)
 }
 
 /// The context to make state for: as asked, or as much as the prompts need and an answer is likely to.
-fn context(
+pub(in super::super) fn context(
     asked: Option<usize>,
     model_limit: usize,
     longest: usize,
@@ -161,8 +170,8 @@ mod tests {
             eos_token_ids: Vec::new(),
             do_sample: true,
             temperature: 0.6,
-            top_k: 0,
             top_p: 0.95,
+            ..GenerationConfig::default()
         };
         let with = |args: &SamplingArgs, defaults| sampling(args, defaults).unwrap();
         let seed_7 = SamplingArgs { seed: Some(7), ..NO_ARGS };

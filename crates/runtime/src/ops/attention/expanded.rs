@@ -31,6 +31,9 @@ pub struct Queries<'a> {
     pub values: &'a Tensor,
     /// Position of the first token.
     pub start: usize,
+    /// Whether a token's result is the same in a chunk of any length: the context is not cut into segments then, and only
+    /// heads are shared among threads.
+    pub any_chunk: bool,
 }
 
 /// What turns latents into keys and values: `kv_b_proj`, `[heads * (nope + v), kv_lora_rank]`.
@@ -85,7 +88,7 @@ impl Expanded<'_> {
     fn attend(&self, out: MatrixMut<'_>) {
         let heads = self.config.heads;
         let length = self.queries.start + out.rows();
-        let count = (TASKS / heads).min(length / SEGMENT).max(1);
+        let count = if self.queries.any_chunk { 1 } else { (TASKS / heads).min(length / SEGMENT).max(1) };
         let segments = Segments::new(length, count, BLOCK);
         let per_segment = self.strips() * self.state_lines();
         // [heads, segments, strips, lines of a state]

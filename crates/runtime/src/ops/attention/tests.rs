@@ -195,7 +195,8 @@ fn chunks_of_all_lengths_are_prefilled_as_defined() {
         let (weight, weights) = wkv_b(heads);
         let queries = random(tokens, heads * 16, 5);
         let prefill = |device: &Device, queries: &Tensor, start: usize| {
-            let (queries, expansion) = (Queries { values: queries, start }, Expansion { wkv_b: &weight });
+            let (queries, expansion) =
+                (Queries { values: queries, start, any_chunk: false }, Expansion { wkv_b: &weight });
             paged_attention_prefill(queries, expansion, &filled.cache, &filled.pages, &config, device)
                 .unwrap()
         };

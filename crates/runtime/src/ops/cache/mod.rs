@@ -128,8 +128,46 @@ impl LatentCache {
         page.0 as usize * self.page_bytes() + before * self.page_size
     }
 
-    fn page_bytes(&self) -> usize {
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
         self.page_size * self.planes.iter().map(Plane::row_bytes).sum::<usize>()
+    }
+
+    /// Copies a page.
+    ///
+    /// # Errors
+    /// A page that the cache does not have.
+    pub fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Error> {
+        self.check(&[from, to], 0)?;
+        let size = self.page_bytes();
+        let start = from.0 as usize * size;
+        self.bytes.copy_within(start..start + size, to.0 as usize * size);
+        Ok(())
+    }
+
+    /// Appends the bytes of a page, as they are stored.
+    ///
+    /// # Errors
+    /// A page that the cache does not have.
+    pub fn read_page(&self, page: PageId, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.check(&[page], 0)?;
+        out.extend_from_slice(self.page(page));
+        Ok(())
+    }
+
+    /// Takes the bytes of a page off the front of `bytes`.
+    ///
+    /// # Errors
+    /// A page that the cache does not have; fewer bytes than a page has.
+    pub fn write_page(&mut self, page: PageId, bytes: &mut &[u8]) -> Result<(), Error> {
+        self.check(&[page], 0)?;
+        let size = self.page_bytes();
+        let Some((front, rest)) = bytes.split_at_checked(size) else {
+            return Err(Error::Request(format!("{} bytes are left for a page of {size}", bytes.len())));
+        };
+        self.bytes[page.0 as usize * size..][..size].copy_from_slice(front);
+        *bytes = rest;
+        Ok(())
     }
 
     /// Checks that the pages cover positions `0..length` and lie in the cache.
@@ -266,6 +304,24 @@ mod tests {
         assert_eq!(cache.stored(&pages, 1, 6).len(), 2 * 4);
         assert_eq!(cache.stored(&pages, 3, 5).len(), 2 * 4);
         assert_eq!(cache.stored(&pages, 6, 6).len(), 0);
+    }
+
+    #[test]
+    fn a_page_is_copied_and_brought_back() {
+        for format in CacheFormat::ALL {
+            let mut cache = LatentCache::new(&CAPACITY, SHAPE, format).unwrap();
+            paged_fill_cache(&mut cache, &latents(1..4), 0, &[PageId(1)], &CONFIG).unwrap();
+            let expected = read(&cache, &[PageId(1)], 0..3);
+            cache.copy_page(PageId(1), PageId(3)).unwrap();
+            assert_eq!(read(&cache, &[PageId(3)], 0..3), expected);
+            let mut bytes = Vec::new();
+            cache.read_page(PageId(1), &mut bytes).unwrap();
+            assert_eq!(bytes.len(), cache.page_bytes());
+            cache.write_page(PageId(2), &mut &bytes[..]).unwrap();
+            assert_eq!(read(&cache, &[PageId(2)], 0..3), expected);
+            assert!(cache.write_page(PageId(2), &mut &bytes[1..]).is_err());
+            assert!(cache.copy_page(PageId(0), PageId(4)).is_err());
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl ContextCopy {
 }
 
 impl LatentCache {
-    fn page(&self, page: PageId) -> &[u8] {
+    pub(super) fn page(&self, page: PageId) -> &[u8] {
         &self.bytes[page.0 as usize * self.page_bytes()..][..self.page_bytes()]
     }
 }

@@ -1,0 +1,103 @@
+//! How requests begin.
+
+use std::cmp::Reverse;
+
+use super::{
+    Engine, Reuse, StreamEvent, Submission,
+    client::RequestId,
+    task::{Names, PromptLogprobs, Task},
+};
+use crate::sequence::Sequence;
+use crate::structured::Guide;
+use crate::{CachedPrefix, LanguageModel};
+
+impl<M: LanguageModel> Engine<M> {
+    /// The first choice of a request, with the others.
+    pub(super) fn task(&self, client: RequestId, submission: &Submission, guide: Option<&Guide>) -> Task {
+        let Submission { prompt, request } = submission;
+        let context = self.limits.context();
+        let sequence = |choice| Sequence::new(prompt, request, choice, guide.cloned(), (&self.pool, context));
+        Task {
+            forks: (1..request.choices).map(|choice| (choice, sequence(choice))).collect(),
+            prompt_logprobs: request.prompt_logprobs.map(PromptLogprobs::new),
+            ..Task::new(client, 0, sequence(0), Names::new(&request.cache_salt))
+        }
+    }
+
+    /// Lets requests begin, in their order, as long as there is room. The first for which there is none holds up the
+    /// others: a large one would never come to it otherwise.
+    pub(super) fn admit(&mut self) {
+        while let Some(mut task) = self.waiting.pop_front() {
+            if self.ends_at_once(&mut task) {
+                continue;
+            }
+            if self.running.len() + 1 + task.forks.len() > self.config.sequences
+                || !self.take_pages(&mut task)
+            {
+                self.waiting.push_front(task);
+                break;
+            }
+            self.start(&task);
+            self.running.push(task);
+        }
+        self.remove_ended();
+    }
+
+    /// Ends choices that are full before they have begun, where nothing is to be known of the prompt.
+    fn ends_at_once(&mut self, task: &mut Task) -> bool {
+        if task.prompt_logprobs.is_some() || task.sequence.tokens().len() > task.sequence.prompt_len() {
+            return false;
+        }
+        let Some(event) = task.sequence.end_at_limit() else { return false };
+        let client = self.clients.get_mut(&task.client).expect("a task has a client");
+        client.token(task.choice, event);
+        for (choice, fork) in &mut task.forks {
+            client.token(*choice, fork.end_at_limit().expect("all choices have one limit"));
+        }
+        true
+    }
+
+    /// Takes pages for all tokens and one more, on the row that has most of them in the cache already, or else most
+    /// room. Every sequence that runs there keeps a page to grow into.
+    fn take_pages(&mut self, task: &mut Task) -> bool {
+        let page_size = self.limits.page_size;
+        let growing = |row| self.running.iter().filter(|other| other.sequence.pages.row() == row).count();
+        let rows = 0..self.limits.rows;
+        let is_whole = task.prompt_logprobs.is_some() || self.config.reuse == Reuse::Off;
+        let mut prefixes = if is_whole {
+            rows.map(|row| CachedPrefix { row, pages: Vec::new() }).collect()
+        } else {
+            let names = task.names.of_prompt(&task.sequence, page_size);
+            self.pool.cached_prefixes(names, task.sequence.tokens())
+        };
+        let room = |row| self.pool.available(row).saturating_sub(growing(row));
+        prefixes.sort_by_key(|prefix| Reverse((prefix.pages.len(), room(prefix.row))));
+        let positions = (task.sequence.tokens().len() + 1).min(self.limits.context());
+        for prefix in prefixes {
+            if task.sequence.pages.adopt(&prefix, positions).is_err() {
+                continue;
+            }
+            if self.pool.available(prefix.row) >= growing(prefix.row) {
+                task.sequence.set_cached(prefix.pages.len() * page_size);
+                task.names.begin_at(prefix.pages.len());
+                return true;
+            }
+            task.sequence.pages.release();
+        }
+        false
+    }
+
+    /// Tells the client once.
+    fn start(&mut self, task: &Task) {
+        let client = self.clients.get_mut(&task.client).expect("a task has a client");
+        if client.has_started {
+            return;
+        }
+        client.has_started = true;
+        let (prompt_tokens, cached_tokens) = (task.sequence.prompt_len(), task.sequence.cached());
+        client.usage.cached_tokens = cached_tokens;
+        client.usage.queued = client.submitted.elapsed();
+        self.counts.begun(client.usage.queued, prompt_tokens, cached_tokens);
+        client.send(StreamEvent::Started { prompt_tokens, cached_tokens });
+    }
+}

@@ -1,0 +1,103 @@
+//! The log probabilities of a token and of the likeliest ones, by the model itself: before masks, biases, penalties,
+//! temperature and filters, as in vLLM.
+
+use std::cmp::Ordering;
+
+use dsv3_runtime::TokenId;
+use serde::Serialize;
+
+use crate::{Error, check_range};
+
+/// The most alternatives that can be asked for, as in the OpenAI interface.
+pub const MOST_TOP_LOGPROBS: usize = 20;
+
+/// Natural logarithms of probabilities at one position.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenLogprobs {
+    /// The token's.
+    pub logprob: f32,
+    /// The likeliest tokens', as many as were asked for, likeliest first; of equals, the lower id. The token itself is
+    /// among them only where it is one of the likeliest.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+impl TokenLogprobs {
+    /// Of a token and the `count` likeliest ones, from one row of logits `[vocab]` without NaN or +inf.
+    ///
+    /// # Panics
+    /// If the token has no logit.
+    pub fn of(logits: &[f32], token: TokenId, count: usize) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from((logit - max).exp())).sum();
+        let logprob = |logit: f32| (f64::from(logit - max) - sum.ln()) as f32;
+        Self {
+            logprob: logprob(logits[token.0 as usize]),
+            top: likeliest(logits, count).into_iter().map(|(token, logit)| (token, logprob(logit))).collect(),
+        }
+    }
+}
+
+/// Whether as many alternatives can be asked for.
+///
+/// # Errors
+/// [`Error::Parameter`] for more than [`MOST_TOP_LOGPROBS`].
+pub(crate) fn check_count(parameter: &'static str, count: Option<usize>) -> Result<(), Error> {
+    let count = count.unwrap_or(0);
+    check_range(parameter, count, count <= MOST_TOP_LOGPROBS, "at most 20")
+}
+
+/// The `count` highest logits, highest first.
+fn likeliest(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
+    let mut top: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
+    for (id, &logit) in (0..).zip(logits) {
+        if top.len() == count && top.last().is_none_or(|&(_, lowest)| logit <= lowest) {
+            continue;
+        }
+        let place = top.partition_point(|&(_, higher)| logit.total_cmp(&higher) != Ordering::Greater);
+        top.insert(place, (TokenId(id), logit));
+        top.truncate(count);
+    }
+    top
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_logprob_is_the_models_own() {
+        let probabilities = [0.1_f32, 0.6, 0.3];
+        let logits = probabilities.map(|probability| probability.ln() + 5.0);
+        let logprobs = TokenLogprobs::of(&logits, TokenId(2), 2);
+        // ln and +5 round once each at magnitude < 8, the differences and the sum's logarithm below that.
+        let near = |got: f32, expected: f32| (got - expected.ln()).abs() <= 4.0 * 8.0 * f32::EPSILON;
+        assert!(near(logprobs.logprob, 0.3), "{logprobs:?}");
+        assert_eq!(logprobs.top.iter().map(|(token, _)| token.0).collect::<Vec<_>>(), [1, 2]);
+        assert!(near(logprobs.top[0].1, 0.6) && logprobs.top[1].1 == logprobs.logprob, "{logprobs:?}");
+        assert!(TokenLogprobs::of(&logits, TokenId(0), 0).top.is_empty());
+    }
+
+    #[test]
+    fn more_alternatives_than_the_interface_has_are_refused() {
+        let error = check_count("top_logprobs", Some(21)).unwrap_err().to_string();
+        assert_eq!(error, "top_logprobs is 21, but must be at most 20");
+        check_count("top_logprobs", None).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn the_likeliest_are_those_of_a_full_sort(
+            halves in prop::collection::vec(-20..20_i32, 1..60),
+            count in 0..20_usize,
+        ) {
+            let logits: Vec<f32> = halves.iter().map(|&half| half as f32 / 2.0).collect();
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            order.truncate(count);
+            let ids: Vec<usize> = likeliest(&logits, count).iter().map(|(token, _)| token.0 as usize).collect();
+            prop_assert_eq!(ids, order);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The forms of answers as grammars in llguidance's Lark: tool calls in the words of the model's own format, and what may
+//! stand after thoughts, which have no form.
+
+use dsv3_engine::{ChatFormat, ChatStart, Constraint, Tokenizer, ToolFormat};
+use serde_json::{Map, Value};
+
+use crate::{
+    ApiError,
+    request::{
+        form::Form,
+        tools::{Function, ToolPlan},
+    },
+};
+
+const THINK: &str = "<think>";
+const END_THINK: &str = "</think>";
+const CALLS_BEGIN: &str = "<｜tool▁calls▁begin｜>";
+const CALLS_END: &str = "<｜tool▁calls▁end｜>";
+const CALL_BEGIN: &str = "<｜tool▁call▁begin｜>";
+/// What ends a call.
+pub(crate) const CALL_END: &str = "<｜tool▁call▁end｜>";
+/// Where llguidance reads how a schema's JSON is to be written.
+const OPTIONS: &str = "x-guidance";
+const SPACE: &str = r"[ \t]{1,64}|\r?\n[ \t]{0,64}";
+const SEPARATOR: &str = "<｜tool▁sep｜>";
+
+/// The constraint of a form on an answer that may begin with thoughts.
+pub(crate) fn of_form(
+    form: Form,
+    format: ChatFormat,
+    start: ChatStart,
+    tokenizer: &Tokenizer,
+) -> Constraint {
+    let rules = Rules { tokenizer };
+    if !format.reasoning || start == ChatStart::Content {
+        return match form {
+            Form::Json(schema) => Constraint::JsonSchema(with_bounded_space(schema)),
+            Form::Regex(regex) => Constraint::Regex(regex),
+            Form::Choice(choice) => Constraint::Lark(format!("start: {}", alternatives(&choice))),
+            Form::Grammar(grammar) => Constraint::Lark(grammar),
+        };
+    }
+    let answer = match form {
+        Form::Json(schema) => format!("answer: %json {}", with_bounded_space(schema)),
+        Form::Regex(regex) => format!("answer: /{}/", in_slashes(&regex)),
+        Form::Choice(choice) => format!("answer: {}", alternatives(&choice)),
+        Form::Grammar(grammar) => format!("answer: %lark {{\n{grammar}\n}}"),
+    };
+    let end = match tokenizer.token_id(END_THINK).filter(|&id| tokenizer.is_special(id)) {
+        None => "thoughts[lazy]: /(.|\\n)*<\\/think>/".to_owned(),
+        Some(id) => format!("thoughts: inside <[{}]>\ninside: /(.|\\n)*/", id.0),
+    };
+    let thinking = match start {
+        ChatStart::Reasoning => "thoughts".to_owned(),
+        _ => format!("({} thoughts)?", rules.tag(THINK)),
+    };
+    Constraint::Lark(format!("start: {thinking} space answer\n{end}\nspace: /[ \\n]{{0,4}}/\n{answer}\n"))
+}
+
+/// The constraint of an answer that must call one of these functions, thoughts first.
+///
+/// # Errors
+/// A model whose format has no calls.
+pub(crate) fn of_calls(
+    plan: &ToolPlan,
+    format: ChatFormat,
+    start: ChatStart,
+    tokenizer: &Tokenizer,
+) -> Result<Constraint, ApiError> {
+    let rules = Rules { tokenizer };
+    let (before, after, between) = match format.tools {
+        ToolFormat::DeepSeekV3 => ("\n```json\n", "\n```", "\n"),
+        ToolFormat::DeepSeekV31 => ("", "", ""),
+        ToolFormat::None => return Err(no_calls("tool_choice")),
+    };
+    let is_v3 = format.tools == ToolFormat::DeepSeekV3;
+    let call = |(index, function): (usize, &Function)| {
+        let Function { name, .. } = function;
+        let separator = rules.tag(SEPARATOR);
+        let head = if is_v3 {
+            format!("{} {separator} {}", quoted("function"), quoted(&format!("{name}{before}")))
+        } else {
+            format!("{} {separator}", quoted(name))
+        };
+        let tail = if after.is_empty() { String::new() } else { quoted(after) };
+        format!("call_{index}: {head} %json {} {tail}\n", with_bounded_space(function.schema()))
+    };
+    let calls: String = plan.forced.iter().enumerate().map(call).collect();
+    let any: Vec<String> = (0..plan.forced.len()).map(|index| format!("call_{index}")).collect();
+    let gap = if between.is_empty() { String::new() } else { quoted(between) };
+    let more = if plan.single { String::new() } else { format!("({gap} call)*") };
+    let [calls_begin, calls_end] = [CALLS_BEGIN, CALLS_END].map(|tag| rules.tag(tag));
+    let [call_begin, call_end] = [CALL_BEGIN, CALL_END].map(|tag| rules.tag(tag));
+    let any = any.join(" | ");
+    let grammar = format!(
+        "start: {calls_begin} call {more} {calls_end}\ncall: {call_begin} ({any}) {call_end}\n{calls}"
+    );
+    Ok(of_form(Form::Grammar(grammar), format, start, tokenizer))
+}
+
+/// Of tools where the model has no form for calling them.
+pub(crate) fn no_calls(field: &str) -> ApiError {
+    let message = format!("{field}: this model's chat template shows no form of tool calls");
+    ApiError::unsupported(field, message)
+}
+
+struct Rules<'a> {
+    tokenizer: &'a Tokenizer,
+}
+
+impl Rules<'_> {
+    /// A tag as it is written: text, or where it is a special token, that.
+    fn tag(&self, tag: &str) -> String {
+        match self.tokenizer.token_id(tag).filter(|&id| self.tokenizer.is_special(id)) {
+            Some(id) => format!("<[{}]>", id.0),
+            None => quoted(tag),
+        }
+    }
+}
+
+/// A schema that says how much white space there may be between two words of JSON: a line's end and its indentation. A weak
+/// model, or one that would rather say something else, goes on with white space to the context's end otherwise.
+fn with_bounded_space(schema: Value) -> Value {
+    let mut fields = match schema {
+        Value::Object(fields) => fields,
+        // Any JSON.
+        _ => Map::new(),
+    };
+    fields.entry(OPTIONS).or_insert_with(|| serde_json::json!({"whitespace_pattern": SPACE}));
+    Value::Object(fields)
+}
+
+/// A text as Lark writes it, which is as JSON does.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+fn alternatives(texts: &[String]) -> String {
+    texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(" | ")
+}
+
+/// An expression between slashes.
+fn in_slashes(regex: &str) -> String {
+    let mut out = String::with_capacity(regex.len());
+    let mut is_escaped = false;
+    for character in regex.chars() {
+        match character {
+            '/' if !is_escaped => out.push_str("\\/"),
+            '\n' => out.push_str(if is_escaped { "n" } else { "\\n" }),
+            other => out.push(other),
+        }
+        is_escaped = character == '\\' && !is_escaped;
+    }
+    out
+}
