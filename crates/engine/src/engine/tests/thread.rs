@@ -149,8 +149,7 @@ fn a_model_that_does_not_open_is_no_engine() {
 #[test]
 fn a_restart_finds_what_was_run_before() {
     let directory = tempfile::tempdir().unwrap();
-    let state =
-        crate::CacheState { directory: directory.path().to_owned(), fingerprint: "a model".to_owned() };
+    let state = CacheState { directory: directory.path().to_owned(), fingerprint: "a model".to_owned() };
     let config = EngineConfig { cache_state: Some(state.clone()), ..CONFIG };
     let request = submission(ids(0..23), 10);
     let answer = |engine: &EngineThread| {
@@ -170,7 +169,7 @@ fn a_restart_finds_what_was_run_before() {
     assert_eq!(answer(&second), 20);
     drop(second);
 
-    let state = crate::CacheState { fingerprint: "another".to_owned(), ..state };
+    let state = CacheState { fingerprint: "another".to_owned(), ..state };
     let other = start(EngineConfig { cache_state: Some(state), ..config });
     let error = other.restored().unwrap().as_ref().unwrap_err().to_string();
     assert!(error.contains("saved for another model"), "{error}");
