@@ -24,10 +24,7 @@ pub type MlpDecoderBlock = DecoderBlock<Mlp>;
 pub type MoeDecoderBlock = DecoderBlock<Moe>;
 
 /// What can be the second half of a decoder layer.
-pub trait FeedForward:
-    for<'a> Module<Hf = HfConfig, State = (), Input<'a> = Tensor, Output = Tensor>
-{
-}
+pub trait FeedForward: for<'a> Module<Hf = HfConfig, Input<'a> = Tensor, Output = Tensor> {}
 
 impl FeedForward for Mlp {}
 impl FeedForward for Moe {}
@@ -60,12 +57,20 @@ pub struct DecoderBlockConfig<F> {
     pub mlp: F,
 }
 
+/// State of [`DecoderBlock`].
+pub struct DecoderBlockState<S> {
+    /// The layer's cache.
+    pub mla: MlaState,
+    /// The second half's.
+    pub mlp: S,
+}
+
 impl<F: FeedForward> Module for DecoderBlock<F> {
     type Hf = HfConfig;
     type Weights<W> = DecoderBlockWeights<W, F::Weights<W>>;
     type PrefillConfig = DecoderBlockConfig<F::PrefillConfig>;
     type DecodeConfig = DecoderBlockConfig<F::DecodeConfig>;
-    type State = MlaState;
+    type State = DecoderBlockState<F::State>;
     type Input<'a> = Tensor;
     type Output = Tensor;
 
@@ -109,8 +114,11 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
         })
     }
 
-    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<MlaState, Error> {
-        Mla::create_state(hf, layout, capacity)
+    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<Self::State, Error> {
+        Ok(DecoderBlockState {
+            mla: Mla::create_state(hf, layout, capacity)?,
+            mlp: F::create_state(hf, layout, capacity)?,
+        })
     }
 
     /// # Shapes
@@ -122,11 +130,11 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
     ) -> Result<Tensor, Error> {
         let norm = Run { cfg: &cfg.mla_norm, w: &w.mla_norm, state: &mut (), device };
         let normed = RmsNorm::forward_prefill(&x, step, norm)?;
-        let mla = Run { cfg: &cfg.mla, w: &w.mla, state, device };
+        let mla = Run { cfg: &cfg.mla, w: &w.mla, state: &mut state.mla, device };
         let x = ops::add(x, &Mla::forward_prefill(normed, step, mla)?, device);
         let norm = Run { cfg: &cfg.mlp_norm, w: &w.mlp_norm, state: &mut (), device };
         let normed = RmsNorm::forward_prefill(&x, step, norm)?;
-        let mlp = Run { cfg: &cfg.mlp, w: &w.mlp, state: &mut (), device };
+        let mlp = Run { cfg: &cfg.mlp, w: &w.mlp, state: &mut state.mlp, device };
         Ok(ops::add(x, &F::forward_prefill(normed, step, mlp)?, device))
     }
 
@@ -139,11 +147,11 @@ impl<F: FeedForward> Module for DecoderBlock<F> {
     ) -> Result<Tensor, Error> {
         let norm = Run { cfg: &cfg.mla_norm, w: &w.mla_norm, state: &mut (), device };
         let normed = RmsNorm::forward_decode(&x, step, norm)?;
-        let mla = Run { cfg: &cfg.mla, w: &w.mla, state, device };
+        let mla = Run { cfg: &cfg.mla, w: &w.mla, state: &mut state.mla, device };
         let x = ops::add(x, &Mla::forward_decode(normed, step, mla)?, device);
         let norm = Run { cfg: &cfg.mlp_norm, w: &w.mlp_norm, state: &mut (), device };
         let normed = RmsNorm::forward_decode(&x, step, norm)?;
-        let mlp = Run { cfg: &cfg.mlp, w: &w.mlp, state: &mut (), device };
+        let mlp = Run { cfg: &cfg.mlp, w: &w.mlp, state: &mut state.mlp, device };
         Ok(ops::add(x, &F::forward_decode(normed, step, mlp)?, device))
     }
 }

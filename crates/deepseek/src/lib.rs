@@ -32,7 +32,8 @@ mod traffic;
 
 pub use collectives::{PlannedChunk, PlannedCollective, PlannedStep, planned_collectives};
 pub use decoder_block::{
-    DecoderBlock, DecoderBlockConfig, DecoderBlockWeights, FeedForward, MlpDecoderBlock, MoeDecoderBlock,
+    DecoderBlock, DecoderBlockConfig, DecoderBlockState, DecoderBlockWeights, FeedForward, MlpDecoderBlock,
+    MoeDecoderBlock,
 };
 pub use embedding::{Embedding, EmbeddingWeights};
 pub use experts::{Experts, ExpertsInput};
@@ -41,7 +42,7 @@ pub use lm_head::{LmHead, LmHeadConfig, LmHeadWeights};
 pub use mla::{Mla, MlaConfig, MlaState, MlaWeights};
 pub use mlp::{Mlp, MlpConfig, MlpWeights};
 pub use model::{Model, ModelConfig, ModelOutput, ModelState, ModelWeights};
-pub use moe::{Moe, MoeConfig, MoeWeights};
+pub use moe::{Moe, MoeConfig, MoeState, MoeWeights};
 pub use moe_gate::{MoeGate, MoeGateConfig, MoeGateWeights};
 pub use mtp::{Mtp, MtpConfig, MtpInput, MtpWeights};
 pub use plan::{HeldWeights, PlannedWeight, held_weights, plan_weights, scratch_bytes, usual_format};

@@ -1,13 +1,15 @@
 //! The whole model.
 
 use crate::{
-    decoder_block::{DecoderBlockConfig, DecoderBlockWeights, MlpDecoderBlock, MoeDecoderBlock},
+    decoder_block::{
+        DecoderBlockConfig, DecoderBlockState, DecoderBlockWeights, MlpDecoderBlock, MoeDecoderBlock,
+    },
     embedding::{Embedding, EmbeddingWeights},
     hf::HfConfig,
     lm_head::{LmHead, LmHeadConfig, LmHeadWeights},
     mla::MlaState,
     mlp::{MlpConfig, MlpWeights},
-    moe::{MoeConfig, MoeWeights},
+    moe::{MoeConfig, MoeState, MoeWeights},
     mtp::{Mtp, MtpConfig, MtpWeights},
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
     rope::Rope,
@@ -77,9 +79,9 @@ pub struct ModelConfig {
 
 /// State of [`Model`]: each layer's cache, and the table of rotations that they share.
 pub struct ModelState {
-    mlp_decoder_block: Vec<MlaState>,
-    moe_decoder_block: Vec<MlaState>,
-    mtp: Option<MlaState>,
+    mlp_decoder_block: Vec<DecoderBlockState<()>>,
+    moe_decoder_block: Vec<DecoderBlockState<MoeState>>,
+    mtp: Option<DecoderBlockState<MoeState>>,
 }
 
 impl ModelState {
@@ -94,25 +96,32 @@ impl ModelState {
         format: ops::CacheFormat,
     ) -> Result<Self, Error> {
         let rope = Rope::create_state(hf, layout, capacity)?;
-        let states = |count| (0..count).map(|_| MlaState::new(hf, rope.clone(), capacity, format)).collect();
-        let mtp: Result<Vec<_>, Error> = states(hf.mtp_layers);
+        let (mla, moe) = (|| MlaState::new(hf, rope.clone(), capacity, format), || MoeState::new(hf));
         Ok(Self {
-            mlp_decoder_block: states(hf.first_k_dense_replace)?,
-            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace)?,
-            mtp: mtp?.pop(),
+            mlp_decoder_block: states(hf.first_k_dense_replace, mla, || ())?,
+            moe_decoder_block: states(hf.num_hidden_layers - hf.first_k_dense_replace, mla, moe)?,
+            mtp: states(hf.mtp_layers, mla, moe)?.pop(),
         })
     }
 
     /// Bytes that all layers' caches hold of a page.
     pub fn page_bytes(&self) -> usize {
-        let layers = self.mlp_decoder_block.iter().chain(&self.moe_decoder_block).chain(&self.mtp);
-        layers.map(MlaState::page_bytes).sum()
+        let dense = self.mlp_decoder_block.iter().map(|layer| layer.mla.page_bytes());
+        let moe = self.moe_decoder_block.iter().chain(&self.mtp).map(|layer| layer.mla.page_bytes());
+        dense.chain(moe).sum()
     }
 
     /// Each layer's cache, the MTP layer's last.
     pub fn caches(&mut self) -> impl Iterator<Item = &mut ops::LatentCache> {
-        let layers = self.mlp_decoder_block.iter_mut().chain(&mut self.moe_decoder_block);
-        layers.chain(&mut self.mtp).map(MlaState::cache)
+        let dense = self.mlp_decoder_block.iter_mut().map(|layer| layer.mla.cache());
+        dense.chain(self.moe_decoder_block.iter_mut().chain(&mut self.mtp).map(|layer| layer.mla.cache()))
+    }
+
+    /// The number of the first MoE layer; and for each from there on how often each expert was chosen since this was last
+    /// asked, in the work of this row of the mesh. Counting begins when it is asked the first time.
+    pub fn take_chosen_experts(&mut self) -> (usize, Vec<Vec<u32>>) {
+        let layers = self.moe_decoder_block.iter_mut();
+        (self.mlp_decoder_block.len(), layers.map(|layer| layer.mlp.take_chosen()).collect())
     }
 }
 
@@ -266,6 +275,15 @@ fn has_mlp_layers(hf: &HfConfig) -> bool {
 
 fn has_moe_layers(hf: &HfConfig) -> bool {
     hf.first_k_dense_replace < hf.num_hidden_layers
+}
+
+/// A state for each of `count` layers.
+fn states<S>(
+    count: usize,
+    mla: impl Fn() -> Result<MlaState, Error>,
+    mlp: impl Fn() -> S,
+) -> Result<Vec<DecoderBlockState<S>>, Error> {
+    (0..count).map(|_| Ok(DecoderBlockState { mla: mla()?, mlp: mlp() })).collect()
 }
 
 /// Joins the layers of one kind: their one config, each one's weights and state.

@@ -51,12 +51,43 @@ pub struct MoeConfig {
     pub reduce_scatter: ReduceScatterConfig,
 }
 
+/// State of [`Moe`]: how often each expert was chosen, from when somebody first asked.
+#[derive(Debug)]
+pub struct MoeState {
+    experts: usize,
+    /// By expert; empty while nobody asks.
+    chosen: Vec<u32>,
+}
+
+impl MoeState {
+    /// Nothing is counted yet.
+    pub fn new(hf: &HfConfig) -> Self {
+        Self { experts: hf.moe().routed_experts, chosen: Vec::new() }
+    }
+
+    /// How often each expert was chosen since this was last asked. The first time all are zero, for nothing was counted.
+    pub fn take_chosen(&mut self) -> Vec<u32> {
+        self.chosen.resize(self.experts, 0);
+        std::mem::replace(&mut self.chosen, vec![0; self.experts])
+    }
+
+    /// Counts, if somebody asks.
+    fn count(&mut self, routing: &ops::Routing) {
+        if self.chosen.is_empty() {
+            return;
+        }
+        for &(expert, _) in (0..routing.tokens()).flat_map(|token| routing.token(token)) {
+            self.chosen[expert] += 1;
+        }
+    }
+}
+
 impl Module for Moe {
     type Hf = HfConfig;
     type Weights<W> = MoeWeights<W>;
     type PrefillConfig = MoeConfig;
     type DecodeConfig = MoeConfig;
-    type State = ();
+    type State = MoeState;
     type Input<'a> = Tensor;
     type Output = Tensor;
 
@@ -101,8 +132,8 @@ impl Module for Moe {
         })
     }
 
-    fn create_state(_: &HfConfig, _: Layout, _: &Capacity) -> Result<(), Error> {
-        Ok(())
+    fn create_state(hf: &HfConfig, _: Layout, _: &Capacity) -> Result<MoeState, Error> {
+        Ok(MoeState::new(hf))
     }
 
     /// # Shapes
@@ -113,8 +144,9 @@ impl Module for Moe {
         Run { cfg, w, state, device }: PrefillRun<'_, Self>,
     ) -> Result<Tensor, Error> {
         let x = &device.all_gather(x, &cfg.all_gather)?; // [tokens, hidden]
-        let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
+        let gate = Run { cfg: &cfg.gate, w: &w.gate, state: &mut (), device };
         let routing = MoeGate::forward_prefill(x, step, gate)?;
+        state.count(&routing);
         let sum = mixture(x, routing, cfg, w, device)?; // [tokens, hidden]
         device.reduce_scatter(sum, &cfg.reduce_scatter)
     }
@@ -127,8 +159,9 @@ impl Module for Moe {
         Run { cfg, w, state, device }: DecodeRun<'_, Self>,
     ) -> Result<Tensor, Error> {
         let x = &device.all_gather(x, &cfg.all_gather)?; // [users, hidden]
-        let gate = Run { cfg: &cfg.gate, w: &w.gate, state, device };
+        let gate = Run { cfg: &cfg.gate, w: &w.gate, state: &mut (), device };
         let routing = MoeGate::forward_decode(x, step, gate)?;
+        state.count(&routing);
         let sum = mixture(x, routing, cfg, w, device)?; // [users, hidden]
         device.reduce_scatter(sum, &cfg.reduce_scatter)
     }

@@ -3,14 +3,13 @@
 //! under the MTP layer are not read.
 
 use crate::{
-    decoder_block::{DecoderBlockConfig, DecoderBlockWeights, MoeDecoderBlock},
+    decoder_block::{DecoderBlockConfig, DecoderBlockState, DecoderBlockWeights, MoeDecoderBlock},
     embedding::{Embedding, EmbeddingWeights},
     hf::HfConfig,
     kinds,
     lm_head::{LmHead, LmHeadConfig, LmHeadWeights},
-    mla::MlaState,
     model::ModelOutput,
-    moe::{MoeConfig, MoeWeights},
+    moe::{MoeConfig, MoeState, MoeWeights},
     rms_norm::{RmsNorm, RmsNormConfig, RmsNormWeights},
     rows, spec,
 };
@@ -83,7 +82,7 @@ impl Module for Mtp {
     type Weights<W> = MtpWeights<W>;
     type PrefillConfig = MtpConfig;
     type DecodeConfig = MtpConfig;
-    type State = MlaState;
+    type State = DecoderBlockState<MoeState>;
     type Input<'a> = MtpInput<'a>;
     type Output = ModelOutput;
 
@@ -134,7 +133,7 @@ impl Module for Mtp {
         })
     }
 
-    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<MlaState, Error> {
+    fn create_state(hf: &HfConfig, layout: Layout, capacity: &Capacity) -> Result<Self::State, Error> {
         MoeDecoderBlock::create_state(hf, layout, capacity)
     }
 

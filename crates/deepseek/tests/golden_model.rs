@@ -53,6 +53,28 @@ fn logits_of_a_prompt_at_once_in_chunks_and_token_by_token() {
 }
 
 #[test]
+fn chosen_experts_are_counted_once_somebody_asks() {
+    let case = &CASES[0];
+    let ((hf, stages), tokens) = (stages(case), case.golden().tokens("tokens"));
+    let mut state = stages.state();
+    stages.prefill(&tokens[..5], 0, &mut state);
+    let (first_layer, nothing) = state.take_chosen_experts();
+    assert_eq!((first_layer, nothing.len()), (hf.first_k_dense_replace, hf.num_hidden_layers - first_layer));
+    assert!(nothing.iter().all(|layer| *layer == vec![0; hf.moe().routed_experts]), "{nothing:?}");
+
+    stages.prefill(&tokens[5..12], 5, &mut state);
+    stages.decode(&tokens[12..13], 12, &mut state);
+    let (_, chosen) = state.take_chosen_experts();
+    for layer in chosen {
+        // Each of eight tokens goes to as many experts, and to each once.
+        assert_eq!(layer.iter().sum::<u32>() as usize, 8 * hf.moe().experts_per_token, "{layer:?}");
+        assert!(layer.iter().all(|&count| count <= 8), "{layer:?}");
+    }
+    let (_, again) = state.take_chosen_experts();
+    assert_eq!(again, nothing);
+}
+
+#[test]
 fn sixty_four_greedy_tokens() {
     for case in CASES {
         let ((_, stages), golden) = (stages(case), case.golden());

@@ -85,7 +85,7 @@ pub use generate::{Generation, Generator, Rate, Timings};
 pub use generation_config::GenerationConfig;
 pub use gguf::GgufTokenizer;
 pub use logprobs::{MOST_TOP_LOGPROBS, TokenLogprobs};
-pub use model::{LanguageModel, ModelLimits};
+pub use model::{ChosenExperts, LanguageModel, ModelLimits};
 pub use pages::{CachedPrefix, KeptPage, PageKey, PagePool, PageTable, PageUse};
 pub use prompts::read_prompts;
 pub use ranks::{LEADER, Leader, decode_message_bytes, follow, prefill_message_bytes};

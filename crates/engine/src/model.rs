@@ -2,6 +2,8 @@
 
 use dsv3_runtime::{DecodeStep, PageId, PrefillStep, Tensor, TokenId};
 
+use serde::Serialize;
+
 use crate::Error;
 
 /// What a model with its state can hold.
@@ -45,6 +47,15 @@ impl ModelLimits {
     }
 }
 
+/// How often the experts of a mixture were chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ChosenExperts {
+    /// The number of the first layer that has experts.
+    pub first_layer: usize,
+    /// By layer from there on, and expert.
+    pub counts: Vec<Vec<u32>>,
+}
+
 /// A language model with its state: a cache of pages that the caller hands out.
 pub trait LanguageModel {
     /// What the model and its state can hold; constant.
@@ -81,6 +92,12 @@ pub trait LanguageModel {
     /// # Errors
     /// A page that the state does not have.
     fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error>;
+
+    /// Which experts its tokens went to since this was last asked; the first time none, for counting begins then. None of a
+    /// model without experts.
+    fn take_chosen_experts(&mut self) -> Option<ChosenExperts> {
+        None
+    }
 
     /// Bytes that all layers hold of a page. None where pages cannot be brought out and back.
     fn page_bytes(&self) -> Option<usize> {
@@ -127,6 +144,10 @@ impl<M: LanguageModel + ?Sized> LanguageModel for &mut M {
 
     fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), dsv3_runtime::Error> {
         (**self).copy_page(row, from, to)
+    }
+
+    fn take_chosen_experts(&mut self) -> Option<ChosenExperts> {
+        (**self).take_chosen_experts()
     }
 
     fn page_bytes(&self) -> Option<usize> {

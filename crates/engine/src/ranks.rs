@@ -13,7 +13,7 @@ use dsv3_mesh::{Group, Mesh, Rank};
 use dsv3_runtime::{DecodeStep, LogitRows, PageId, PrefillStep, Tensor, TokenId};
 use serde::{Deserialize, Serialize};
 
-use crate::{LanguageModel, ModelLimits};
+use crate::{ChosenExperts, LanguageModel, ModelLimits};
 
 /// The rank that decides.
 pub const LEADER: Rank = Rank(0);
@@ -251,6 +251,11 @@ impl<M: LanguageModel> LanguageModel for Leader<M> {
             tell(&self.mesh, &Message::CopyPage { row, from, to })?;
         }
         self.model.copy_page(row, from, to)
+    }
+
+    /// Of what its row ran.
+    fn take_chosen_experts(&mut self) -> Option<ChosenExperts> {
+        self.model.take_chosen_experts()
     }
 
     /// None where other ranks have parts of it.

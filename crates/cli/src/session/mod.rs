@@ -6,7 +6,7 @@ mod share;
 use crate::{args::DeviceArgs, model::OpenModel, operator_configs::OperatorConfigs};
 use anyhow::{Result, bail};
 use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
-use dsv3_engine::{LanguageModel, Leader, ModelLimits};
+use dsv3_engine::{ChosenExperts, LanguageModel, Leader, ModelLimits};
 use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, PageId, PrefillStep, Tensor, TokenId, Weight,
@@ -175,6 +175,10 @@ impl LanguageModel for Session {
 
     fn copy_page(&mut self, row: usize, from: PageId, to: PageId) -> Result<(), Error> {
         self.leader.copy_page(row, from, to)
+    }
+
+    fn take_chosen_experts(&mut self) -> Option<ChosenExperts> {
+        self.leader.take_chosen_experts()
     }
 
     fn page_bytes(&self) -> Option<usize> {

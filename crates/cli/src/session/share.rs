@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::Result;
 use dsv3_deepseek::{Model, ModelState, ModelWeights};
-use dsv3_engine::{LanguageModel, ModelLimits};
+use dsv3_engine::{ChosenExperts, LanguageModel, ModelLimits};
 use dsv3_mesh::{Axis, Layout};
 use dsv3_runtime::{
     DecodeStep, Device, Error, Module, PageId, PrefillStep, RunConfig, Tensor, TokenId, Weight,
@@ -85,6 +85,11 @@ impl LanguageModel for Share {
             return Ok(());
         }
         self.state.caches().try_for_each(|cache| cache.copy_page(from, to))
+    }
+
+    fn take_chosen_experts(&mut self) -> Option<ChosenExperts> {
+        let (first_layer, counts) = self.state.take_chosen_experts();
+        (!counts.is_empty()).then_some(ChosenExperts { first_layer, counts })
     }
 
     fn page_bytes(&self) -> Option<usize> {

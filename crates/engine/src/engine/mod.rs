@@ -38,7 +38,8 @@ pub use thread::{EngineHandle, EngineThread, Health, Ticket};
 
 use crate::structured::{Guide, Guides};
 use crate::{
-    CacheReport, CacheState, Error, LanguageModel, ModelLimits, PagePool, Request, Tokenizer, check_range,
+    CacheReport, CacheState, ChosenExperts, Error, LanguageModel, ModelLimits, PagePool, Request, Tokenizer,
+    check_range,
 };
 
 /// A prompt, and what is asked for.
@@ -161,6 +162,11 @@ impl<M: LanguageModel> Engine<M> {
     /// several devices.
     pub fn restore_cache(&mut self, state: &CacheState) -> Result<CacheReport, Error> {
         self.state(state).restore(&self.pool, &mut self.model)
+    }
+
+    /// Which experts were chosen since this was last asked; see [`LanguageModel::take_chosen_experts`].
+    pub fn take_chosen_experts(&mut self) -> Option<ChosenExperts> {
+        self.model.take_chosen_experts()
     }
 
     /// Saves the pages that are kept.

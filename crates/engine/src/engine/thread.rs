@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use super::client::Sink;
 use super::{Engine, EngineConfig, RequestId, Snapshot, StreamEvent, Submission, check};
 use crate::structured::{Guide, Guides};
-use crate::{CacheReport, Error, LanguageModel, ModelLimits, Tokenizer};
+use crate::{CacheReport, ChosenExperts, Error, LanguageModel, ModelLimits, Tokenizer};
 
 /// Whether an engine takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +53,7 @@ enum Command {
     Submit(RequestId, Box<(Submission, Option<Guide>)>, Sink),
     Cancel(RequestId),
     Save(mpsc::Sender<Saved>),
+    ChosenExperts(mpsc::Sender<Option<ChosenExperts>>),
     Shutdown { drain: bool },
 }
 
@@ -182,11 +183,25 @@ impl EngineHandle {
     /// # Errors
     /// As [`Engine::save_cache`]; a config that says no place; an engine that has ended.
     pub fn save_cache(&self) -> Result<CacheReport, Error> {
-        let (sender, saved) = mpsc::channel();
-        let sent = self.commands.send(Command::Save(sender));
+        self.ask(Command::Save)?
+    }
+
+    /// Which experts were chosen since this was last asked, up to now; see [`LanguageModel::take_chosen_experts`]. Waits
+    /// for the step that runs.
+    ///
+    /// # Errors
+    /// An engine that has ended.
+    pub fn take_chosen_experts(&self) -> Result<Option<ChosenExperts>, Error> {
+        self.ask(Command::ChosenExperts)
+    }
+
+    /// Asks the engine's thread between two steps.
+    fn ask<T>(&self, command: impl FnOnce(mpsc::Sender<T>) -> Command) -> Result<T, Error> {
+        let (sender, answer) = mpsc::channel();
+        let sent = self.commands.send(command(sender));
         let ended = || self.shared.check_health().err().unwrap_or(Error::ShuttingDown);
         sent.map_err(|_| ended())?;
-        saved.recv().map_err(|_| ended())?
+        answer.recv().map_err(|_| ended())
     }
 
     /// What the engine did up to its last step.
@@ -322,6 +337,9 @@ fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mps
                 Command::Cancel(id) => engine.cancel(id),
                 Command::Save(saved) => {
                     let _ = saved.send(save(engine, shared));
+                }
+                Command::ChosenExperts(chosen) => {
+                    let _ = chosen.send(engine.take_chosen_experts());
                 }
                 Command::Shutdown { drain } => {
                     is_ending = true;
