@@ -13,6 +13,8 @@ pub struct ServerConfig {
     pub api_keys: Vec<String>,
     /// Web pages of these origins may ask; `*` is any.
     pub cors_origins: Vec<String>,
+    /// Whether clients may watch which experts are chosen.
+    pub experts: bool,
     /// What one client may take.
     pub limits: Limits,
     /// How requests are logged.
@@ -62,6 +64,7 @@ impl Default for ServerConfig {
             port: 8080,
             api_keys: Vec::new(),
             cors_origins: Vec::new(),
+            experts: true,
             limits: Limits::default(),
             log: LogFormat::Text,
             log_prompts: false,

@@ -48,6 +48,9 @@ pub(crate) struct ListenArgs {
     /// Let web pages of this origin ask, as https://example.org; may be given several times, and * is any
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) cors_origin: Vec<String>,
+    /// Let the chat page show which experts fire, also where the address lets other machines in
+    #[arg(long)]
+    pub(crate) watch_experts: bool,
     /// How requests are logged to stderr
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogArg::Text)]
     pub(crate) log: LogArg,
@@ -116,7 +119,10 @@ pub(crate) enum LogArg {
 }
 
 fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&value| value > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
+    text.parse()
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| "expected a whole number, 1 or more".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -57,7 +57,7 @@ fn one_error(error: ServeError<anyhow::Error>) -> anyhow::Error {
 }
 
 fn server_config(args: &ServeArgs) -> Result<ServerConfig> {
-    let ListenArgs { host, port, log_prompts, cors_origin, .. } = &args.listen;
+    let ListenArgs { host, port, log_prompts, cors_origin, watch_experts, .. } = &args.listen;
     let api_keys = api_keys(&args.listen)?;
     if api_keys.is_empty() && !is_loopback(host) {
         note(format_args!("warning: anybody who can reach {host} is served: --api-key-file names who may"));
@@ -68,6 +68,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig> {
         port: *port,
         api_keys,
         cors_origins: cors_origin.clone(),
+        experts: *watch_experts || is_loopback(host),
         limits: Limits {
             body: limits.max_body,
             prompt: limits.max_prompt.unwrap_or(usize::MAX),

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod experts;
 mod health;
 mod models;
 mod tokenize;
@@ -143,6 +144,8 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
     let (routes, open, document) = described();
     let routes = routes
         .route("/openapi.json", get(openapi))
+        // The page's own, and endless: not for who goes through the document.
+        .route("/v1/experts", get(experts::experts))
         .layer(Extension(Arc::new(document)))
         .layer(middleware::from_fn_with_state(Arc::clone(app), auth::check));
     let router = routes

@@ -3,6 +3,7 @@
 mod answers;
 mod forms;
 mod limits;
+mod page;
 mod refusals;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -14,8 +15,8 @@ use axum::{
     response::Response,
 };
 use dsv3_engine::{
-    Bos, ChatTemplate, EngineConfig, EngineThread, Error, GenerationConfig, ModelLimits, NamedTemplate, Snapshot,
-    TokenizerConfig,
+    Bos, ChatTemplate, EngineConfig, EngineThread, Error, GenerationConfig, ModelLimits, NamedTemplate,
+    Snapshot, TokenizerConfig,
     testing::{self, EOS, FakeModel, VOCAB_SIZE, hashed, one_hot, tokenizer},
 };
 use dsv3_runtime::TokenId;
