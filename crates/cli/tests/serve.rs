@@ -132,12 +132,18 @@ fn a_question_is_answered_whole_and_streamed_and_the_server_ends_when_told() {
     assert!(server.said.contains("greedy; context 2048"), "{}", server.said);
     assert!(server.open("GET", "/health", "").rest().starts_with("HTTP/1.1 200"));
     let answer = server.json(CHAT, &question(&json!({})));
-    assert_eq!((&answer["model"], &answer["choices"][0]["finish_reason"]), (&json!("dsv3-tiny"), &json!("stop")));
+    assert_eq!(
+        (&answer["model"], &answer["choices"][0]["finish_reason"]),
+        (&json!("dsv3-tiny"), &json!("stop"))
+    );
     assert!(answer["choices"][0]["message"]["content"].as_str().unwrap().ends_with("= 85"), "{answer}");
     let stream = server.post(CHAT, &question(&json!({"stream": true}))).rest();
     assert!(stream.contains("text/event-stream") && stream.contains("data: [DONE]"), "{stream}");
     let refused = server.post(CHAT, &question(&json!({"temperature": -1}))).rest();
-    assert!(refused.starts_with("HTTP/1.1 400") && refused.contains("\"param\":\"temperature\""), "{refused}");
+    assert!(
+        refused.starts_with("HTTP/1.1 400") && refused.contains("\"param\":\"temperature\""),
+        "{refused}"
+    );
     server.signal("INT");
     let run = server.wait().success();
     assert!(run.stderr.contains("answered") && !run.stderr.contains("What is 27"), "{}", run.stderr);
@@ -147,7 +153,9 @@ fn a_question_is_answered_whole_and_streamed_and_the_server_ends_when_told() {
 fn a_stream_is_finished_before_the_server_ends_and_a_second_signal_does_not_wait() {
     let place = Workplace::new();
     let server = Server::start(&place, &[]);
-    let long = question(&json!({"stream": true, "temperature": 50, "ignore_eos": true, "max_tokens": 300, "seed": 1}));
+    let long = question(
+        &json!({"stream": true, "temperature": 50, "ignore_eos": true, "max_tokens": 300, "seed": 1}),
+    );
     let mut stream = server.post(CHAT, &long);
     while !stream.line().starts_with("data: ") {}
     server.signal("TERM");

@@ -98,7 +98,9 @@ impl App {
         match served.engine.health() {
             Health::Ready => Ok(served),
             Health::ShuttingDown => Err(ApiError::unavailable("the server is shutting down", None)),
-            Health::Failed(message) => Err(ApiError::unavailable(format!("the engine has failed: {message}"), None)),
+            Health::Failed(message) => {
+                Err(ApiError::unavailable(format!("the engine has failed: {message}"), None))
+            }
         }
     }
 

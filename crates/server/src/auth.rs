@@ -44,7 +44,11 @@ pub(crate) async fn check(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if app.keys.admit(request.headers()) { Ok(next.run(request).await) } else { Err(ApiError::unauthorized()) }
+    if app.keys.admit(request.headers()) {
+        Ok(next.run(request).await)
+    } else {
+        Err(ApiError::unauthorized())
+    }
 }
 
 #[cfg(test)]
@@ -62,7 +66,15 @@ mod tests {
             keys.admit(&headers)
         };
         assert!(admits(Some("Bearer one")) && admits(Some("bearer two")));
-        for value in [None, Some(""), Some("Bearer"), Some("Bearer "), Some("Bearer on"), Some("Basic one"), Some("one")] {
+        for value in [
+            None,
+            Some(""),
+            Some("Bearer"),
+            Some("Bearer "),
+            Some("Bearer on"),
+            Some("Basic one"),
+            Some("one"),
+        ] {
             assert!(!admits(value), "{value:?}");
         }
         assert!(Keys::new(&[]).admit(&HeaderMap::new()));

@@ -68,7 +68,9 @@ pub(crate) fn fields<T: DeserializeOwned>(object: &Value) -> Result<T, ApiError>
         match (path.as_str(), missing) {
             (".", Some(name)) => ApiError::field(name, format!("{name} is missing")),
             (".", None) => ApiError::body(message),
-            (path, Some(name)) => ApiError::field(format!("{path}.{name}"), format!("{path}.{name} is missing")),
+            (path, Some(name)) => {
+                ApiError::field(format!("{path}.{name}"), format!("{path}.{name} is missing"))
+            }
             (path, None) => ApiError::field(path, format!("{path}: {message}")),
         }
     })

@@ -105,7 +105,8 @@ impl ApiError {
 
     /// 401.
     pub(crate) fn unauthorized() -> Self {
-        let message = "this server needs an API key, as in `Authorization: Bearer KEY`: none was given, or another";
+        let message =
+            "this server needs an API key, as in `Authorization: Bearer KEY`: none was given, or another";
         Self { code: Some("invalid_api_key"), ..Self::invalid(StatusCode::UNAUTHORIZED, message) }
     }
 

@@ -25,12 +25,7 @@ const SPACE: &str = r"[ \t]{1,64}|\r?\n[ \t]{0,64}";
 const SEPARATOR: &str = "<｜tool▁sep｜>";
 
 /// The constraint of a form on an answer that may begin with thoughts.
-pub(crate) fn of_form(
-    form: Form,
-    format: ChatFormat,
-    start: ChatStart,
-    tokenizer: &Tokenizer,
-) -> Constraint {
+pub(crate) fn of_form(form: Form, format: ChatFormat, start: ChatStart, tokenizer: &Tokenizer) -> Constraint {
     let rules = Rules { tokenizer };
     if !format.reasoning || start == ChatStart::Content {
         return match form {

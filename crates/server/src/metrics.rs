@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::AtomicI64,
-    },
+    sync::{Arc, OnceLock, atomic::AtomicI64},
 };
 
 use dsv3_engine::{Histogram, Snapshot};
@@ -65,8 +62,7 @@ impl Metrics {
 
     /// A response is on its way. `path` is one of the server's own, so that there are not as many as clients make up.
     pub(crate) fn responded(&self, path: &str, status: u16) {
-        let labels =
-            vec![("path".to_owned(), path.to_owned()), ("status".to_owned(), status.to_string())];
+        let labels = vec![("path".to_owned(), path.to_owned()), ("status".to_owned(), status.to_string())];
         self.requests.get_or_create(&labels).inc();
     }
 
@@ -110,7 +106,12 @@ impl Collector for EngineCounts {
         }
         for (name, help, histogram) in histograms(&counts) {
             let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            metric.encode_histogram::<NoLabelSet>(histogram.sum(), histogram.count(), &buckets(histogram), None)?;
+            metric.encode_histogram::<NoLabelSet>(
+                histogram.sum(),
+                histogram.count(),
+                &buckets(histogram),
+                None,
+            )?;
         }
         Ok(())
     }
@@ -118,7 +119,7 @@ impl Collector for EngineCounts {
 
 /// Upper ends and counts; the encoder adds them up.
 fn buckets(histogram: &Histogram) -> Vec<(f64, u64)> {
-    let ends = histogram.bounds().iter().copied().chain([f64::MAX]);
+    let ends = histogram.bounds().iter().copied().chain([f64::INFINITY]);
     ends.zip(histogram.counts().iter().copied()).collect()
 }
 

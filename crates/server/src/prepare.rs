@@ -72,7 +72,9 @@ impl Served {
             return Err(ApiError::unsupported(field, message));
         }
         if let Some(field) = message::bad_calls(messages) {
-            let message = format!("{field}: expected calls as {{\"id\", \"type\", \"function\": {{\"name\", \"arguments\"}}}}");
+            let message = format!(
+                "{field}: expected calls as {{\"id\", \"type\", \"function\": {{\"name\", \"arguments\"}}}}"
+            );
             return Err(ApiError::field(field, message));
         }
         let rendered = template.render(messages, options)?;
@@ -84,11 +86,16 @@ impl Served {
     ///
     /// # Errors
     /// 400, with the field; 404 for another model.
-    pub(crate) fn prepare_chat(&self, app: &App, request: &ChatRequest) -> Result<(Submission, ChatJob), ApiError> {
+    pub(crate) fn prepare_chat(
+        &self,
+        app: &App,
+        request: &ChatRequest,
+    ) -> Result<(Submission, ChatJob), ApiError> {
         let ChatRequest { common, chat } = request;
         self.check_name(common.model.as_deref())?;
         let stream_options = common.stream_options()?;
-        let template_format = self.info.template.as_ref().map_or(ChatFormat::PLAIN, |template| template.format());
+        let template_format =
+            self.info.template.as_ref().map_or(ChatFormat::PLAIN, |template| template.format());
         let plan = tools::plan(&request.tools()?, chat.tool_choice.as_ref(), chat.parallel_tool_calls)?;
         if plan.is_on && template_format.tools == dsv3_engine::ToolFormat::None {
             return Err(grammar::no_calls("tools"));
@@ -135,7 +142,8 @@ impl Served {
             });
         }
         if let Some((_, field)) = form {
-            let message = format!("{field} gives the answer a form, and tool_choice asks for a call in its place");
+            let message =
+                format!("{field} gives the answer a form, and tool_choice asks for a call in its place");
             return Err(ApiError::field(field, message));
         }
         Ok((Some(grammar::of_calls(plan, format, start, tokenizer)?), "tools"))
@@ -202,7 +210,8 @@ fn in_prompt(error: &Error) -> ApiError {
 fn check_prompt(app: &App, prompt: &[TokenId], field: &str) -> Result<(), ApiError> {
     let limit = app.config.limits.prompt;
     if prompt.len() > limit {
-        let message = format!("the prompt has {} tokens, and this server takes {limit} at most", prompt.len());
+        let message =
+            format!("the prompt has {} tokens, and this server takes {limit} at most", prompt.len());
         return Err(ApiError::field(field, message));
     }
     Ok(())

@@ -158,7 +158,10 @@ impl Server {
             }
         }
         drop(listener);
-        tracing::info!(streams = self.app.metrics.open_streams(), "shutting down: a second signal does not wait");
+        tracing::info!(
+            streams = self.app.metrics.open_streams(),
+            "shutting down: a second signal does not wait"
+        );
         let is_drained = tokio::select! {
             () = connections.drain() => true,
             () = time::sleep(self.app.config.limits.drain_time) => false,

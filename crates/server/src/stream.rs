@@ -86,6 +86,8 @@ where
         app.metrics.stream_closed(end.is_err());
     };
     tokio::spawn(task.in_current_span());
-    let events = stream::poll_fn(move |context| receiver.poll_recv(context).map(|event| event.map(Ok::<_, Infallible>)));
+    let events = stream::poll_fn(move |context| {
+        receiver.poll_recv(context).map(|event| event.map(Ok::<_, Infallible>))
+    });
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }

@@ -116,7 +116,10 @@ pub(crate) enum LogArg {
 }
 
 fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&value| value > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
+    text.parse()
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| "expected a whole number, 1 or more".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -60,8 +60,18 @@ pub(crate) struct ChatFields {
 
 /// Those of [`ChatFields`].
 pub(crate) const NAMES: &[&str] = &[
-    "messages", "max_completion_tokens", "max_tokens", "logprobs", "top_logprobs", "tools", "tool_choice",
-    "parallel_tool_calls", "chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message",
+    "messages",
+    "max_completion_tokens",
+    "max_tokens",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
 ];
 
 impl ChatRequest {

@@ -39,7 +39,10 @@ pub(crate) struct CompletionFields {
 
 /// One prompt, or several.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a text, a list of texts, a list of token ids, or a list of such lists")]
+#[serde(
+    untagged,
+    expecting = "expected a text, a list of texts, a list of token ids, or a list of such lists"
+)]
 pub(crate) enum Prompt {
     /// A text.
     Text(String),

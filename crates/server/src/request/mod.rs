@@ -154,7 +154,9 @@ impl Common {
     /// Several forms.
     pub(crate) fn form(&self) -> Result<Option<(form::Form, &'static str)>, ApiError> {
         let mut forms = Vec::new();
-        if let Some(form) = self.response_format.as_ref().map(form::ResponseFormat::form).transpose()?.flatten() {
+        if let Some(form) =
+            self.response_format.as_ref().map(form::ResponseFormat::form).transpose()?.flatten()
+        {
             forms.push((form, "response_format"));
         }
         if let Some(outputs) = &self.structured_outputs {
@@ -181,7 +183,11 @@ impl Common {
     ///
     /// # Errors
     /// Values out of their range.
-    pub(crate) fn request(&self, defaults: &Defaults<'_>, max_tokens: Option<usize>) -> Result<Request, ApiError> {
+    pub(crate) fn request(
+        &self,
+        defaults: &Defaults<'_>,
+        max_tokens: Option<usize>,
+    ) -> Result<Request, ApiError> {
         let choices = self.choices();
         if !(1..=MOST_CHOICES).contains(&choices) {
             let message = format!("n is {choices}, but must be at least 1 and at most {MOST_CHOICES}");

@@ -6,16 +6,48 @@ use crate::ApiError;
 
 /// Those of [`Common`](super::Common).
 pub(crate) const COMMON: &[&str] = &[
-    "model", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "presence_penalty",
-    "frequency_penalty", "repetition_penalty", "logit_bias", "seed", "n", "stop", "stop_token_ids",
-    "include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "cache_salt", "response_format",
-    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "model",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "n",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "cache_salt",
+    "response_format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
 ];
 
 /// What changes no answer: who asks, what OpenAI keeps of it, how it is routed and billed, and hints for speed.
 const IGNORED: &[&str] = &[
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "prediction", "request_id", "priority", "spaces_between_special_tokens", "cache_prompt", "timings_per_token",
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prediction",
+    "request_id",
+    "priority",
+    "spaces_between_special_tokens",
+    "cache_prompt",
+    "timings_per_token",
 ];
 
 /// What other servers know and this one does not do, each with the value that asks for nothing.

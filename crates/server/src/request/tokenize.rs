@@ -37,8 +37,15 @@ pub(crate) struct TokenizeRequest {
 
 /// Those of [`TokenizeRequest`].
 pub(crate) const TOKENIZE_NAMES: &[&str] = &[
-    "model", "prompt", "add_special_tokens", "messages", "tools", "add_generation_prompt", "continue_final_message",
-    "chat_template_kwargs", "return_token_strs",
+    "model",
+    "prompt",
+    "add_special_tokens",
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template_kwargs",
+    "return_token_strs",
 ];
 
 /// Tokens of which the text is asked for.

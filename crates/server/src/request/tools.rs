@@ -31,7 +31,10 @@ pub(crate) struct Function {
 
 /// Whether the model has to call a function: `none`, `auto`, `required`, or the name of one.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected \"none\", \"auto\", \"required\", or an object that names a function")]
+#[serde(
+    untagged,
+    expecting = "expected \"none\", \"auto\", \"required\", or an object that names a function"
+)]
 pub(crate) enum ToolChoice {
     /// `none`, `auto` or `required`.
     Mode(ToolMode),
@@ -108,7 +111,8 @@ pub(crate) fn plan(
         let name = &tool.function.name;
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
         if name.is_empty() || name.len() > 128 || !name.bytes().all(is_plain) {
-            let message = format!("{field}.function.name must be of letters, digits, `_`, `-` and `.`, 128 at most");
+            let message =
+                format!("{field}.function.name must be of letters, digits, `_`, `-` and `.`, 128 at most");
             return Err(ApiError::field(format!("{field}.function.name"), message));
         }
         if tool.function.parameters.as_ref().is_some_and(|schema| !schema.is_object()) {

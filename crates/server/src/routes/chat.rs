@@ -19,8 +19,8 @@ use crate::{
     grammar,
     prepare::ChatJob,
     reply::{
-        CallDelta, CallReply, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChunkChoice, Delta,
-        FunctionDelta, FunctionReply, Timings, TokenLogprob, UsageField, UsageReply,
+        CallDelta, CallReply, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChunkChoice,
+        Delta, FunctionDelta, FunctionReply, Timings, TokenLogprob, UsageField, UsageReply,
     },
     request::{StreamOptions, chat::ChatRequest},
     stream::{self, Gone, Writer},
@@ -56,9 +56,7 @@ pub(crate) async fn chat_completions(
         .await?;
     let answers = Answers::new(&job, head);
     match job.stream {
-        Some(options) => {
-            Ok(stream::respond(&app, move |writer| write(running, answers, options, writer)))
-        }
+        Some(options) => Ok(stream::respond(&app, move |writer| write(running, answers, options, writer))),
         None => Ok(Json(collect(running, answers).await?).into_response()),
     }
 }

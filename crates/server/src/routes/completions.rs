@@ -80,7 +80,9 @@ impl Texts {
         let has_logprobs = job.logprobs.is_some();
         let echoes = job.echoes.take();
         let prompts = match &echoes {
-            Some(_) if has_logprobs => submissions.iter().map(|submission| submission.prompt.clone()).collect(),
+            Some(_) if has_logprobs => {
+                submissions.iter().map(|submission| submission.prompt.clone()).collect()
+            }
             _ => Vec::new(),
         };
         let places = vec![(false, 0); submissions.len() * job.choices];
@@ -131,7 +133,8 @@ impl Texts {
                     *place = logprobs.characters();
                     logprobs
                 });
-                let is_empty = event.text_delta.is_empty() && event.token.is_none() && finish_reason.is_none();
+                let is_empty =
+                    event.text_delta.is_empty() && event.token.is_none() && finish_reason.is_none();
                 if !is_empty {
                     pieces.push(CompletionChoice { index, text: event.text_delta, logprobs, finish_reason });
                 }

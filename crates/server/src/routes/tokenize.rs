@@ -94,7 +94,9 @@ fn tokens(served: &Served, bytes: &[u8]) -> Result<Tokens, ApiError> {
     let tokens = match (&request.prompt, &request.messages) {
         (Some(text), None) => {
             let bos = if request.add_special_tokens.unwrap_or(true) { Bos::Add } else { Bos::AsWritten };
-            tokenizer.encode(text, bos).map_err(|error| ApiError::from(error).renamed("messages", "prompt"))?
+            tokenizer
+                .encode(text, bos)
+                .map_err(|error| ApiError::from(error).renamed("messages", "prompt"))?
         }
         (None, Some(messages)) => {
             let goes_on = request.continue_final_message.unwrap_or(false);

@@ -8,7 +8,10 @@ async fn a_conversation_is_answered_whole_and_streamed() {
     let whole = server.ok(CHAT, &chat(&json!({"model": "alias"}))).await;
     assert_eq!(whole["object"], "chat.completion");
     let choice = &whole["choices"][0];
-    assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("the answer: é 😀"), &json!("stop")));
+    assert_eq!(
+        (&choice["message"]["content"], &choice["finish_reason"]),
+        (&json!("the answer: é 😀"), &json!("stop"))
+    );
     assert_eq!(choice["logprobs"], Value::Null);
     let (prompt, completion) = (&whole["usage"]["prompt_tokens"], &whole["usage"]["completion_tokens"]);
     let total = prompt.as_u64().unwrap() + completion.as_u64().unwrap();
@@ -18,7 +21,8 @@ async fn a_conversation_is_answered_whole_and_streamed() {
     assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     let (last, chunks) = chunks.split_last().unwrap();
     assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), completion));
-    let content: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
+    let content: String =
+        chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(content, "the answer: é 😀");
     assert!(chunks.iter().all(|chunk| chunk["usage"].is_null() && chunk["id"] == last["id"]));
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
@@ -57,7 +61,10 @@ async fn calls_of_tools_are_told_from_text() {
     let server = Fixture::new(Model::Says(TWO_CALLS));
     let whole = server.ok(CHAT, &chat(&json!({"tools": tools()}))).await;
     let choice = &whole["choices"][0];
-    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &json!("Look.")));
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &json!("Look."))
+    );
     let calls = choice["message"]["tool_calls"].as_array().unwrap();
     assert_eq!(calls[0]["function"], json!({"name": "get", "arguments": "{\"a\": 1}"}));
     assert_eq!(calls[1]["function"], json!({"name": "put", "arguments": "{}"}));
@@ -93,10 +100,16 @@ async fn tokens_come_with_their_log_probabilities() {
     let whole = server.ok(CHAT, &body).await;
     let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
     assert_eq!(whole["usage"]["completion_tokens"], content.len());
-    let bytes: Vec<u8> = content.iter().flat_map(|token| token["bytes"].as_array().unwrap().clone())
-        .map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap()).collect();
+    let bytes: Vec<u8> = content
+        .iter()
+        .flat_map(|token| token["bytes"].as_array().unwrap().clone())
+        .map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap())
+        .collect();
     assert_eq!(String::from_utf8(bytes).unwrap(), "he é");
-    assert_eq!((&content[0]["token"], content[0]["top_logprobs"].as_array().unwrap().len()), (&json!("he"), 2));
+    assert_eq!(
+        (&content[0]["token"], content[0]["top_logprobs"].as_array().unwrap().len()),
+        (&json!("he"), 2)
+    );
     let chunks = server.stream(CHAT, &body).await;
     let streamed: Vec<Value> = chunks
         .iter()
@@ -144,7 +157,10 @@ async fn several_prompts_and_answers_are_numbered() {
     let body = json!({"prompt": ["the", "he"], "n": 2, "max_tokens": 4, "temperature": 1, "seed": 7});
     let whole = server.ok(COMPLETIONS, &body).await;
     let choices = whole["choices"].as_array().unwrap();
-    assert_eq!(choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(
+        choices.iter().map(|choice| choice["index"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [0, 1, 2, 3]
+    );
     assert_ne!(choices[0]["text"], choices[1]["text"]);
     assert_eq!(server.ok(COMPLETIONS, &body).await["choices"], whole["choices"], "the seed repeats it");
     let alone = json!({"prompt": "he", "max_tokens": 4, "temperature": 1, "seed": 7});

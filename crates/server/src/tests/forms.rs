@@ -8,9 +8,11 @@ async fn an_answer_has_the_form_that_was_asked_for() {
     let schema = json!({"type": "object", "properties": {"a": {"enum": [1, 22, 333]}}, "required": ["a"],
         "additionalProperties": false});
     let response_format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
-    for more in [json!({"response_format": response_format}), json!({"guided_json": schema}),
-        json!({"structured_outputs": {"json": schema.to_string()}})]
-    {
+    for more in [
+        json!({"response_format": response_format}),
+        json!({"guided_json": schema}),
+        json!({"structured_outputs": {"json": schema.to_string()}}),
+    ] {
         let answer = server.ok(CHAT, &chat(&more)).await;
         let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
         let content: Value = serde_json::from_str(content).unwrap();
@@ -66,11 +68,15 @@ async fn a_call_that_must_be_is_made() {
         let more = json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false});
         let answer = server.ok(CHAT, &chat(&more)).await;
         let message = &answer["choices"][0]["message"];
-        assert_eq!((&message["content"], &answer["choices"][0]["finish_reason"]), (&Value::Null, &json!("tool_calls")));
+        assert_eq!(
+            (&message["content"], &answer["choices"][0]["finish_reason"]),
+            (&Value::Null, &json!("tool_calls"))
+        );
         let calls = message["tool_calls"].as_array().unwrap();
         assert_eq!(calls.len(), 1);
         assert!(names.contains(&calls[0]["function"]["name"].as_str().unwrap()));
-        let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+        let arguments: Value =
+            serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
         assert!(arguments["a"].is_u64(), "{arguments}");
     }
 }

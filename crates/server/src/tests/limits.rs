@@ -19,11 +19,13 @@ fn endless(more: &Value) -> Value {
 async fn who_goes_away_is_forgotten() {
     let server = Fixture::new(slow());
     // Before the answer, and within a stream.
-    let waiting = tokio::spawn(server.router.clone().oneshot(post(COMPLETIONS, endless(&json!({})).to_string())));
+    let waiting =
+        tokio::spawn(server.router.clone().oneshot(post(COMPLETIONS, endless(&json!({})).to_string())));
     server.until(|counts| counts.decoding == 1).await;
     waiting.abort();
     server.until(|counts| counts.cancelled == 1 && counts.pages.held == 0).await;
-    let response = server.send(post(COMPLETIONS, endless(&json!({"stream": true, "n": 3})).to_string())).await;
+    let response =
+        server.send(post(COMPLETIONS, endless(&json!({"stream": true, "n": 3})).to_string())).await;
     server.until(|counts| counts.decoding == 3).await;
     drop(response);
     server.until(|counts| counts.cancelled == 2 && counts.pages.held == 0).await;
@@ -83,7 +85,8 @@ async fn a_prompt_and_a_body_may_be_so_long_and_no_longer() {
     assert_eq!((status, &answer["error"]["param"]), (StatusCode::BAD_REQUEST, &json!("prompt")));
     let (status, _) = server.post(COMPLETIONS, &json!({"prompt": "x".repeat(300)})).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
-    let never = Body::from_stream(futures_util::stream::pending::<Result<String, std::convert::Infallible>>());
+    let never =
+        Body::from_stream(futures_util::stream::pending::<Result<String, std::convert::Infallible>>());
     assert_eq!(server.send(post(COMPLETIONS, never)).await.status(), StatusCode::REQUEST_TIMEOUT);
 }
 
@@ -92,7 +95,9 @@ async fn an_engine_that_ends_says_so() {
     let server = Fixture::new(Model::Hashes);
     let Fixture { router, engine, .. } = server;
     engine.shutdown(true);
-    for request in [Request::get("/health").body(Body::empty()).unwrap(), post(CHAT, chat(&json!({})).to_string())] {
+    for request in
+        [Request::get("/health").body(Body::empty()).unwrap(), post(CHAT, chat(&json!({})).to_string())]
+    {
         let response = router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     }

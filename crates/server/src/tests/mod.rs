@@ -14,8 +14,8 @@ use axum::{
     response::Response,
 };
 use dsv3_engine::{
-    Bos, ChatTemplate, EngineConfig, EngineThread, Error, GenerationConfig, ModelLimits, NamedTemplate, Snapshot,
-    TokenizerConfig,
+    Bos, ChatTemplate, EngineConfig, EngineThread, Error, GenerationConfig, ModelLimits, NamedTemplate,
+    Snapshot, TokenizerConfig,
     testing::{self, EOS, FakeModel, VOCAB_SIZE, hashed, one_hot, tokenizer},
 };
 use dsv3_runtime::TokenId;

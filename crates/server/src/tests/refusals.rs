@@ -49,8 +49,10 @@ async fn fields_that_cannot_be_served_are_named() {
         (json!({"tool_choice": {"type": "function", "function": {"name": "x"}}}), "tool_choice"),
         (json!({"chat_template_kwargs": {"thinkin": true}}), "chat_template_kwargs.thinkin"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type"),
-        (json!({"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}}),
-            "response_format.json_schema.schema"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}}),
+            "response_format.json_schema.schema",
+        ),
         (json!({"structured_outputs": {"regex": "("}}), "structured_outputs"),
         (json!({"structured_outputs": {}}), "structured_outputs"),
         (json!({"guided_grammar": "nonsense"}), "guided_grammar"),
@@ -144,7 +146,9 @@ async fn pages_of_other_origins_may_ask_where_that_is_said() {
 async fn while_the_model_is_loaded_all_say_so() {
     let app = Arc::new(App::new(ServerConfig::default()));
     let router = routes::router(&app);
-    for request in [Request::get("/health").body(Body::empty()).unwrap(), post(CHAT, chat(&json!({})).to_string())] {
+    for request in
+        [Request::get("/health").body(Body::empty()).unwrap(), post(CHAT, chat(&json!({})).to_string())]
+    {
         let response = router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
