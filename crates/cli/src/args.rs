@@ -4,6 +4,8 @@ mod bench;
 mod chat;
 mod device;
 pub(crate) mod eval;
+mod galaxy;
+mod galaxy_config;
 mod layout;
 mod mesh;
 mod plan;
@@ -15,6 +17,8 @@ pub(crate) use bench::{
 };
 pub(crate) use chat::{ChatArgs, TemplateKwargs};
 pub(crate) use device::{DeviceArgs, LoadArgs};
+pub(crate) use galaxy::{GalaxyArgs, TargetArg};
+pub(crate) use galaxy_config::GalaxyConfigArgs;
 pub(crate) use layout::{LayoutArgs, MeshArg, Ranks};
 pub(crate) use mesh::MeshArgs;
 pub(crate) use plan::{MachineArgs, PlanArgs};
@@ -71,12 +75,14 @@ pub(crate) enum Command {
     /// Prepare a checkpoint's weights (stage 1)
     ///
     /// Weights that can be used where they lie in the checkpoint are not copied; only what cannot is written to the
-    /// cache, with a WeightConfig that says where each weight lies.
-    Convert(ConvertArgs),
+    /// cache, with a WeightConfig that says where each weight lies. With --target galaxy all are written, as the files
+    /// that Tenstorrent's demo loads on a Galaxy.
+    Convert(Box<ConvertArgs>),
     /// Make the operator configs of a model (stage 2)
     ///
-    /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size.
-    Config(ConfigArgs),
+    /// Needs only config.json. The configs are JSON, for prefill and for decode, on a mesh of any size. With --target galaxy
+    /// they are those of TT-NN's operators on a Tenstorrent Galaxy.
+    Config(Box<ConfigArgs>),
     /// Tell what each device of a mesh will hold, read and send, and how fast that can be
     ///
     /// Loads nothing: a checkpoint's headers, or its config.json alone, are enough. The machine's memory bandwidth and
@@ -245,6 +251,9 @@ pub(crate) struct OutputArgs {
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// What the weights are for
+    #[arg(long, value_enum, default_value_t = TargetArg::Cpu)]
+    pub(crate) target: TargetArg,
     /// A GGUF file of a DeepSeek model (architecture deepseek2), the first of several; the same as --model FILE
     ///
     /// Its blocks are used where they lie. Only `kv_b_proj` is written, where the file has it in two: as bf16 if both
@@ -261,6 +270,15 @@ pub(crate) struct ConvertArgs {
     /// Make the cache anew, whatever is there
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) galaxy: GalaxyArgs,
+}
+
+impl ConvertArgs {
+    /// Whether files for TT-NN are asked for.
+    pub(crate) fn is_for_galaxy(&self) -> bool {
+        self.target == TargetArg::Galaxy
+    }
 }
 
 /// `dsv3 config`.
@@ -274,9 +292,14 @@ pub(crate) struct ConfigArgs {
     pub(crate) mode: Option<ModeArg>,
     #[command(flatten)]
     pub(crate) layout: LayoutArgs,
+    /// What the configs are for
+    #[arg(long, value_enum, default_value_t = TargetArg::Cpu)]
+    pub(crate) target: TargetArg,
     /// Write to FILE instead of stdout; both modes go to two files, FILE with .prefill and .decode before its ending
     #[arg(long, short, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) galaxy: GalaxyConfigArgs,
 }
 
 /// The ways to run a model.

@@ -222,7 +222,8 @@ impl OpenModel {
         Ok(self.cache(layout).of_rank(rank).load::<Model>(&self.hf, &self.source())?)
     }
 
-    fn source(&self) -> Source<'_> {
+    /// The checkpoint, and what it is at the moment.
+    pub(crate) fn source(&self) -> Source<'_> {
         Source { checkpoint: &self.checkpoint, fingerprint: self.fingerprint.clone() }
     }
 }

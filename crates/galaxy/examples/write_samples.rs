@@ -133,7 +133,7 @@ fn write(dir: &Path, sample: &Sample) -> Result<(), Box<dyn Error>> {
     let topology = TensorTopology::mesh(rows, columns, sample.placements);
     let header = Header::new(spec, sample.mesh.to_vec(), topology)?;
     let layout = header.spec.shard_layout()?;
-    let mut writer = Writer::create(&dir.join(format!("{}.tensorbin", sample.name)), &header)?;
+    let writer = Writer::create(&dir.join(format!("{}.tensorbin", sample.name)), &header)?;
     for (buffer, span) in header.buffers().into_iter().enumerate() {
         let shard = header.shards.iter().find(|shard| shard.span == span).expect("a shard of each buffer");
         let (_, values) = cut(shard.coordinate[0], shard.coordinate[1]);

@@ -161,7 +161,47 @@ impl ShardLayout {
         row(first)..row(last)
     }
 
-    fn band_rows(&self) -> usize {
+    /// The layout of one matrix with some of the columns, whose bands are parts of this one's bands where the columns start
+    /// and end with tiles.
+    ///
+    /// # Panics
+    /// If there are none, or more than this one has.
+    pub fn of_columns(&self, columns: usize) -> Self {
+        assert!((1..=self.columns).contains(&columns), "{columns} of {} columns", self.columns);
+        let shape = [self.rows, columns].map(|side| side as u32);
+        Self::new(&shape, self.data_type, self.order).expect("less than what fits")
+    }
+
+    /// Matrices of the shard.
+    pub fn matrices(&self) -> usize {
+        self.matrices
+    }
+
+    /// Bands of a matrix.
+    pub fn matrix_bands(&self) -> usize {
+        self.bands
+    }
+
+    /// Rows of a matrix, without padding.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of a matrix, without padding.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Tiles of a band; 1 in rows.
+    pub fn band_tiles(&self) -> usize {
+        match self.order {
+            Order::Rows { .. } => 1,
+            Order::Tiles(tile) => self.padded_columns / tile.width(),
+        }
+    }
+
+    /// Rows of a band: those of a tile, or 1.
+    pub fn band_rows(&self) -> usize {
         match self.order {
             Order::Rows { .. } => 1,
             Order::Tiles(tile) => tile.height(),

@@ -48,23 +48,29 @@ impl Tile {
     }
 
     /// Rows.
-    pub fn height(self) -> usize {
+    pub const fn height(self) -> usize {
         self.height as usize
     }
 
     /// Columns.
-    pub fn width(self) -> usize {
+    pub const fn width(self) -> usize {
         self.width as usize
     }
 
     /// Elements.
-    pub fn elements(self) -> usize {
+    pub const fn elements(self) -> usize {
         self.height() * self.width()
     }
 
     /// Rows of all faces together.
     pub(crate) fn face_rows(self) -> usize {
         self.elements() / FACE_COLUMNS
+    }
+
+    /// The faces in the order in which they are stored: the first row of each, and how many it has.
+    pub(crate) fn faces(self) -> impl Iterator<Item = (FaceRow, usize)> {
+        let rows = self.height().min(16);
+        self.in_order().step_by(rows).map(move |corner| (corner, rows))
     }
 
     /// The face rows in the order in which they are stored.

@@ -109,7 +109,7 @@ fn what_is_read_is_written_as_it_was() {
         let header = header.unwrap();
         assert_eq!(header, read, "{}", golden.file);
         let path = dir.path().join(&golden.file);
-        let mut writer = Writer::create(&path, &header).unwrap();
+        let writer = Writer::create(&path, &header).unwrap();
         for (buffer, span) in header.buffers().into_iter().enumerate() {
             let shard = read.shards.iter().position(|shard| shard.span == span).unwrap();
             writer.write(buffer, 0, &file.read_shard(shard).unwrap()).unwrap();

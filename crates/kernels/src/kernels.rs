@@ -4,9 +4,10 @@ use crate::{
     AttentionState, Format, IntegerMut, IntegerRef, IntegerWidth, Isa, KeyValues, LANES, Lanes, MatrixMut,
     MatrixRef, MatrixView, Queries,
 };
+use crate::{BLOCK_FLOATS, BlockElement, BlockRounding};
 use crate::{
-    activation, attention, ceiling, dequantize, elementwise, matmul, matmul_integer, matmul_transposed,
-    quantize, reduce, rope, to_integers,
+    activation, attention, block_float, ceiling, dequantize, elementwise, matmul, matmul_integer,
+    matmul_transposed, quantize, reduce, rope, to_integers,
 };
 use std::{fmt, sync::OnceLock};
 
@@ -40,6 +41,7 @@ pub struct Kernels {
     matmul_transposed_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
+    pack_block_floats: PackBlockFloats,
     sum_of_squares: unsafe fn(&[f32]) -> f32,
     scale_mul: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
     add: unsafe fn(&mut [f32], &[f32]),
@@ -57,6 +59,9 @@ pub struct Kernels {
     finish_attention: unsafe fn(&AttentionState<'_>, MatrixMut<'_>),
 }
 
+/// How; values, their stride; exponents and elements.
+type PackBlockFloats = unsafe fn((BlockElement, BlockRounding), &[f32], usize, &mut [u8], &mut [u8]);
+
 static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
     matmul_add: matmul::scalar::matmul_add,
@@ -66,6 +71,7 @@ static SCALAR: Kernels = Kernels {
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
     dequantize_row: dequantize::scalar::dequantize_row,
     quantize_row: quantize::scalar::quantize_row,
+    pack_block_floats: block_float::scalar::pack_block_floats,
     sum_of_squares: reduce::scalar::sum_of_squares,
     scale_mul: elementwise::scalar::scale_mul,
     add: elementwise::scalar::add,
@@ -93,6 +99,7 @@ static AVX2: Kernels = Kernels {
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
     dequantize_row: dequantize::avx2::dequantize_row,
     quantize_row: quantize::avx2::quantize_row,
+    pack_block_floats: block_float::avx2::pack_block_floats,
     sum_of_squares: reduce::avx2::sum_of_squares,
     scale_mul: elementwise::avx2::scale_mul,
     add: elementwise::avx2::add,
@@ -302,6 +309,32 @@ impl Kernels {
         assert_eq!(Some(out.len()), format.matrix_bytes(1, row.len()), "bytes of {} in {format}", row.len());
         // SAFETY: a table is handed out only where its ISA is available; the lengths agree.
         unsafe { (self.quantize_row)(format, row, out) }
+    }
+
+    /// Blocks of 16 values that share an exponent, for Tenstorrent's chips: an exponent and 16 elements for each of
+    /// `exponents`. A block lies in a row; the rows are `stride` values apart. Every instruction set writes the same bytes.
+    ///
+    /// # Panics
+    /// If `values` ends before the last block does, or `elements` is not as long as all blocks' elements.
+    pub fn pack_block_floats(
+        &self,
+        how: (BlockElement, BlockRounding),
+        values: &[f32],
+        stride: usize,
+        exponents: &mut [u8],
+        elements: &mut [u8],
+    ) {
+        let blocks = exponents.len();
+        assert_eq!(elements.len(), blocks * how.0.block_bytes(), "bytes of {blocks} blocks");
+        let last =
+            blocks.saturating_sub(1).checked_mul(stride).and_then(|start| start.checked_add(BLOCK_FLOATS));
+        assert!(
+            blocks == 0 || last.is_some_and(|end| end <= values.len()),
+            "{blocks} blocks, {stride} apart, of {} values",
+            values.len()
+        );
+        // SAFETY: a table is handed out only where its ISA is available; the blocks lie within the slices.
+        unsafe { (self.pack_block_floats)(how, values, stride, exponents, elements) }
     }
 
     /// `sum of x[i]^2`: the first half of RMSNorm.

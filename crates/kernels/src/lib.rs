@@ -21,6 +21,7 @@ mod activations;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod block_float;
 mod ceiling;
 mod dequantize;
 mod elementwise;
@@ -44,6 +45,7 @@ mod view;
 
 pub use activations::{MatrixMut, MatrixRef};
 pub use attention::{AttentionState, KeyValues, LANES, Lanes, Queries};
+pub use block_float::{BLOCK_FLOATS, BlockElement, BlockRounding};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
 pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
 pub use isa::Isa;

@@ -27,7 +27,7 @@ pub use checkpoint::{
     Bytes, Checkpoint, Cursor, Dtype, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix, RawTensor,
     ShardFile, TensorInfo, lock_limit, validate_scales, zeros_in_large_pages,
 };
-pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, WeightOutput};
+pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, TensorRows, WeightOutput};
 pub use device::Device;
 pub use dsv3_kernels::{Format, Isa, Kernels, Order};
 pub use error::Error;

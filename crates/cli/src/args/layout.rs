@@ -74,17 +74,21 @@ impl fmt::Display for MeshArg {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ranks(Vec<RangeInclusive<usize>>);
 
+/// Numbers and ranges of them, with commas between: `0,3-5`.
+pub(super) fn ranges(text: &str) -> Option<Vec<RangeInclusive<usize>>> {
+    let range = |item: &str| {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+        (range.start() <= range.end()).then_some(range)
+    };
+    text.split(',').map(range).collect()
+}
+
 impl FromStr for Ranks {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let range = |item: &str| {
-            let (first, last) = item.split_once('-').unwrap_or((item, item));
-            let range = first.trim().parse().ok()?..=last.trim().parse().ok()?;
-            (range.start() <= range.end()).then_some(range)
-        };
-        let ranges: Option<_> = text.split(',').map(range).collect();
-        ranges.map(Self).ok_or_else(|| "expected ranks and ranges of them, as in 0,3-5".to_owned())
+        ranges(text).map(Self).ok_or_else(|| "expected ranks and ranges of them, as in 0,3-5".to_owned())
     }
 }
 

@@ -1,7 +1,9 @@
 //! `dsv3 config`: stage 2.
 
+mod galaxy;
+
 use crate::{
-    args::{ConfigArgs, ModeArg},
+    args::{ConfigArgs, ModeArg, TargetArg},
     embedded,
     model::CONFIG_FILE,
     output,
@@ -25,6 +27,10 @@ struct Both {
 
 /// Runs the command.
 pub(crate) fn run(args: &ConfigArgs) -> Result<()> {
+    galaxy::check(args)?;
+    if args.target == TargetArg::Galaxy {
+        return galaxy::run(args);
+    }
     let hf = read_config(args.model.as_deref())?;
     let config = |mode| match mode {
         ModeArg::Prefill => Model::prefill_model_config(&hf, args.layout.layout()),

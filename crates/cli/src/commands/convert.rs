@@ -1,5 +1,7 @@
 //! `dsv3 convert`: stage 1.
 
+mod galaxy;
+
 use crate::{
     args::ConvertArgs,
     model::{ModelPlace, OpenModel, sum},
@@ -13,6 +15,10 @@ use std::fs;
 
 /// Runs the command.
 pub(crate) fn run(args: &ConvertArgs) -> Result<()> {
+    galaxy::check(args)?;
+    if args.is_for_galaxy() {
+        return galaxy::run(args);
+    }
     let layout = args.layout.layout();
     let ranks = match &args.ranks {
         Some(ranks) => ranks.of(layout.mesh).map_err(Error::msg)?,

@@ -4,7 +4,7 @@ use super::{ALIGNMENT, HeaderError};
 use crate::{
     shard::{Order, ShardError, ShardLayout},
     tile::Tile,
-    types::{DataType, MemoryConfig},
+    types::{DataType, Layout, MemoryConfig},
 };
 use std::{
     collections::{HashMap, HashSet},
@@ -57,6 +57,16 @@ pub enum PageConfig {
         /// Whether the elements of a tile are transposed. No weight of DeepSeek's is, and they are not packed here.
         transpose: bool,
     },
+}
+
+impl PageConfig {
+    /// Without the tile's shape.
+    pub fn layout(self) -> Layout {
+        match self {
+            Self::RowMajor => Layout::RowMajor,
+            Self::Tile { .. } => Layout::Tile,
+        }
+    }
 }
 
 /// A device's shard.

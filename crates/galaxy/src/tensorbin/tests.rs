@@ -153,7 +153,7 @@ fn an_unfinished_file_leaves_nothing() {
     let path = dir.path().join("weight.tensorbin");
     fs::write(&path, "the file before").unwrap();
     let header = weight();
-    let mut writer = Writer::create(&path, &header).unwrap();
+    let writer = Writer::create(&path, &header).unwrap();
     writer.write(3, 10, &[1; 20]).unwrap();
     drop(writer);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -172,7 +172,7 @@ fn parts_of_buffers_come_in_any_order() {
     let header = Header::new(spec, vec![1, 3], topology).unwrap();
     let layout = header.spec.shard_layout().unwrap();
     let values = |shard: usize| (0..10).map(|index| (shard * 10 + index) as f32).collect::<Vec<_>>();
-    let mut writer = Writer::create(&path, &header).unwrap();
+    let writer = Writer::create(&path, &header).unwrap();
     for shard in [2, 0, 1] {
         let bytes = layout.pack(&values(shard), Rounding::Host);
         writer.write(shard, 12, &bytes[12..]).unwrap();

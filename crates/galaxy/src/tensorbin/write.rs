@@ -2,13 +2,18 @@
 
 use super::{Error, Header, Span};
 use std::{
-    io::{Seek, SeekFrom, Write},
+    fs::File,
+    io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 use tempfile::NamedTempFile;
 
-/// Writes a file part by part. It has its name only when it is whole: until then it is a temporary file beside it, which
-/// goes away with this value.
+/// What the names of files in the making begin and end with.
+const TEMPORARY: [&str; 2] = [".tensorbin-", ".tmp"];
+
+/// Writes a file part by part, from any thread. It has its name only when it is whole: until then it is a temporary file
+/// beside it, which goes away with this value.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -17,7 +22,7 @@ pub struct Writer {
     data_bytes: u64,
     buffers: Vec<Span>,
     /// Bytes that each buffer has so far.
-    written: Vec<u64>,
+    written: Vec<AtomicU64>,
 }
 
 impl Writer {
@@ -34,7 +39,7 @@ impl Writer {
         let bytes = header.encode();
         file.write_all(&bytes).map_err(Error::io(path))?;
         let buffers = header.buffers();
-        let written = vec![0; buffers.len()];
+        let written = buffers.iter().map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -43,6 +48,17 @@ impl Writer {
             buffers,
             written,
         })
+    }
+
+    /// Whether a file's name is that of one in the making: where nobody writes, of one that was cut off.
+    pub fn is_temporary(name: &str) -> bool {
+        let [start, end] = TEMPORARY;
+        name.starts_with(start) && name.ends_with(end)
+    }
+
+    /// The file's name, once it is whole.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The buffers that are to be written: those of [`Header::buffers`].
@@ -57,16 +73,27 @@ impl Writer {
     ///
     /// # Panics
     /// If there is no such buffer, or the part goes beyond it.
-    pub fn write(&mut self, buffer: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub fn write(&self, buffer: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let span = self.buffers[buffer];
         let end = offset.checked_add(bytes.len() as u64);
         assert!(end.is_some_and(|end| end <= span.bytes), "{} bytes at {offset} of {span:?}", bytes.len());
-        let write = |file: &mut NamedTempFile| {
-            file.seek(SeekFrom::Start(self.data_start + span.offset + offset))?;
-            file.write_all(bytes)
-        };
-        write(&mut self.file).map_err(Error::io(&self.path))?;
-        self.written[buffer] += bytes.len() as u64;
+        let place = self.data_start + span.offset + offset;
+        write_all_at(self.file.as_file(), bytes, place).map_err(Error::io(&self.path))?;
+        self.written[buffer].fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends what was written so far to the disk and waits for it, so that less is left for the end, and lets the system
+    /// have the memory that it kept it in. Others may write meanwhile.
+    ///
+    /// # Errors
+    /// A disk that is full or fails.
+    pub fn flush(&self) -> Result<(), Error> {
+        let file = self.file.as_file();
+        file.sync_data().map_err(Error::io(&self.path))?;
+        // Nobody here reads it again. Where the system knows no such advice, it finds out by itself.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
         Ok(())
     }
 
@@ -78,8 +105,13 @@ impl Writer {
     /// # Panics
     /// If a buffer is not whole.
     pub fn finish(self) -> Result<(), Error> {
-        for (buffer, (span, written)) in self.buffers.iter().zip(&self.written).enumerate() {
-            assert_eq!(*written, span.bytes, "bytes of buffer {buffer} of {}", self.path.display());
+        for (buffer, (span, written)) in self.buffers.iter().zip(self.written).enumerate() {
+            assert_eq!(
+                written.into_inner(),
+                span.bytes,
+                "bytes of buffer {buffer} of {}",
+                self.path.display()
+            );
         }
         let file = self.file.as_file();
         let sent = file.set_len(self.data_start + self.data_bytes).and_then(|()| file.sync_all());
@@ -90,13 +122,31 @@ impl Writer {
 }
 
 /// A temporary file, with the rights that any new file has.
-fn temporary(dir: &Path) -> std::io::Result<NamedTempFile> {
+fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
+    let [start, end] = TEMPORARY;
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".tensorbin-").suffix(".tmp");
+    builder.prefix(start).suffix(end);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
     builder.tempfile_in(dir)
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], place: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, place)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut bytes: &[u8], mut place: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, place)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        (bytes, place) = (&bytes[written..], place + written as u64);
+    }
+    Ok(())
 }

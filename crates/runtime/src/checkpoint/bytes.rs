@@ -46,6 +46,13 @@ impl Bytes {
         }
     }
 
+    /// Asks the system to read them soon where they lie in a file, and does not wait.
+    pub fn will_need(&self) {
+        if let Some((file, range)) = self.mapped() {
+            file.will_need(range);
+        }
+    }
+
     /// A part of the bytes, sharing them.
     ///
     /// # Panics

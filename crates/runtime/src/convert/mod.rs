@@ -8,10 +8,12 @@ mod journal;
 mod report;
 mod rows;
 mod spec;
+mod tensor_rows;
 mod workshop;
 
 pub(crate) use journal::{Journal, Origin, WEIGHTS_FILE};
 pub use report::{ConvertProgress, ConvertReport, Fallback, Tally};
+pub use tensor_rows::TensorRows;
 pub(crate) use workshop::Workshop;
 
 use crate::{Checkpoint, Error, Formats, Location, SavedScales, SavedWeight, WeightPath, WeightSpec};

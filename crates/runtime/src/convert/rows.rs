@@ -103,6 +103,15 @@ impl Rows {
         }
     }
 
+    /// Asks the system to read all of it soon.
+    pub(super) fn will_need(&self) {
+        match self {
+            Self::Stored(stored) => stored.tensor.bytes.will_need(),
+            Self::Halves(tensor) => tensor.bytes.will_need(),
+            Self::Joined(parts) => parts.iter().for_each(|(_, part, _)| part.will_need()),
+        }
+    }
+
     /// The ranges of a window's rows that are read at once: of joined tensors what lies in one part, else as many as
     /// `rows` says.
     pub(super) fn pieces(&self, all: Range<usize>, rows: usize) -> Vec<Range<usize>> {

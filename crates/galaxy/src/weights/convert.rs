@@ -1,0 +1,333 @@
+//! Stage 1: writes the files of a cache, each on all cores, and sends one to the disk while the next is made.
+
+use super::{
+    CacheFile, Error, WeightCache, WeightFile,
+    config::{self, weight_config},
+    journal::{Journal, Origin},
+    values::{Packer, Scratch},
+};
+use crate::{block_float::Rounding, tensorbin::Writer};
+use dsv3_runtime::{Checkpoint, Dtype, Source, WeightSpec};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File, TryLockError},
+    io,
+    num::NonZeroUsize,
+    path::Path,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The file that keeps a second process away.
+const LOCK_FILE: &str = ".dsv3-convert.lock";
+/// Files that may wait for the disk.
+const WAITING_FILES: usize = 2;
+/// Bytes after which a file is sent to the disk while it is being made: the disk is to write all the time.
+const FLUSHED: u64 = 256 << 20;
+/// How long a measurement takes.
+const MEASURED: Duration = Duration::from_millis(200);
+
+/// How a cache is to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConvertOptions {
+    /// How values are rounded.
+    pub rounding: Rounding,
+    /// Whether it is made anew, whatever is there.
+    pub force: bool,
+}
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The file that is being made.
+    pub file: &'a str,
+    /// Bytes of files that are made, in this run.
+    pub bytes: u64,
+    /// Bytes of files that this run makes.
+    pub total: u64,
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Files that it wrote, and their bytes.
+    pub written: (usize, u64),
+    /// Files that were there from an earlier run, and their bytes.
+    pub present: (usize, u64),
+    /// Bytes of the checkpoint that were read.
+    pub read: u64,
+    /// Files of the cache that are not there yet; without any, config.json is.
+    pub missing: usize,
+}
+
+impl WeightCache {
+    /// Makes the files that are asked for and are not there, and config.json once all of the cache are.
+    ///
+    /// What is whole stays whatever happens, and the next run goes on with the rest.
+    ///
+    /// # Errors
+    /// A tensor that is missing, misshapen, of an unsupported type, or not finite; a cache that was made from something
+    /// else; too little room; a failing write.
+    pub fn convert(
+        &self,
+        source: &Source<'_>,
+        options: ConvertOptions,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Report, Error> {
+        for spec in self.files.iter().flat_map(|file| &file.file.sources) {
+            check_source(spec, source.checkpoint)?;
+        }
+        fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
+        let _lock = self.lock()?;
+        let config = self.config_path();
+        if config.exists() && !Journal::exists(&self.dir) && !options.force {
+            let other = "something else: its config.json is not of this program".to_owned();
+            return Err(Error::Origin { path: self.dir.clone(), other });
+        }
+        let origin = Origin::new(source.checkpoint.dir(), source.fingerprint.clone(), options.rounding);
+        let mut journal = Journal::open(&self.dir, &origin, options.force)?;
+        let mut report = Report::default();
+        let mut missing = Vec::new();
+        for file in self.files.iter().filter(|file| file.is_wanted) {
+            match self.is_whole(file, &journal) {
+                true => add(&mut report.present, file.bytes()),
+                false => missing.push(file),
+            }
+        }
+        self.prepare(&missing)?;
+        let job = Job { cache: self, checkpoint: source.checkpoint, rounding: options.rounding };
+        job.run(&missing, &mut journal, &mut report, progress)?;
+        report.missing = self.files.iter().filter(|file| !self.is_whole(file, &journal)).count();
+        if report.missing == 0 && (!missing.is_empty() || !config.exists()) {
+            let files: Vec<WeightFile> = self.files.iter().map(|file| file.file.clone()).collect();
+            config::write(&self.dir, &weight_config(&files))?;
+        }
+        Ok(report)
+    }
+
+    /// Bytes of files that a thread makes in a second, measured on the largest file, without the disk; none where there
+    /// is nothing to make.
+    ///
+    /// # Errors
+    /// As [`convert`](Self::convert), of a tensor.
+    pub fn measure(&self, checkpoint: &Checkpoint, rounding: Rounding) -> Result<Option<f64>, Error> {
+        let wanted = self.files.iter().filter(|file| file.is_wanted);
+        let Some(CacheFile { file, header, .. }) = wanted.max_by_key(|file| file.bytes()) else {
+            return Ok(None);
+        };
+        let packer = Packer::new(file, header, self.mesh, checkpoint, rounding)?;
+        let mut scratch = Scratch::default();
+        // Once to read the checkpoint.
+        packer.pack(0, &mut scratch)?;
+        let (start, mut bytes) = (Instant::now(), 0);
+        while start.elapsed() < MEASURED {
+            bytes += packer.pack(0, &mut scratch)?.bytes.len();
+        }
+        Ok(Some(bytes as f64 / start.elapsed().as_secs_f64()))
+    }
+
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.dir.join(LOCK_FILE);
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: self.dir.clone() }),
+            Err(TryLockError::Error(error)) => Err(Error::io(path)(error)),
+        }
+    }
+
+    fn is_whole(&self, CacheFile { file, .. }: &CacheFile, journal: &Journal) -> bool {
+        let length = fs::metadata(self.dir.join(&file.path)).map_or(0, |metadata| metadata.len());
+        journal.has(&file.path, length)
+    }
+
+    /// Makes directories, removes what an interrupted run left unfinished, and looks whether there is room.
+    fn prepare(&self, missing: &[&CacheFile]) -> Result<(), Error> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        // A tree that is being made anew is not to be read meanwhile.
+        match fs::remove_file(self.config_path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io(self.config_path())(error));
+            }
+            _ => {}
+        }
+        let dirs: BTreeSet<&Path> =
+            missing.iter().filter_map(|file| Path::new(&file.file.path).parent()).collect();
+        for dir in dirs {
+            let dir = self.dir.join(dir);
+            fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+            for entry in fs::read_dir(&dir).map_err(Error::io(&dir))? {
+                let entry = entry.map_err(Error::io(&dir))?;
+                if entry.file_name().to_str().is_some_and(Writer::is_temporary) {
+                    fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
+                }
+            }
+        }
+        // A file that is replaced keeps its place until it is.
+        let needed = missing.iter().map(|file| file.bytes()).sum();
+        match free_bytes(&self.dir).map_err(Error::io(&self.dir))? {
+            Some(free) if free < needed => Err(Error::NoRoom { path: self.dir.clone(), needed, free }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What all files of a run have in common.
+struct Job<'a> {
+    cache: &'a WeightCache,
+    checkpoint: &'a Checkpoint,
+    rounding: Rounding,
+}
+
+impl Job<'_> {
+    fn run(
+        &self,
+        files: &[&CacheFile],
+        journal: &mut Journal,
+        report: &mut Report,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Error> {
+        let total = files.iter().map(|file| file.data_bytes()).sum();
+        let mut done = 0;
+        let failed = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let (to_disk, made) = mpsc::sync_channel::<(Writer, &CacheFile, u64)>(WAITING_FILES);
+            let failed = &failed;
+            let finisher = scope.spawn(move || {
+                let result = made.iter().try_for_each(|(writer, file, read)| {
+                    writer.finish()?;
+                    journal.add(&file.file.path, file.bytes())?;
+                    add(&mut report.written, file.bytes());
+                    report.read += read;
+                    Ok(())
+                });
+                failed.store(result.is_err(), Ordering::Relaxed);
+                result
+            });
+            let mut write = |file: &CacheFile| {
+                let mut advance = |bytes| {
+                    done += bytes;
+                    progress(Progress { file: &file.file.path, bytes: done, total });
+                };
+                self.write(file, failed, &mut advance)
+            };
+            let mut result = Ok(());
+            for file in files {
+                let is_sent = match write(file) {
+                    Ok(Some((writer, read))) => to_disk.send((writer, file, read)).is_ok(),
+                    // The other thread has failed, and tells why.
+                    Ok(None) => false,
+                    Err(error) => {
+                        result = Err(error);
+                        false
+                    }
+                };
+                if !is_sent {
+                    break;
+                }
+            }
+            drop(to_disk);
+            finisher.join().expect("it does not panic").and(result)
+        })
+    }
+
+    /// Makes a file on all cores: gives it without its name yet, and how much of the checkpoint was read. None where the
+    /// run has failed meanwhile.
+    fn write(
+        &self,
+        CacheFile { file, header, .. }: &CacheFile,
+        failed: &AtomicBool,
+        advance: &mut dyn FnMut(u64),
+    ) -> Result<Option<(Writer, u64)>, Error> {
+        let packer = Packer::new(file, header, self.cache.mesh, self.checkpoint, self.rounding)?;
+        let writer = Writer::create(&self.cache.dir.join(&file.path), header)?;
+        let (tasks, next, error) = (packer.tasks(), AtomicUsize::new(0), Mutex::new(None));
+        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(tasks);
+        let fail = |first: Error| {
+            error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(first);
+            next.store(tasks, Ordering::Relaxed);
+        };
+        let work = |progress: &mpsc::Sender<u64>| {
+            let mut scratch = Scratch::default();
+            while !failed.load(Ordering::Relaxed) {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    break;
+                }
+                let written = packer.pack(task, &mut scratch).and_then(|packed| {
+                    writer.write(packed.buffer, packed.offset, packed.bytes)?;
+                    Ok(packed.bytes.len() as u64)
+                });
+                match written {
+                    // Who reads waits until all have ended.
+                    Ok(bytes) => drop(progress.send(bytes)),
+                    Err(first) => fail(first),
+                }
+            }
+        };
+        thread::scope(|scope| {
+            let (progress, made) = mpsc::channel();
+            for _ in 0..threads {
+                let (progress, work) = (progress.clone(), &work);
+                scope.spawn(move || work(&progress));
+            }
+            drop(progress);
+            let mut unsent = 0;
+            for bytes in made {
+                advance(bytes);
+                unsent += bytes;
+                if unsent >= FLUSHED {
+                    unsent = 0;
+                    if let Err(first) = writer.flush() {
+                        fail(first.into());
+                    }
+                }
+            }
+        });
+        match error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None if failed.load(Ordering::Relaxed) => Ok(None),
+            None => Ok(Some((writer, packer.source_bytes()))),
+        }
+    }
+}
+
+fn add((count, sum): &mut (usize, u64), bytes: u64) {
+    *count += 1;
+    *sum += bytes;
+}
+
+/// Refuses a tensor that is missing or misshapen, or lacks its scales, before anything is written.
+fn check_source(spec: &WeightSpec, checkpoint: &Checkpoint) -> Result<(), Error> {
+    let tensor = checkpoint.tensor(&spec.source)?;
+    if tensor.info.shape == spec.shape {
+        if let (Dtype::F8E4M3, Some(block)) = (tensor.info.dtype, spec.scale_block) {
+            checkpoint.scales(&spec.source, block)?;
+        }
+        return Ok(());
+    }
+    let message =
+        format!("expected shape {:?}, as config.json says, got {:?}", spec.shape, tensor.info.shape);
+    Err(Error::Checkpoint(dsv3_runtime::Error::Tensor { name: spec.source.clone(), message }))
+}
+
+/// Bytes that may be written where a directory is; none where the system does not tell.
+fn free_bytes(dir: &Path) -> io::Result<Option<u64>> {
+    #[cfg(unix)]
+    {
+        let space = rustix::fs::statvfs(dir)?;
+        Ok(Some(space.f_bavail.saturating_mul(space.f_frsize)))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        Ok(None)
+    }
+}

@@ -1,0 +1,149 @@
+//! The record beside the files of what they were made from, and which of them are whole.
+//!
+//! A file has its name only once it is whole and on disk, and then a line here. What has no line was not made by this
+//! program from this checkpoint, whatever its name, and is made anew. The first line says what all were made from: a cache
+//! is never mixed from two checkpoints.
+
+use super::Error;
+use crate::block_float::Rounding;
+use dsv3_runtime::Fingerprint;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+/// The record's file, which TT-NN does not look for.
+pub(super) const JOURNAL_FILE: &str = ".dsv3-convert.jsonl";
+/// Version of what this program makes of a checkpoint: another one's files are not gone on with.
+const FORMAT_VERSION: u32 = 1;
+
+/// What all files of a cache were made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Origin {
+    format_version: u32,
+    rounding: String,
+    fingerprint: Fingerprint,
+    /// For messages; a checkpoint that was moved is the same.
+    checkpoint: PathBuf,
+}
+
+/// A whole file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    path: String,
+    bytes: u64,
+}
+
+/// The record, open.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Whole files and their lengths.
+    whole: HashMap<String, u64>,
+}
+
+impl Origin {
+    pub(super) fn new(checkpoint: &Path, fingerprint: Fingerprint, rounding: Rounding) -> Self {
+        let rounding = match rounding {
+            Rounding::Host => "host",
+            Rounding::Device => "device",
+        };
+        Self {
+            format_version: FORMAT_VERSION,
+            rounding: rounding.to_owned(),
+            fingerprint,
+            checkpoint: checkpoint.to_owned(),
+        }
+    }
+
+    /// How another origin differs from this one; none where the files can be gone on with.
+    fn difference(&self, other: &Self) -> Option<String> {
+        if self.format_version != other.format_version {
+            return Some(format!("version {} of this format", other.format_version));
+        }
+        if self.fingerprint != other.fingerprint {
+            let place = other.checkpoint.display();
+            return Some(match self.checkpoint == other.checkpoint {
+                true => format!("{place} in another state: a file of it has changed since"),
+                false => format!("another checkpoint, {place}"),
+            });
+        }
+        (self.rounding != other.rounding).then(|| format!("the same with {} rounding", other.rounding))
+    }
+}
+
+impl Journal {
+    /// The record in a cache's directory, begun where there is none or where it is distrusted.
+    ///
+    /// # Errors
+    /// A cache of another origin, or a file that cannot be opened.
+    pub(super) fn open(dir: &Path, origin: &Origin, is_distrusted: bool) -> Result<Self, Error> {
+        let path = dir.join(JOURNAL_FILE);
+        let text = match fs::read(&path) {
+            Ok(text) if !is_distrusted => text,
+            Ok(_) => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io(&path)(error)),
+        };
+        let mut lines = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let mut length = 0;
+        if let Some(line) = lines.next() {
+            let other = |what| Error::Origin { path: dir.to_owned(), other: what };
+            let first: Origin = serde_json::from_slice(line)
+                .map_err(|_| other("something that this version cannot read".to_owned()))?;
+            if let Some(difference) = origin.difference(&first) {
+                return Err(other(difference));
+            }
+            length += line.len() as u64;
+        }
+        let mut whole = HashMap::new();
+        for line in lines {
+            // A program that was cut off may have left half a line.
+            let Ok(Entry { path, bytes }) = serde_json::from_slice(line) else { break };
+            whole.insert(path, bytes);
+            length += line.len() as u64;
+        }
+        let mut options = OpenOptions::new();
+        let opened = options.write(true).create(true).truncate(false).open(&path).and_then(|mut file| {
+            file.set_len(length)?;
+            file.seek(SeekFrom::Start(length))?;
+            if length == 0 {
+                add_line(&mut file, origin)?;
+            }
+            Ok(file)
+        });
+        let file = opened.map_err(Error::io(&path))?;
+        Ok(Self { path, file, whole })
+    }
+
+    /// Whether there is a record in a directory.
+    pub(super) fn exists(dir: &Path) -> bool {
+        dir.join(JOURNAL_FILE).exists()
+    }
+
+    /// Whether a file is recorded with this length.
+    pub(super) fn has(&self, path: &str, bytes: u64) -> bool {
+        self.whole.get(path) == Some(&bytes)
+    }
+
+    /// Records a file that is whole and on disk.
+    pub(super) fn add(&mut self, path: &str, bytes: u64) -> Result<(), Error> {
+        let entry = Entry { path: path.to_owned(), bytes };
+        add_line(&mut self.file, &entry).map_err(Error::io(&self.path))?;
+        self.whole.insert(entry.path, bytes);
+        Ok(())
+    }
+}
+
+/// Adds a line in one write, so that what is cut off leaves half a line at most.
+fn add_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value).expect("strings and numbers are JSON");
+    line.push(b'\n');
+    file.write_all(&line)
+}
