@@ -36,7 +36,7 @@ async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
-        Err(error) if error.source().is_some_and(|cause| cause.is::<LengthLimitError>()) => {
+        Err(error) if error.source().is_some_and(<dyn std::error::Error>::is::<LengthLimitError>) => {
             Err(ApiError::too_large(limit))
         }
         Err(error) => Err(ApiError::body(format!("the request's body cannot be read: {error}"))),

@@ -148,3 +148,60 @@ fn in_slashes(regex: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dsv3_engine::{Guides, testing};
+    use serde_json::json;
+    use std::path::Path;
+
+    fn tokenizer(has_special_tags: bool) -> Tokenizer {
+        let mut json = testing::tokenizer_json();
+        for tag in json["added_tokens"].as_array_mut().unwrap() {
+            if tag["content"].as_str().unwrap().contains("think") {
+                tag["special"] = has_special_tags.into();
+            }
+        }
+        let bytes = json.to_string();
+        let path = Path::new("tokenizer.json");
+        Tokenizer::parse(path, bytes.as_bytes(), &testing::config(), testing::VOCAB_SIZE).unwrap()
+    }
+
+    #[test]
+    fn every_form_is_a_grammar_wherever_the_answer_begins() {
+        let forms = [
+            Form::Json(json!(true)),
+            Form::Json(json!({"type": "object", "properties": {"a\"b": {"type": "string"}}})),
+            Form::Regex("a/b\\/c\n|\\{[0-9]\\}".to_owned()),
+            Form::Choice(vec!["a\"b".to_owned(), "\\n\n".to_owned()]),
+            Form::Grammar("start: x\nx: \"{\" /[^}]/ \"}\"".to_owned()),
+        ];
+        for is_special in [false, true] {
+            let tokenizer = tokenizer(is_special);
+            let guides = Guides::new(&tokenizer).unwrap();
+            for tools in [ToolFormat::DeepSeekV3, ToolFormat::DeepSeekV31] {
+                let format = ChatFormat { reasoning: true, tools };
+                for start in [ChatStart::Content, ChatStart::Reasoning, ChatStart::Open] {
+                    for form in forms.clone() {
+                        let constraint = of_form(form, format, start, &tokenizer);
+                        guides.guide(&constraint).unwrap_or_else(|error| panic!("{error}: {constraint:?}"));
+                    }
+                    let tool = json!({"name": "get", "parameters": {"type": "object"}});
+                    let forced: Vec<Function> =
+                        serde_json::from_value(json!([tool, {"name": "put"}])).unwrap();
+                    for single in [false, true] {
+                        let plan = ToolPlan { is_on: true, forced: forced.clone(), single };
+                        let constraint = of_calls(&plan, format, start, &tokenizer).unwrap();
+                        guides.guide(&constraint).unwrap_or_else(|error| panic!("{error}: {constraint:?}"));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_expression_keeps_its_meaning_between_slashes() {
+        assert_eq!(in_slashes("a/b\\/c\\\\/d\ne"), "a\\/b\\/c\\\\\\/d\\ne");
+    }
+}

@@ -119,7 +119,7 @@ impl Collector for EngineCounts {
 
 /// Upper ends and counts; the encoder adds them up.
 fn buckets(histogram: &Histogram) -> Vec<(f64, u64)> {
-    let ends = histogram.bounds().iter().copied().chain([f64::MAX]);
+    let ends = histogram.bounds().iter().copied().chain([f64::INFINITY]);
     ends.zip(histogram.counts().iter().copied()).collect()
 }
 

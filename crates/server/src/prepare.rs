@@ -95,7 +95,7 @@ impl Served {
         self.check_name(common.model.as_deref())?;
         let stream_options = common.stream_options()?;
         let template_format =
-            self.info.template.as_ref().map_or(ChatFormat::PLAIN, |template| template.format());
+            self.info.template.as_ref().map_or(ChatFormat::PLAIN, dsv3_engine::ChatTemplate::format);
         let plan = tools::plan(&request.tools()?, chat.tool_choice.as_ref(), chat.parallel_tool_calls)?;
         if plan.is_on && template_format.tools == dsv3_engine::ToolFormat::None {
             return Err(grammar::no_calls("tools"));

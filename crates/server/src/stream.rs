@@ -71,7 +71,7 @@ impl Writer {
     }
 }
 
-/// A response whose events `produce` writes. It runs on when nobody reads, until a write tells it.
+/// A response whose events `produce` writes, on a task of its own: it notices a client that is gone, or does not read, by itself.
 pub(crate) fn respond<F>(app: &Arc<App>, produce: impl FnOnce(Writer) -> F) -> Response
 where
     F: Future<Output = Result<(), Gone>> + Send + 'static,

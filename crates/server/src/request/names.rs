@@ -50,8 +50,11 @@ const IGNORED: &[&str] = &[
     "timings_per_token",
 ];
 
+/// The value of a field that asks for nothing.
+type Neutral = fn() -> Value;
+
 /// What other servers know and this one does not do, each with the value that asks for nothing.
-const REFUSED: &[(&str, fn() -> Value)] = &[
+const REFUSED: &[(&str, Neutral)] = &[
     ("audio", || Value::Null),
     ("modalities", || json!(["text"])),
     ("function_call", || Value::Null),

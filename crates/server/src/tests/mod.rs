@@ -50,8 +50,11 @@ enum Model {
     Slow(Duration),
 }
 
+/// From all tokens of a sequence to the logits.
+type Next = Box<dyn FnMut(&[TokenId]) -> Vec<f32>>;
+
 impl Model {
-    fn next(self) -> Box<dyn FnMut(&[TokenId]) -> Vec<f32>> {
+    fn next(self) -> Next {
         match self {
             Self::Hashes => Box::new(hashed),
             Self::Slow(time) => Box::new(move |tokens| {
