@@ -277,6 +277,8 @@ async function findModel() {
     $("model").textContent = model;
   } catch (error) {
     $("model").textContent = error instanceof ApiError ? error.message : "no server";
+    // A large model takes its time to load.
+    if (error.status === 503) setTimeout(findModel, 1000);
   }
 }
 
