@@ -51,14 +51,15 @@ def main():
         time.sleep(0.7)
         if not long.is_alive():
             break
-        waits.append(first_token(client, ids(args.short)))
+        start = chunks(client)
+        wait = first_token(client, ids(args.short))
+        waits.append((wait, chunks(client)[1] - start[1]))
     long.join()
     after = chunks(client)
-    # The short prompts' own chunks are among them, and make the mean smaller, so the bound stricter.
-    mean = (after[0] - before[0]) / (after[1] - before[1])
-    print(f"the prompt of {args.long} took {done[0]:.1f} s, {after[1] - before[1]:.0f} chunks of {mean:.2f} s in the mean")
-    print("beside it: " + ", ".join(f"{wait:.2f}" for wait in waits) + " s to the first token")
-    print(f"the longest is {max(waits) / mean:.2f} chunks long")
+    print(f"the prompt of {args.long} took {done[0]:.1f} s in {after[1] - before[1] - len(waits):.0f} chunks, later ones longer")
+    # A chunk that had begun, and the short prompt's own: two. The next chunk of the long one may end before it is asked.
+    for wait, ended in waits:
+        print(f"beside it: {wait:.2f} s to the first token, in which {ended:.0f} chunks ended, its own included")
 
 
 if __name__ == "__main__":
