@@ -17,7 +17,7 @@ from soak import Client
 def first_token(client, prompt):
     """Seconds from the request to the first event of its stream."""
     start = time.monotonic()
-    connection, response = client.post({"prompt": prompt, "max_tokens": 4, "stream": True, "temperature": 0}, "/v1/completions")
+    connection, response = client.post({"prompt": prompt, "max_tokens": 1, "stream": True, "temperature": 0}, "/v1/completions")
     assert response.status == 200, response.read()
     while not response.readline().startswith(b"data: "):
         pass
