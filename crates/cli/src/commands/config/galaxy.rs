@@ -12,7 +12,7 @@ use dsv3_galaxy::plan::{
 };
 use dsv3_mesh::ExpertSharding;
 use serde::Serialize;
-use std::path::{self, Path};
+use std::path::{self, Path, PathBuf};
 
 /// What stdout gets where both modes are asked for.
 #[derive(Serialize)]
@@ -72,7 +72,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<()> {
 }
 
 /// Writes what goes to files.
-fn write(plan: &Plan, args: &ConfigArgs, file: impl Fn(&Path) -> std::path::PathBuf) -> Result<()> {
+fn write(plan: &Plan, args: &ConfigArgs, file: impl Fn(&Path) -> PathBuf) -> Result<()> {
     if let Some(path) = &args.output {
         write_json(&file(path), &plan.document)?;
     }
