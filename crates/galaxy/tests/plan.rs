@@ -447,8 +447,9 @@ fn some_random_models_have_a_plan() {
 
 #[test]
 fn a_scale_of_the_experts_that_is_none_is_refused() {
-    for scale in [0.0, -1.0] {
-        let model = model(&json!({ "routed_scaling_factor": scale }));
+    for scale in [0.0, -1.0, f32::NAN] {
+        let mut model = V3.clone();
+        model.moe.as_mut().unwrap().routed_scaling_factor = scale;
         let error = plan(&model, request("4x8", Mode::Decode, 2048)).unwrap_err();
         assert!(matches!(error, PlanError::Model { field: "routed_scaling_factor", .. }), "{error}");
     }
