@@ -67,12 +67,23 @@ def check(path, case, keep):
     run = subprocess.run(
         [sys.executable, HERE / "check_config.py", path, "--timeout", str(TIMEOUT)], stdout=subprocess.PIPE, text=True
     )
-    if run.returncode not in (0, 1):
-        sys.exit(f"check_plans: {case[0]}: check_config.py could not be run")
     if keep:
         (keep / f"{case[0]}.jsonl").write_text(run.stdout)
-    records = [json.loads(line) for line in run.stdout.splitlines()]
-    return [record for record in records if "opened" not in record], time.monotonic() - started
+    if run.returncode not in (0, 1):
+        sys.exit(f"check_plans: {case[0]}: check_config.py ended with status {run.returncode}")
+    try:
+        records = [json.loads(line) for line in run.stdout.splitlines()]
+    except ValueError as error:
+        sys.exit(f"check_plans: {case[0]}: check_config.py printed what is no JSON: {error}")
+    records = [record for record in records if "opened" not in record]
+    # A checker that dies by an exception ends with 1 too, in the middle of the list.
+    wanted = len(json.loads(path.read_text())["operations"])
+    if len(records) != wanted:
+        sys.exit(f"check_plans: {case[0]}: expected records of {wanted} operations, got {len(records)}")
+    are_good = all(record.get("as_expected", False) for record in records)
+    if are_good != (run.returncode == 0):
+        sys.exit(f"check_plans: {case[0]}: check_config.py ended with {run.returncode} against its own records")
+    return records, time.monotonic() - started
 
 
 def table(case, records, seconds):

@@ -194,6 +194,104 @@ fn a_full_disk_loses_nothing_and_says_what_to_do() {
     assert!(second.success().stdout.starts_with("written: 32 files"));
 }
 
+/// A cache that is whole is not given up for one that has no room.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cache_is_not_made_anew_where_there_is_no_room() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    let out = place.path("out");
+    fs::create_dir(&out).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(&out).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no file system can be mounted here");
+        return;
+    }
+    let first = place.run(args(&model, &[]));
+    let read = || (content(&cache(&place)), fs::read(cache(&place).join(".dsv3-convert.jsonl")).unwrap());
+    let made = read();
+    let used: usize = made.0.values().map(|bytes| bytes.len().next_multiple_of(4096)).sum();
+    // Room for some files, but for no cache.
+    let size = format!("remount,size={}", used + (256 << 10));
+    let lessened = Command::new("mount").args(["-o", &size]).arg(&out).status().unwrap();
+    let forced = place.run(args(&model, &["--force"]));
+    let after = read();
+    let again = place.run(args(&model, &[]));
+    let unmounted = Command::new("umount").arg(&out).status().unwrap();
+    assert!(lessened.success() && unmounted.success());
+    first.success();
+    forced.fails_with(&["the files need ", "bytes more, the disk has "]);
+    assert!(after == made, "all is as it was");
+    assert!(again.success().stdout.contains("nothing was done"));
+}
+
+#[test]
+fn some_layers_are_made_anew_beside_the_others() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    place.run(args(&model, &[])).success();
+    let made = content(&cache(&place));
+    let run = place.run(args(&model, &["--layers", "1", "--force"])).success();
+    assert!(run.stdout.starts_with("written: ") && run.stdout.ends_with("config.json\n"), "{}", run.stdout);
+    assert!(!run.stdout.starts_with("written: 32 files"), "{}", run.stdout);
+    assert!(content(&cache(&place)) == made, "the same again");
+    let again = place.run(args(&model, &[])).success();
+    assert!(again.stdout.contains("nothing was done"), "{}", again.stdout);
+    // Of another checkpoint only all can be.
+    let other = place.path("other");
+    model::write(&other, &small(), 2);
+    place
+        .run(args(&other, &["--layers", "1", "--force"]))
+        .fails_with(&["was begun from another checkpoint, ", "would mix the two; leave out --layers"]);
+    assert!(content(&cache(&place)) == made, "nothing was touched");
+    fs::remove_file(cache(&place).join(".dsv3-convert.jsonl")).unwrap();
+    place
+        .run(args(&model, &["--layers", "1", "--force"]))
+        .fails_with(&["its config.json is not of this program", "leave out --layers"]);
+}
+
+#[test]
+fn a_part_needs_only_its_own_tensors() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    // A checkpoint whose last layer is still to come.
+    let mut config = small();
+    config["num_hidden_layers"] = json!(3);
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    place.run(args(&model, &["--layers", "0"])).success();
+    place.run(args(&model, &["--layers", "2"])).fails_with(&["model.layers.2."]);
+}
+
+#[test]
+fn a_type_that_no_weight_has_is_refused_before_anything_is_written() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    let file = model.join("model.safetensors");
+    let bytes = fs::read(&file).unwrap();
+    let (mut header, data) = support::header(&bytes);
+    assert_eq!(header["lm_head.weight"]["dtype"], "F32");
+    header["lm_head.weight"]["dtype"] = json!("I32");
+    let header = header.to_string();
+    let changed = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[data..]].concat();
+    fs::write(&file, changed).unwrap();
+    place.run(args(&model, &[])).fails_with(&["lm_head.weight", "I32"]);
+    assert!(!place.path("out").exists(), "nothing was begun");
+}
+
+#[test]
+fn weights_that_do_not_fit_a_device_are_told_of_first() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    let mut config = small();
+    config["vocab_size"] = json!(1 << 29);
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let run = place.run(args(&model, &[]));
+    let lines: Vec<&str> = run.stderr.lines().collect();
+    assert!(lines[0].starts_with("warning: each device would hold "), "{run:#?}");
+    assert!(lines[0].ends_with("they do not fit"), "{run:#?}");
+    assert!(run.code == 1 && lines[1].contains("model.embed_tokens.weight"), "{run:#?}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {

@@ -83,6 +83,10 @@ fn what_makes_no_sense_is_a_usage_error() {
         (&["--mesh", "auto"], "--mesh auto is for --target cpu"),
         (&["--mesh", "4x8", "--experts", "expert"], "--experts is for --target cpu"),
         (&["--mesh", "4x8", "--fabric", "torus"], "expected line or ring"),
+        (
+            &["--mesh", "4x8", "--output", "a.json", "--operations", "./a.json"],
+            "--output and --operations are the same file",
+        ),
     ] {
         let run = config(&Workplace::new(), &json!({}), more);
         assert_eq!(run.code, 2, "{more:?}: {}", run.stderr);
@@ -106,6 +110,7 @@ fn models_that_do_not_fit_are_refused_by_what_does_not() {
         ),
         (json!({ "n_routed_experts": 128 }), "n_routed_experts: the modules on a Galaxy need 256"),
         (json!({ "q_lora_rank": null }), "q_lora_rank"),
+        (json!({ "routed_scaling_factor": 0 }), "routed_scaling_factor"),
         (json!({ "moe_intermediate_size": 131_072 }), "needs"),
     ] {
         let run = config(&Workplace::new(), &changes, &["--mesh", "4x8", "--mode", "decode"]);

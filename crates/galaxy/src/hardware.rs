@@ -11,7 +11,8 @@ pub const DRAM_BANKS: u32 = 12;
 pub const DRAM_BYTES: u64 = 12 << 30;
 /// The side of a tile of all weights.
 pub const TILE: u32 = 32;
-/// Columns and rows of the cores that operators may use, where what dispatches to them takes a column beside them.
+/// Columns and rows of the cores that operators may use, where what dispatches to them takes a row of cores, as TT-NN has it
+/// by default; a column would leave 7x10.
 pub const CORE_GRID: [u32; 2] = [8, 9];
 
 const _: () = assert!(Tile::SQUARE.elements() == (TILE * TILE) as usize);

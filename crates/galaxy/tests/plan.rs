@@ -15,7 +15,7 @@ use dsv3_galaxy::{
     types::{CoreGrid, MemoryConfig, MemoryLayout, ProgramConfig},
     weights::weight_files,
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use serde_json::{Value, json};
 use std::{fs, path::Path, sync::LazyLock};
 
@@ -418,10 +418,39 @@ proptest! {
         let mesh = format!("{rows}x{columns}").parse().unwrap();
         let request = Request { mesh, mode, users_per_row, sequence_length: tiles * 32 * rows, fabric };
         let hf = model(&changes);
-        if let Ok(plan) = plan(&hf, request) {
-            let device = Device { mesh: [rows, columns], fabric };
-            let rules = ModelRules::new(&Dimensions::new(&hf, request).unwrap());
-            prop_assert!(verify(&plan.operations, device, Some(rules)).is_ok());
+        match plan(&hf, request) {
+            Ok(plan) => {
+                let device = Device { mesh: [rows, columns], fabric };
+                let rules = ModelRules::new(&Dimensions::new(&hf, request).unwrap());
+                prop_assert!(verify(&plan.operations, device, Some(rules)).is_ok());
+            }
+            Err(error) => {
+                let is_ours = matches!(error, PlanError::Refused { .. });
+                prop_assert!(!is_ours, "the planner wrote what the rules refuse: {error}");
+            }
         }
+    }
+}
+
+/// That random models are not all refused: else nothing would be verified.
+#[test]
+fn some_random_models_have_a_plan() {
+    let mut runner = TestRunner::deterministic();
+    let has_plan = |changes: &Value| {
+        let request = Request { users_per_row: 8, ..request("4x8", Mode::Decode, 1024) };
+        plan(&model(changes), request).is_ok()
+    };
+    let models = (0..200).map(|_| any_model().new_tree(&mut runner).unwrap().current());
+    let plans = models.filter(has_plan).count();
+    assert!(plans >= 5, "{plans} plans for 200 models");
+}
+
+#[test]
+fn a_scale_of_the_experts_that_is_none_is_refused() {
+    for scale in [0.0, -1.0, f32::NAN] {
+        let mut model = V3.clone();
+        model.moe.as_mut().unwrap().routed_scaling_factor = scale;
+        let error = plan(&model, request("4x8", Mode::Decode, 2048)).unwrap_err();
+        assert!(matches!(error, PlanError::Model { field: "routed_scaling_factor", .. }), "{error}");
     }
 }

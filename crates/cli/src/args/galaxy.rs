@@ -30,8 +30,8 @@ pub(crate) struct GalaxyArgs {
     /// config.json is written once all layers are there.
     #[arg(long, value_name = "LIST")]
     pub(crate) layers: Option<Layers>,
-    /// Make a cache of a model with the first N layers, as upstream's --override-num-layers: a single Galaxy has the
-    /// memory for 5 of 61
+    /// Make a cache of a model with the first N layers, as upstream's --override-num-layers: 61 layers do not fit a single
+    /// Galaxy; upstream's demo runs 5 there
     #[arg(long, value_name = "N")]
     pub(crate) num_layers: Option<usize>,
     /// Also convert the layer for multi-token prediction, into <N>_layers_mtp

@@ -342,6 +342,9 @@ fn check_model(model: &HfConfig, request: Request) -> Result<(), PlanError> {
     if !moe.norm_topk_prob {
         return refuse("norm_topk_prob", "true, which the fused gate is made for", &false);
     }
+    if !(moe.routed_scaling_factor.is_finite() && moe.routed_scaling_factor > 0.0) {
+        return refuse("routed_scaling_factor", "a finite number above 0", &moe.routed_scaling_factor);
+    }
     if moe.shared_experts == 0 {
         return refuse("n_shared_experts", "one at least", &0);
     }

@@ -3,7 +3,7 @@
 use super::{
     CacheFile, Error, WeightCache, WeightFile,
     config::{self, weight_config},
-    journal::{Journal, Origin},
+    journal::{Distrust, Journal, Origin, Record},
     values::{Packer, Scratch},
 };
 use crate::{block_float::Rounding, tensorbin::Writer};
@@ -27,6 +27,8 @@ use std::{
 const LOCK_FILE: &str = ".dsv3-convert.lock";
 /// Files that may wait for the disk.
 const WAITING_FILES: usize = 2;
+/// Files that may be unfinished at a time: those that wait, one that is made, and one that is sent to the disk.
+const UNFINISHED_FILES: usize = WAITING_FILES + 2;
 /// Bytes after which a file is sent to the disk while it is being made: the disk is to write all the time.
 const FLUSHED: u64 = 256 << 20;
 /// How long a measurement takes.
@@ -37,7 +39,7 @@ const MEASURED: Duration = Duration::from_millis(200);
 pub struct ConvertOptions {
     /// How values are rounded.
     pub rounding: Rounding,
-    /// Whether it is made anew, whatever is there.
+    /// Whether what is asked for is made anew, whatever is there.
     pub force: bool,
 }
 
@@ -79,27 +81,46 @@ impl WeightCache {
         options: ConvertOptions,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Report, Error> {
-        for spec in self.files.iter().flat_map(|file| &file.file.sources) {
+        let wanted = || self.files.iter().filter(|file| file.is_wanted);
+        for spec in wanted().flat_map(|file| &file.file.sources) {
             check_source(spec, source.checkpoint)?;
         }
         fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
         let _lock = self.lock()?;
         let config = self.config_path();
-        if config.exists() && !Journal::exists(&self.dir) && !options.force {
-            let other = "something else: its config.json is not of this program".to_owned();
-            return Err(Error::Origin { path: self.dir.clone(), other });
+        let distrust = match (options.force, self.files.iter().all(|file| file.is_wanted)) {
+            (false, _) => Distrust::Nothing,
+            (true, false) => Distrust::Some,
+            (true, true) => Distrust::All,
+        };
+        if config.exists() && !Journal::exists(&self.dir) && distrust != Distrust::All {
+            let (path, other) =
+                (self.dir.clone(), "something else: its config.json is not of this program".to_owned());
+            return Err(match distrust {
+                Distrust::Some => Error::Mixed { path, other },
+                _ => Error::Origin { path, other },
+            });
         }
         let origin = Origin::new(source.checkpoint.dir(), source.fingerprint.clone(), options.rounding);
-        let mut journal = Journal::open(&self.dir, &origin, options.force)?;
+        let mut record = Record::read(&self.dir, &origin, distrust)?;
+        if options.force {
+            wanted().for_each(|file| record.forget(&file.file.path));
+        }
         let mut report = Report::default();
         let mut missing = Vec::new();
-        for file in self.files.iter().filter(|file| file.is_wanted) {
-            match self.is_whole(file, &journal) {
+        for file in wanted() {
+            match record.has(&file.file.path, self.length(file)) {
                 true => add(&mut report.present, file.bytes()),
                 false => missing.push(file),
             }
         }
+        // What is there stays as it is, and is known, until it is sure that there is room for all.
         self.prepare(&missing)?;
+        let mut journal = record.open(&origin)?;
+        if !missing.is_empty() {
+            // A tree that is being made anew is not to be read meanwhile.
+            remove(&config)?;
+        }
         let job = Job { cache: self, checkpoint: source.checkpoint, rounding: options.rounding };
         job.run(&missing, &mut journal, &mut report, progress)?;
         report.missing = self.files.iter().filter(|file| !self.is_whole(file, &journal)).count();
@@ -141,23 +162,17 @@ impl WeightCache {
         }
     }
 
-    fn is_whole(&self, CacheFile { file, .. }: &CacheFile, journal: &Journal) -> bool {
-        let length = fs::metadata(self.dir.join(&file.path)).map_or(0, |metadata| metadata.len());
-        journal.has(&file.path, length)
+    fn is_whole(&self, file: &CacheFile, journal: &Journal) -> bool {
+        journal.has(&file.file.path, self.length(file))
+    }
+
+    /// Bytes of what is there under a file's name.
+    fn length(&self, CacheFile { file, .. }: &CacheFile) -> u64 {
+        fs::metadata(self.dir.join(&file.path)).map_or(0, |metadata| metadata.len())
     }
 
     /// Makes directories, removes what an interrupted run left unfinished, and looks whether there is room.
     fn prepare(&self, missing: &[&CacheFile]) -> Result<(), Error> {
-        if missing.is_empty() {
-            return Ok(());
-        }
-        // A tree that is being made anew is not to be read meanwhile.
-        match fs::remove_file(self.config_path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io(self.config_path())(error));
-            }
-            _ => {}
-        }
         let dirs: BTreeSet<&Path> =
             missing.iter().filter_map(|file| Path::new(&file.file.path).parent()).collect();
         for dir in dirs {
@@ -170,12 +185,32 @@ impl WeightCache {
                 }
             }
         }
-        // A file that is replaced keeps its place until it is.
-        let needed = missing.iter().map(|file| file.bytes()).sum();
+        let needed = self.needed(missing);
         match free_bytes(&self.dir).map_err(Error::io(&self.dir))? {
             Some(free) if free < needed => Err(Error::NoRoom { path: self.dir.clone(), needed, free }),
             _ => Ok(()),
         }
+    }
+
+    /// The most bytes that these files take, at any time, beyond what is there now: one that is replaced keeps its place
+    /// until the new one is finished.
+    fn needed(&self, missing: &[&CacheFile]) -> u64 {
+        let (mut written, mut replaced, mut most) = (0, 0, 0);
+        for (index, file) in missing.iter().enumerate() {
+            if let Some(finished) = index.checked_sub(UNFINISHED_FILES) {
+                replaced += self.length(missing[finished]);
+            }
+            written += file.bytes();
+            most = most.max(u64::saturating_sub(written, replaced));
+        }
+        most
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -304,18 +339,25 @@ fn add((count, sum): &mut (usize, u64), bytes: u64) {
     *sum += bytes;
 }
 
-/// Refuses a tensor that is missing or misshapen, or lacks its scales, before anything is written.
+/// Refuses a tensor that is missing, misshapen or of an unsupported type, or lacks its scales, before anything is written.
 fn check_source(spec: &WeightSpec, checkpoint: &Checkpoint) -> Result<(), Error> {
     let tensor = checkpoint.tensor(&spec.source)?;
-    if tensor.info.shape == spec.shape {
-        if let (Dtype::F8E4M3, Some(block)) = (tensor.info.dtype, spec.scale_block) {
-            checkpoint.scales(&spec.source, block)?;
-        }
-        return Ok(());
+    let refuse =
+        |message| Err(Error::Checkpoint(dsv3_runtime::Error::Tensor { name: spec.source.clone(), message }));
+    if tensor.info.shape != spec.shape {
+        return refuse(format!(
+            "expected shape {:?}, as config.json says, got {:?}",
+            spec.shape, tensor.info.shape
+        ));
     }
-    let message =
-        format!("expected shape {:?}, as config.json says, got {:?}", spec.shape, tensor.info.shape);
-    Err(Error::Checkpoint(dsv3_runtime::Error::Tensor { name: spec.source.clone(), message }))
+    match (tensor.info.dtype, spec.scale_block) {
+        (Dtype::F8E4M3, Some(block)) => checkpoint.scales(&spec.source, block).map(drop)?,
+        (dtype, _) if !dtype.is_weight() => {
+            return refuse(format!("expected a type that a weight may have, got {dtype}"));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Bytes that may be written where a directory is; none where the system does not tell.

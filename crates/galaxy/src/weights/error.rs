@@ -70,6 +70,14 @@ pub enum Error {
         /// What it was made from or for.
         other: String,
     },
+    /// A cache that was made from something else, of which only some files were to be made anew.
+    #[error("{}: was begun from {other}, and --force of some layers would mix the two; leave out --layers to make all anew, or give another directory", path.display())]
+    Mixed {
+        /// The cache's directory.
+        path: PathBuf,
+        /// What it was made from or for.
+        other: String,
+    },
     /// Another process that writes the same cache.
     #[error("{}: another process is writing this cache", path.display())]
     Busy {

@@ -39,6 +39,18 @@ struct Entry {
     bytes: u64,
 }
 
+/// The record as it was found, before anything is written.
+#[derive(Debug)]
+pub(super) struct Record {
+    path: PathBuf,
+    /// Bytes of it that are whole lines.
+    length: u64,
+    /// Whole files and their lengths.
+    whole: HashMap<String, u64>,
+    /// Whether it says more than is to be believed.
+    is_stale: bool,
+}
+
 /// The record, open.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -46,6 +58,17 @@ pub(super) struct Journal {
     file: File,
     /// Whole files and their lengths.
     whole: HashMap<String, u64>,
+}
+
+/// What of a record is distrusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Distrust {
+    /// Nothing: files are gone on with.
+    Nothing,
+    /// Some files, which are made anew beside the others: these must be of the same origin.
+    Some,
+    /// All of it, whatever it is of.
+    All,
 }
 
 impl Origin {
@@ -78,50 +101,97 @@ impl Origin {
     }
 }
 
-impl Journal {
-    /// The record in a cache's directory, begun where there is none or where it is distrusted.
+impl Record {
+    /// The record in a cache's directory; an empty one where there is none, or where all of it is distrusted. Writes
+    /// nothing.
     ///
     /// # Errors
-    /// A cache of another origin, or a file that cannot be opened.
-    pub(super) fn open(dir: &Path, origin: &Origin, is_distrusted: bool) -> Result<Self, Error> {
+    /// A cache of another origin that is not to be replaced whole, or a file that cannot be read.
+    pub(super) fn read(dir: &Path, origin: &Origin, distrust: Distrust) -> Result<Self, Error> {
         let path = dir.join(JOURNAL_FILE);
         let text = match fs::read(&path) {
-            Ok(text) if !is_distrusted => text,
-            Ok(_) => Vec::new(),
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io(&path)(error)),
         };
+        let mut record = Self { path, length: 0, whole: HashMap::new(), is_stale: distrust == Distrust::All };
+        if record.is_stale {
+            return Ok(record);
+        }
         let mut lines = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-        let mut length = 0;
         if let Some(line) = lines.next() {
-            let other = |what| Error::Origin { path: dir.to_owned(), other: what };
+            let other = |other| {
+                let path = dir.to_owned();
+                match distrust {
+                    Distrust::Some => Error::Mixed { path, other },
+                    _ => Error::Origin { path, other },
+                }
+            };
             let first: Origin = serde_json::from_slice(line)
                 .map_err(|_| other("something that this version cannot read".to_owned()))?;
             if let Some(difference) = origin.difference(&first) {
                 return Err(other(difference));
             }
-            length += line.len() as u64;
+            record.length += line.len() as u64;
         }
-        let mut whole = HashMap::new();
         for line in lines {
             // A program that was cut off may have left half a line.
             let Ok(Entry { path, bytes }) = serde_json::from_slice(line) else { break };
-            whole.insert(path, bytes);
-            length += line.len() as u64;
+            record.whole.insert(path, bytes);
+            record.length += line.len() as u64;
         }
-        let mut options = OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(false).open(&path).and_then(|mut file| {
-            file.set_len(length)?;
-            file.seek(SeekFrom::Start(length))?;
-            if length == 0 {
-                add_line(&mut file, origin)?;
-            }
-            Ok(file)
-        });
-        let file = opened.map_err(Error::io(&path))?;
-        Ok(Self { path, file, whole })
+        Ok(record)
     }
 
+    /// Distrusts what it says of a file.
+    pub(super) fn forget(&mut self, path: &str) {
+        self.is_stale |= self.whole.remove(path).is_some();
+    }
+
+    /// Whether a file is recorded with this length.
+    pub(super) fn has(&self, path: &str, bytes: u64) -> bool {
+        self.whole.get(path) == Some(&bytes)
+    }
+
+    /// Opens it to go on with, without what is distrusted.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(super) fn open(self, origin: &Origin) -> Result<Journal, Error> {
+        let Self { path, length, whole, is_stale } = self;
+        let file = match is_stale {
+            true => rewritten(&path, origin, &whole),
+            false => continued(&path, origin, length),
+        };
+        Ok(Journal { file: file.map_err(Error::io(&path))?, path, whole })
+    }
+}
+
+/// A record, open behind its last whole line, or begun.
+fn continued(path: &Path, origin: &Origin, length: u64) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.set_len(length)?;
+    file.seek(SeekFrom::Start(length))?;
+    if length == 0 {
+        add_line(&mut file, origin)?;
+    }
+    Ok(file)
+}
+
+/// A record in place of the one that is there, which stays until this is whole.
+fn rewritten(path: &Path, origin: &Origin, whole: &HashMap<String, u64>) -> io::Result<File> {
+    let unfinished = path.with_extension("tmp");
+    let mut file = File::create(&unfinished)?;
+    add_line(&mut file, origin)?;
+    for (path, &bytes) in whole {
+        add_line(&mut file, &Entry { path: path.clone(), bytes })?;
+    }
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    Ok(file)
+}
+
+impl Journal {
     /// Whether there is a record in a directory.
     pub(super) fn exists(dir: &Path) -> bool {
         dir.join(JOURNAL_FILE).exists()

@@ -12,7 +12,7 @@ use dsv3_galaxy::plan::{
 };
 use dsv3_mesh::ExpertSharding;
 use serde::Serialize;
-use std::path::Path;
+use std::path::{self, Path, PathBuf};
 
 /// What stdout gets where both modes are asked for.
 #[derive(Serialize)]
@@ -26,6 +26,14 @@ struct Both<'a> {
 /// # Errors
 /// A usage error that names the option.
 pub(super) fn check(args: &ConfigArgs) -> Result<()> {
+    let file = |path: &Path| path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if let (Some(output), Some(operations)) = (&args.output, &args.galaxy.operations)
+        && args.target == TargetArg::Galaxy
+        && file(output) == file(operations)
+    {
+        let message = "--output and --operations are the same file".to_owned();
+        return usage(ErrorKind::ArgumentConflict, message);
+    }
     if args.target == TargetArg::Cpu {
         return match args.galaxy.first_given() {
             Some(option) => usage(ErrorKind::ArgumentConflict, format!("{option} is for --target galaxy")),
@@ -64,7 +72,7 @@ pub(super) fn run(args: &ConfigArgs) -> Result<()> {
 }
 
 /// Writes what goes to files.
-fn write(plan: &Plan, args: &ConfigArgs, file: impl Fn(&Path) -> std::path::PathBuf) -> Result<()> {
+fn write(plan: &Plan, args: &ConfigArgs, file: impl Fn(&Path) -> PathBuf) -> Result<()> {
     if let Some(path) = &args.output {
         write_json(&file(path), &plan.document)?;
     }

@@ -3,7 +3,7 @@
 use crate::{
     args::{Cli, ConvertArgs, GalaxyArgs, MeshArg},
     model::{CONFIG_FILE, ModelPlace, OpenModel},
-    output::{count, print},
+    output::{count, note, print},
     progress::{Progress, Unit},
 };
 use anyhow::{Result, bail};
@@ -67,6 +67,14 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let rounding = rounding.map_or_else(Rounding::default, Into::into);
     if *dry_run {
         return print(&plan(&cache, &model, rounding)?);
+    }
+    let (weights, dram) = (cache.device_bytes(), DRAM_BYTES);
+    if weights > dram {
+        note(format_args!(
+            "warning: each device would hold {} of weights, its DRAM has {}: they do not fit",
+            DecimalBytes(weights),
+            DecimalBytes(dram)
+        ));
     }
     let mut progress = Progress::new("converting", Unit::Bytes);
     let options = ConvertOptions { rounding, force: args.force };

@@ -32,12 +32,11 @@ pub fn tile_bytes(dtype: DataType) -> u64 {
 }
 
 /// Bytes of an element in rows.
+///
+/// # Panics
+/// Of block floats, whose elements share an exponent with others of their tile: they do not lie in rows.
 pub fn element_bytes(dtype: DataType) -> u64 {
-    match dtype {
-        DataType::Float32 | DataType::Uint32 | DataType::Int32 => 4,
-        DataType::Bfloat16 | DataType::Uint16 => 2,
-        DataType::Uint8 | DataType::Bfloat8B | DataType::Bfloat4B => 1,
-    }
+    dtype.element_bytes().unwrap_or_else(|| panic!("{dtype} in rows")) as u64
 }
 
 /// The largest divisor of a number that is not above a limit.
