@@ -31,7 +31,7 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     let address = server.address();
     note(format_args!("listening at http://{address}; loading the model"));
     let ended = server.run(move || {
-        let loaded = load(args)?;
+        let loaded = load(&args)?;
         let names = loaded.model.names.join(", ");
         let seconds = start.elapsed().as_secs_f64();
         note(format_args!("serving {names} at http://{address} after {seconds:.1} s; Ctrl-C ends"));
@@ -107,7 +107,7 @@ fn api_keys(args: &ListenArgs) -> Result<Vec<String>> {
 }
 
 /// Opens the model on a thread of its own, ready to be asked.
-fn load(args: ServeArgs) -> Result<Loaded> {
+fn load(args: &ServeArgs) -> Result<Loaded> {
     let place = ModelPlace::resolve(&args.model)?;
     let model = OpenModel::open(&place)?;
     let layout = args.device.mesh.layout.layout();
