@@ -151,6 +151,12 @@ impl OpenModel {
         ]
     }
 
+    /// What it is at this moment, with the times of its files: unlike its [facts](Self::facts), this tells it from another
+    /// checkpoint of the same shape.
+    pub(crate) fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
     /// The cache of the weights for rank 0 of a mesh.
     pub(crate) fn cache(&self, layout: Layout) -> WeightCache {
         WeightCache::locate(&self.cache, &self.checkpoint, layout).with_formats(self.formats.clone())

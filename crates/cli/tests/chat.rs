@@ -68,6 +68,28 @@ fn an_answer_anew_is_another_and_a_run_repeats() {
 }
 
 #[test]
+fn a_turn_begins_with_what_is_cached_of_those_before() {
+    let place = Workplace::new();
+    let long = "word ".repeat(90);
+    let run = chat(&place, &["--max-new-tokens", "8"], &format!("{long}\nAnd then?\n")).success();
+    let reports: Vec<&str> = run.stderr.lines().filter(|line| line.ends_with("at max_new_tokens]")).collect();
+    let [first, second] = reports[..] else { panic!("{}", run.stderr) };
+    // Of the first prompt's 276 tokens four pages are whole.
+    assert!(!first.contains(" cached") && second.contains(" s, 256 cached; "), "{}", run.stderr);
+}
+
+#[test]
+fn the_checkpoint_says_how_answers_are_chosen() {
+    let place = Workplace::new();
+    let model = place.copy_of(&tiny());
+    let config = r#"{"do_sample": true, "temperature": 0.5, "min_p": 0.25, "repetition_penalty": 1.5}"#;
+    fs::write(model.join("generation_config.json"), config).unwrap();
+    let run = chat(&place, &["--model", model.to_str().unwrap()], "/params\n").success();
+    assert!(run.stderr.contains("min_p 0.25\nrepetition_penalty 1.5\n"), "{}", run.stderr);
+    assert!(run.stderr.contains(", min-p 0.25, seed "), "{}", run.stderr);
+}
+
+#[test]
 fn params_are_shown_and_checked() {
     let place = Workplace::new();
     let run = chat(
@@ -76,7 +98,11 @@ fn params_are_shown_and_checked() {
         "/params top_p 0.9\n/params max_new_tokens 3\n/params\nHello\n",
     );
     let run = run.success();
-    assert!(run.stderr.contains("temperature 0.5\ntop_p 0.9\ntop_k 0\nseed "), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("temperature 0.5\ntop_p 0.9\ntop_k 0\nmin_p 0\nrepetition_penalty 1\nseed "),
+        "{}",
+        run.stderr
+    );
     assert!(
         run.stderr.contains("[3 tokens, ") && run.stderr.contains("stopped at max_new_tokens"),
         "{}",

@@ -30,14 +30,14 @@ impl Penalties {
     ///
     /// # Errors
     /// [`Error::Parameter`] for a presence or frequency penalty outside of [-2, 2], as in the OpenAI interface, and a
-    /// repetition penalty that is not positive and finite.
+    /// repetition penalty outside of [0.01, 100], far beyond what is of use and without logits that overflow.
     pub fn check(&self) -> Result<(), Error> {
         let &Self { presence, frequency, repetition } = self;
         let by_two = |value: f32| (-2.0..=2.0).contains(&value);
         check_range("presence_penalty", presence, by_two(presence), "at least -2 and at most 2")?;
         check_range("frequency_penalty", frequency, by_two(frequency), "at least -2 and at most 2")?;
-        let is_factor = repetition > 0.0 && repetition.is_finite();
-        check_range("repetition_penalty", repetition, is_factor, "positive and finite")
+        let is_factor = (0.01..=100.0).contains(&repetition);
+        check_range("repetition_penalty", repetition, is_factor, "at least 0.01 and at most 100")
     }
 }
 
@@ -119,7 +119,9 @@ mod tests {
         };
         assert_eq!(refused(Penalties { presence: 2.1, ..Penalties::NONE }), "presence_penalty");
         assert_eq!(refused(Penalties { frequency: f32::NAN, ..Penalties::NONE }), "frequency_penalty");
-        assert_eq!(refused(Penalties { repetition: 0.0, ..Penalties::NONE }), "repetition_penalty");
+        for repetition in [0.0, -1.0, 0.009, 100.1, f32::INFINITY, f32::NAN] {
+            assert_eq!(refused(Penalties { repetition, ..Penalties::NONE }), "repetition_penalty");
+        }
         Penalties { presence: -2.0, frequency: 2.0, repetition: 1.3 }.check().unwrap();
         let refused = |bias: &[(TokenId, f32)]| check_bias(bias, 10).unwrap_err().to_string();
         assert_eq!(

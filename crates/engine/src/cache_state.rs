@@ -4,6 +4,9 @@
 //! before others first: the name of the page before it, its tokens, its bytes, and the SHA-256 of all that. The file is
 //! made beside its place and put there when it is whole. What is read is checked to the last byte before any of it is
 //! used.
+//!
+//! Tokens of prompts stand in it, so none but its owner may read it. Its name begins the hash of what the pages depend on:
+//! who runs another model on the same directory does not lose it.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -12,12 +15,15 @@ use std::path::{Path, PathBuf};
 use dsv3_runtime::TokenId;
 use sha2::{Digest, Sha256};
 
+use crate::files::create_private_directory;
 use crate::{Error, KeptPage, LanguageModel, NewFile, PageKey, PagePool, PageTable};
 
 /// The file's first bytes. The number changes with the layout.
 const MAGIC: &[u8] = b"dsv3 prefix cache 1\n";
-/// The file's name in its directory.
+/// The beginning of the file's name in its directory.
 const FILE: &str = "prefix-cache";
+/// Bytes of the fingerprint's hash that the name goes on with: enough to tell apart what one directory is used for.
+const NAMED_BY: usize = 6;
 /// Length of a hash and of a name.
 const HASH: usize = 32;
 
@@ -43,26 +49,43 @@ pub struct CacheReport {
 impl CacheState {
     /// The file.
     pub fn path(&self) -> PathBuf {
-        self.directory.join(FILE)
+        let hash = self.hash();
+        let name: String = hash[..NAMED_BY].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.directory.join(format!("{FILE}-{name}"))
+    }
+
+    /// Makes the directory, unless it is there; none but its owner may read it then.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn create_directory(&self) -> Result<(), Error> {
+        create_private_directory(&self.directory)
+    }
+
+    fn hash(&self) -> [u8; HASH] {
+        Sha256::digest(self.fingerprint.as_bytes()).into()
     }
 
     /// What the file begins with.
     fn header(&self, sizes: Sizes, pages: u64) -> Vec<u8> {
-        let hash = Sha256::digest(self.fingerprint.as_bytes());
+        let hash = self.hash();
         let sizes = [sizes.tokens as u64, sizes.bytes as u64, pages].map(u64::to_le_bytes).concat();
         let sum = Sha256::new().chain_update(hash).chain_update(&sizes).finalize();
         [MAGIC, &hash[..], &sizes, &sum].concat()
     }
 
-    /// Writes all kept pages of a pool.
+    /// Writes all kept pages of a pool. Where none are kept, what was saved before stays.
     ///
     /// # Errors
     /// A model whose pages cannot be read; a file that cannot be written.
     pub(crate) fn save(&self, pool: &PagePool, model: &mut impl LanguageModel) -> Result<CacheReport, Error> {
         let sizes = Sizes::of(pool, model)?;
-        std::fs::create_dir_all(&self.directory).map_err(Error::io(&self.directory))?;
         let pages = pool.kept_pages(0);
-        let mut file = NewFile::create(&self.path())?;
+        if pages.is_empty() {
+            return Ok(CacheReport::default());
+        }
+        self.create_directory()?;
+        let mut file = NewFile::create_private(&self.path())?;
         let header = self.header(sizes, pages.len() as u64);
         file.write_all(&header)?;
         let mut record = Vec::with_capacity(sizes.record());
@@ -265,6 +288,28 @@ mod tests {
     }
 
     #[test]
+    fn each_model_has_a_file_of_its_own_that_nobody_else_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = state(directory.path());
+        let mut model = model();
+        let pool = filled(&mut model);
+        let empty = PagePool::new(&LIMITS);
+        assert_eq!(state.save(&empty, &mut model).unwrap(), CacheReport::default());
+        assert!(!state.directory.exists(), "nothing is saved where nothing is kept");
+        state.save(&pool, &mut model).unwrap();
+        let other = CacheState { fingerprint: "another".to_owned(), ..state.clone() };
+        other.save(&pool, &mut model).unwrap();
+        let saved = state.save(&empty, &mut model).unwrap();
+        assert_eq!(saved.pages, 0);
+        assert_eq!(state.restore(&PagePool::new(&LIMITS), &mut model).unwrap().pages, 3);
+        #[cfg(unix)]
+        for (path, expected) in [(state.path(), 0o600), (state.directory, 0o700)] {
+            let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(path).unwrap());
+            assert_eq!(mode & 0o777, expected);
+        }
+    }
+
+    #[test]
     fn what_there_is_no_room_for_stays_out_from_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let state = state(directory.path());
@@ -294,6 +339,7 @@ mod tests {
             error
         };
         let other = CacheState { fingerprint: "another".to_owned(), ..state.clone() };
+        std::fs::write(other.path(), &bytes).unwrap();
         assert!(refused(&other).ends_with("it was saved for another model, format or page size"));
         for index in 0..bytes.len() {
             let mut damaged = bytes.clone();

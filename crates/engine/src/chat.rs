@@ -32,6 +32,8 @@ pub use parser::{ChatDelta, ChatParser};
 
 /// What DeepSeek-V3.2 has in place of a template.
 const V32_PROGRAM: &str = "encoding/encoding_dsv32.py";
+/// Roles beside the usual ones that one conversation may have. Each is a rendering more.
+const MOST_ROLES: usize = 8;
 /// Steps that one rendering may take, long strings counting more: far more than any conversation needs, and few enough
 /// that a template which does not end is found out within a second.
 const FUEL: u64 = 10_000_000;
@@ -223,7 +225,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::TemplateRaised`] if the template refuses the messages, [`Error::UnknownRole`] if it would leave one
-    /// out, [`Error::ContentPart`] for content that is not text, [`Error::Continue`] for a last message that cannot be
+    /// out or there are more than 8 roles beside the usual ones, [`Error::ContentPart`] for content that is not text, [`Error::Continue`] for a last message that cannot be
     /// continued, [`Error::Parameter`] for options that contradict each other or name a template that is not there,
     /// [`Error::Template`] if the template fails.
     pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<String, Error> {
@@ -315,21 +317,27 @@ fn fill_contents(messages: &mut [Value]) -> bool {
 }
 
 /// DeepSeek's templates pass over roles that they do not know. Whether one does shows only when a message is taken away.
+/// A conversation of very many roles is refused at the first that is too many.
 fn check_roles(
     messages: &[Value],
     text: &str,
     render: impl Fn(&[Value]) -> Result<String, Error>,
 ) -> Result<(), Error> {
     let mut known = BTreeSet::from(["system", "user", "assistant", "tool"]);
+    let most = known.len() + MOST_ROLES;
     for (index, message) in messages.iter().enumerate() {
         let role = message["role"].as_str().unwrap_or_default();
         if !known.insert(role) {
             continue;
         }
+        let refused = || Error::UnknownRole { index, role: role.to_owned() };
+        if known.len() > most {
+            return Err(refused());
+        }
         let mut without = messages.to_vec();
         without.remove(index);
         if render(&without).is_ok_and(|shorter| shorter == text) {
-            return Err(Error::UnknownRole { index, role: role.to_owned() });
+            return Err(refused());
         }
     }
     Ok(())

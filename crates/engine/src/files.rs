@@ -91,14 +91,27 @@ impl NewFile {
     /// # Errors
     /// If the directory cannot be written. This and all other errors name `path`.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        Self::with_mode(path, 0o666)
+    }
+
+    /// The same for a file that none but its owner may read.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub(crate) fn create_private(path: &Path) -> Result<Self, Error> {
+        Self::with_mode(path, 0o600)
+    }
+
+    /// With these permissions, less those that the process's mask takes away, on systems that know them.
+    fn with_mode(path: &Path, mode: u32) -> Result<Self, Error> {
         let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
             let file = File::options().write(true).open(path).map_err(Error::io(path))?;
             return Ok(Self { path: path.clone(), writer: BufWriter::new(Place::Direct(file)) });
         }
-        let place = match nameless::create_in(directory_of(path)) {
+        let place = match nameless::create_in(directory_of(path), mode) {
             Some(file) => Place::Nameless(file),
-            None => Place::Temporary(temporary_in(directory_of(path)).map_err(Error::io(path))?),
+            None => Place::Temporary(temporary_in(directory_of(path), mode).map_err(Error::io(path))?),
         };
         Ok(Self { path: path.clone(), writer: BufWriter::with_capacity(1 << 20, place) })
     }
@@ -152,11 +165,20 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn temporary_in(directory: &Path) -> io::Result<NamedTempFile> {
-    // A plain file's permissions, not the private ones of a temporary file: others read it too.
+/// Makes a directory, with those that it lies in, which none but its owner may read. One that is there stays as it is.
+pub(crate) fn create_private_directory(path: &Path) -> Result<(), Error> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(path).map_err(Error::io(path))
+}
+
+#[cfg_attr(not(unix), expect(unused_variables, reason = "there are no such permissions"))]
+fn temporary_in(directory: &Path, mode: u32) -> io::Result<NamedTempFile> {
+    // The permissions that were asked for, not the private ones of a temporary file: others read most files too.
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
     builder.tempfile_in(directory)
 }
 
@@ -175,9 +197,9 @@ mod nameless {
     const OPEN_FILES: &str = "/proc/self/fd";
 
     /// A new one; none where there cannot be one, or none could be named later.
-    pub(super) fn create_in(directory: &Path) -> Option<File> {
+    pub(super) fn create_in(directory: &Path, mode: u32) -> Option<File> {
         let mut options = File::options();
-        options.write(true).mode(0o666).custom_flags(OFlags::TMPFILE.bits() as i32);
+        options.write(true).mode(mode).custom_flags(OFlags::TMPFILE.bits() as i32);
         Path::new(OPEN_FILES).is_dir().then(|| options.open(directory).ok()).flatten()
     }
 
@@ -193,7 +215,7 @@ mod nameless {
 mod nameless {
     use std::{fs::File, io, path::Path};
 
-    pub(super) fn create_in(_: &Path) -> Option<File> {
+    pub(super) fn create_in(_: &Path, _: u32) -> Option<File> {
         None
     }
 

@@ -26,6 +26,8 @@ pub struct Generation {
     pub text: String,
     /// Why it ended.
     pub finish: Finish,
+    /// Tokens of the prompt that were in the cache.
+    pub cached_tokens: usize,
     /// How long it took.
     pub timings: Timings,
 }
@@ -70,8 +72,19 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
     /// # Errors
     /// [`Error::Parameter`] if `prefill_chunk` is 0.
     pub fn new(model: &'a mut M, tokenizer: &Arc<Tokenizer>, prefill_chunk: usize) -> Result<Self, Error> {
-        let engine = Engine::new(model, Arc::clone(tokenizer), EngineConfig::single(prefill_chunk))?;
-        Ok(Self { engine })
+        Self::with_config(model, tokenizer, EngineConfig::single(prefill_chunk))
+    }
+
+    /// A generator as its engine's config says: with a cache between the prompts, say.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if the config lets nothing run.
+    pub fn with_config(
+        model: &'a mut M,
+        tokenizer: &Arc<Tokenizer>,
+        config: EngineConfig,
+    ) -> Result<Self, Error> {
+        Ok(Self { engine: Engine::new(model, Arc::clone(tokenizer), config)? })
     }
 
     /// Continues a prompt. Each step's event goes to `on_event`, which may end the generation.
@@ -86,6 +99,21 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
         &mut self,
         prompt: &[TokenId],
         request: &Request,
+        on_event: impl FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Generation, Error> {
+        self.generate_until(prompt, request, || false, on_event)
+    }
+
+    /// As [`generate`](Self::generate), until it `should_stop`, which is asked after each step, those of the prompt
+    /// included.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_until(
+        &mut self,
+        prompt: &[TokenId],
+        request: &Request,
+        mut should_stop: impl FnMut() -> bool,
         mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
         let (sender, events) = mpsc::channel();
@@ -98,6 +126,10 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
         let mut wants_more = true;
         loop {
             self.engine.step()?;
+            if wants_more && should_stop() {
+                // What the step has brought is told all the same.
+                self.engine.cancel(id);
+            }
             for event in events.try_iter() {
                 match event {
                     StreamEvent::Started { .. } | StreamEvent::PromptLogprobs(_) => {}
@@ -111,7 +143,8 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
                         finish = event.finish.unwrap_or(finish);
                     }
                     StreamEvent::Done(usage) => {
-                        return Ok(Generation { tokens, text, finish, timings: usage.into() });
+                        let cached_tokens = usage.cached_tokens;
+                        return Ok(Generation { tokens, text, finish, cached_tokens, timings: usage.into() });
                     }
                     StreamEvent::Failed(error) => {
                         return Err(Arc::into_inner(error).expect("nobody else has it"));

@@ -49,6 +49,24 @@ fn text_of(events: &[Event]) -> String {
 }
 
 #[test]
+fn a_prompt_is_stopped_between_its_chunks() {
+    let mut model = FakeModel::new(LIMITS, hashed);
+    let prompt: Vec<TokenId> = (0..30).map(TokenId).collect();
+    let mut generator = Generator::new(&mut model, tokenizer(), 5).unwrap();
+    let mut steps = 0;
+    let should_stop = || {
+        steps += 1;
+        steps == 2
+    };
+    let generation = generator.generate_until(&prompt, &request(9), should_stop, go_on).unwrap();
+    assert_eq!((generation.finish, generation.tokens.len()), (Finish::Cancelled, 0));
+    assert_eq!(generator.engine.snapshot().pages.free, LIMITS.page_count);
+    assert_eq!(generator.generate(&prompt, &request(2), go_on).unwrap().tokens.len(), 2);
+    assert_eq!(steps, 2);
+    assert_eq!(model.prefills.iter().filter(|(start, ..)| *start == 0).count(), 2);
+}
+
+#[test]
 fn a_prompt_is_continued_until_the_end_of_sequence() {
     let prompt = encode("What?");
     let answer = tokenizer().encode("<think>hé</think>😀", Bos::AsWritten).unwrap();

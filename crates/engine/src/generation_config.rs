@@ -199,7 +199,7 @@ mod tests {
             ),
             (
                 r#"{"repetition_penalty": 0}"#,
-                "generation_config.json: repetition_penalty: expected a value positive and finite, got 0",
+                "generation_config.json: repetition_penalty: expected a value at least 0.01 and at most 100, got 0",
             ),
             ("[", "generation_config.json: "),
         ] {

@@ -148,7 +148,10 @@ impl Sampler {
 }
 
 /// The index of the highest logit, the lowest one of several.
-fn highest(logits: &[f32]) -> Result<usize, Error> {
+///
+/// # Errors
+/// [`Error::Logit`] for a NaN or +inf, [`Error::NoToken`] if all are -inf.
+pub(crate) fn highest(logits: &[f32]) -> Result<usize, Error> {
     let mut best = None;
     let mut max = f32::NEG_INFINITY;
     for (index, &logit) in logits.iter().enumerate() {

@@ -242,7 +242,7 @@ impl Sequence {
         } else if let Some(finish) = self.limit() {
             self.end_with(finish);
         }
-        let logprobs = self.logprobs.map(|count| TokenLogprobs::of(logits, token, count));
+        let logprobs = self.logprobs.map(|count| TokenLogprobs::of(logits, token, count)).transpose()?;
         Ok(self.event(Some(SampledToken { token, logprobs }), start))
     }
 

@@ -170,4 +170,40 @@ impl TokenizerEnv for Tokens {
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         self.0.greedy_tokenize(bytes)
     }
+
+    /// The longest token at each place is not what the model's own tokenizer would choose: where the text is given, its
+    /// tokens are still for the model to choose.
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Bos;
+    use crate::testing::{VOCAB_SIZE, tokenizer};
+
+    #[test]
+    fn the_tokens_of_a_text_that_is_given_are_the_models_choice() {
+        let token = |text: &str| match tokenizer().encode(text, Bos::AsWritten).unwrap()[..] {
+            [token] => token,
+            ref several => panic!("{text} is {several:?}"),
+        };
+        let schema = json!({
+            "type": "object", "additionalProperties": false, "required": ["he"],
+            "properties": {"he": {"type": "integer"}},
+        });
+        let mut guide = Guides::new(tokenizer()).unwrap().guide(&Constraint::JsonSchema(schema)).unwrap();
+        for text in ["{", "\""] {
+            guide.push(token(text)).unwrap();
+        }
+        let mut logits = vec![0.0; VOCAB_SIZE];
+        assert!(guide.mask(&mut logits, &[]).unwrap());
+        let allowed: Vec<u32> =
+            (0..).zip(&logits).filter(|(_, logit)| **logit == 0.0).map(|(id, _)| id).collect();
+        let mut expected = [token("h").0, token("he").0];
+        expected.sort_unstable();
+        assert_eq!(allowed, expected);
+    }
 }

@@ -133,9 +133,11 @@ fn load(args: &ServeArgs) -> Result<Loaded> {
         defaults,
     };
     let cache_state = args.sharing.cache_state.as_deref().map(|directory| {
-        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let fingerprint = cache_fingerprint(&model, &configs, room.cache)?;
-        Ok::<_, anyhow::Error>(CacheState { directory: directory.to_owned(), fingerprint })
+        let state = CacheState { directory: directory.to_owned(), fingerprint };
+        // A directory that cannot be made is an error now, not when all that is cached would be lost.
+        state.create_directory()?;
+        Ok::<_, anyhow::Error>(state)
     });
     let config = EngineConfig {
         queue: args.sharing.queue,

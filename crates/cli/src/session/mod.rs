@@ -9,7 +9,7 @@ use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
 use dsv3_engine::{ChosenExperts, LanguageModel, Leader, ModelLimits};
 use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
-    Capacity, DecodeStep, Device, Error, PageId, PrefillStep, Tensor, TokenId, Weight,
+    Capacity, DecodeStep, Device, Error, Kernels, PageId, PrefillStep, Tensor, TokenId, Weight,
     ops::{CacheFormat, LatentCache},
 };
 use indicatif::DecimalBytes;
@@ -194,7 +194,8 @@ impl LanguageModel for Session {
     }
 }
 
-/// All that decides which bytes the cache holds for given tokens.
+/// All that decides which bytes the cache holds for given tokens: the checkpoint as it lies there now, how it is run, and
+/// by which kernels of which version.
 pub(crate) fn cache_fingerprint(
     model: &OpenModel,
     configs: &OperatorConfigs,
@@ -202,7 +203,10 @@ pub(crate) fn cache_fingerprint(
 ) -> Result<String> {
     let configs = serde_json::to_string(configs)?;
     let facts: Vec<_> = model.facts().iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    Ok(format!("{}\ncached in {cache}\n{configs}", facts.join("\n")))
+    let checkpoint = serde_json::to_string(model.fingerprint())?;
+    let (isa, version) = (Kernels::best().isa(), env!("CARGO_PKG_VERSION"));
+    let facts = facts.join("\n");
+    Ok(format!("{facts}\n{checkpoint}\ncached in {cache}\n{configs}\n{isa} of dsv3 {version}"))
 }
 
 /// Bytes that all layers' caches hold of `positions` tokens.

@@ -43,15 +43,17 @@ pub enum ChatDelta {
 }
 
 /// Takes the text of one answer apart. Nothing that a model writes is an error: a call whose beginning is not one comes
-/// back as content, one that is cut off has the arguments that there are.
+/// back as the text that it stands in, one that is cut off has the arguments that there are.
 #[derive(Clone, Debug)]
 pub struct ChatParser {
     format: ChatFormat,
     state: State,
     /// Text that nothing is known of yet.
     rest: String,
-    /// Marks since the last piece, to be given back as content should no call follow them.
+    /// Marks since the last piece, to be given back as text should no call follow them.
     marks: String,
+    /// The text that they stand in.
+    interrupted: Part,
     calls: usize,
 }
 
@@ -90,7 +92,14 @@ impl ChatParser {
             ChatStart::Open if format.reasoning => State::Opening { without: Part::Content },
             _ => State::Text(Part::Content),
         };
-        Self { format, state, rest: String::new(), marks: String::new(), calls: 0 }
+        Self {
+            format,
+            state,
+            rest: String::new(),
+            marks: String::new(),
+            interrupted: Part::Content,
+            calls: 0,
+        }
     }
 
     /// Takes the next text; gives the pieces that are certain now.
@@ -121,15 +130,21 @@ impl ChatParser {
         let rest = mem::take(&mut self.rest);
         let marks = mem::take(&mut self.marks);
         match self.state {
-            State::Arguments => self.arguments(rest, pieces),
+            State::Arguments => {
+                let end = rest.strip_suffix(self.end_fence()).map_or(rest.len(), str::len);
+                self.arguments(rest[..end].to_owned(), pieces);
+                mark(rest[end..].to_owned(), pieces);
+            }
             State::Opening { without: Part::Reasoning } | State::Text(Part::Reasoning) => {
                 text(Part::Reasoning, rest, pieces);
             }
             // The gap behind a call is a mark; behind a list that has no call it is text.
             State::Between if marks.is_empty() && rest.trim().is_empty() => mark(rest, pieces),
-            _ => text(Part::Content, marks + &rest, pieces),
+            State::Between | State::Head => text(self.interrupted, marks + &rest, pieces),
+            State::Opening { .. } | State::Text(_) => text(Part::Content, rest, pieces),
         }
         self.state = State::Text(Part::Content);
+        self.interrupted = Part::Content;
     }
 
     /// Reads on; whether there may be more to read.
@@ -174,9 +189,10 @@ impl ChatParser {
                 self.state = State::Text(Part::Content);
                 true
             }
-            // A call ends thoughts that nothing else has ended.
+            // A call ends thoughts that nothing else has ended, once it is one.
             Found::Tag { at, tag } => {
                 text(part, self.take(at), pieces);
+                self.interrupted = part;
                 self.marks = self.take(tag.len());
                 self.state = if tag == CALL_BEGIN { State::Head } else { State::Between };
                 true
@@ -206,10 +222,10 @@ impl ChatParser {
         true
     }
 
-    /// What looked like a call is content.
+    /// What looked like a call is text, which goes on.
     fn give_up(&mut self, pieces: &mut Vec<Piece>) {
-        text(Part::Content, mem::take(&mut self.marks), pieces);
-        self.state = State::Text(Part::Content);
+        text(self.interrupted, mem::take(&mut self.marks), pieces);
+        self.state = State::Text(self.interrupted);
     }
 
     fn head(&mut self, pieces: &mut Vec<Piece>) -> bool {
@@ -223,6 +239,7 @@ impl ChatParser {
                 pieces.push(Piece::Delta(ChatDelta::ToolCallStart { index, id, name }));
                 mark(self.take(arguments - end), pieces);
                 self.calls += 1;
+                self.interrupted = Part::Content;
                 self.state = State::Arguments;
             }
         }
@@ -232,7 +249,7 @@ impl ChatParser {
     fn read_arguments(&mut self, pieces: &mut Vec<Piece>) -> bool {
         // A call may end without its tag: with its list, or where the next one begins.
         let tags = [CALL_END, CALL_BEGIN, CALLS_END];
-        let fence = if self.format.tools == ToolFormat::DeepSeekV3 { END_FENCE } else { "" };
+        let fence = self.end_fence();
         match find(&self.rest, &tags) {
             Found::No { certain } => {
                 let certain = certain - held_fence(&self.rest[..certain], fence);
@@ -250,6 +267,11 @@ impl ChatParser {
                 true
             }
         }
+    }
+
+    /// What stands behind arguments.
+    fn end_fence(&self) -> &'static str {
+        if self.format.tools == ToolFormat::DeepSeekV3 { END_FENCE } else { "" }
     }
 
     fn arguments(&self, delta: String, pieces: &mut Vec<Piece>) {

@@ -185,6 +185,27 @@ fn what_is_no_call_comes_back_as_text() {
 }
 
 #[test]
+fn what_is_no_call_leaves_thoughts_as_they_were() {
+    for no_call in ["[calls]x", "[calls][/calls]", "[call]<b", "[calls][call]function[sep]f\n{}"] {
+        let text = format!("a{no_call}b</think>c");
+        let (reasoning, content, calls) = parts(V3, ChatStart::Reasoning, &text);
+        assert_eq!((reasoning, content, calls.len()), (long(&format!("a{no_call}b")), "c".to_owned(), 0));
+        let (reasoning, content, _) = parts(V3, ChatStart::Reasoning, &format!("a{no_call}"));
+        assert_eq!((reasoning, content), (long(&format!("a{no_call}")), String::new()));
+    }
+    let text = "a[calls][call]function[sep]f\n```json\n{}\n```[/call][/calls]b";
+    let call = vec![pair("f", "{}")];
+    assert_eq!(parts(V3, ChatStart::Reasoning, text), ("a".to_owned(), "b".to_owned(), call));
+}
+
+#[test]
+fn a_fence_ends_arguments_also_where_the_text_ends() {
+    let text = "[calls][call]function[sep]f\n```json\n{\"a\": 1}\n```";
+    let (_, content, calls) = parts(V3, ChatStart::Content, text);
+    assert_eq!((content, calls), (String::new(), vec![pair("f", "{\"a\": 1}")]));
+}
+
+#[test]
 fn what_is_almost_a_call_is_one() {
     let f = |arguments: &str| vec![pair("f", arguments)];
     for (text, content, expected) in [

@@ -221,6 +221,10 @@ fn a_role_that_would_be_passed_over_is_an_error() {
     assert!(matches!(&error, Error::TemplateRaised(message) if message == "Unknown role: critic"), "{error}");
     let chatml = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     assert_eq!(answer(chatml, conversation), "<user>a<critic>b");
+    let roles = |count: usize| (0..count).map(|n| json!({"role": format!("r{n}"), "content": "a"})).collect();
+    assert!(render(chatml, Value::Array(roles(8)), &ChatOptions::default()).is_ok());
+    let error = render(chatml, Value::Array(roles(1000)), &ChatOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::UnknownRole { index: 8, .. }), "{error}");
 }
 
 #[test]

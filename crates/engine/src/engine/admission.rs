@@ -74,15 +74,11 @@ impl<M: LanguageModel> Engine<M> {
         prefixes.sort_by_key(|prefix| Reverse((prefix.pages.len(), room(prefix.row))));
         let positions = (task.sequence.tokens().len() + 1).min(self.limits.context());
         for prefix in prefixes {
-            if task.sequence.pages.adopt(&prefix, positions).is_err() {
-                continue;
-            }
-            if self.pool.available(prefix.row) >= growing(prefix.row) {
+            if task.sequence.pages.adopt_leaving(&prefix, positions, growing(prefix.row)).is_ok() {
                 task.sequence.set_cached(prefix.pages.len() * page_size);
                 task.names.begin_at(prefix.pages.len());
                 return true;
             }
-            task.sequence.pages.release();
         }
         false
     }

@@ -3,7 +3,7 @@
 //! Requests wait in order of arrival. One begins when there are pages for its prompt, with those that are in the cache
 //! already. Each [step](Engine::step) of the engine then runs at most one chunk of one prompt, and one token of every
 //! sequence whose prompt has run. So a long prompt holds nobody up for longer than a chunk, and a short prompt goes before
-//! a long one, which is passed over three times in a row at most.
+//! a long one; but of four chunks one is that of the prompt which has waited longest.
 //!
 //! When a sequence needs a page and there is none, the sequence that began last gives up its pages and waits, in front of
 //! those that have not begun. It goes on where it was: its prompt is run again, then its answer, token by token as it was
@@ -75,6 +75,8 @@ pub struct Engine<M> {
     waiting: VecDeque<Task>,
     /// In the order in which they began.
     running: Vec<Task>,
+    /// How often in a row the shortest prompt was run while others waited.
+    shortest_first: u32,
     /// Requests whose next token could not be chosen.
     failures: Vec<(RequestId, Error)>,
     chunks: ChunkSizes,
@@ -101,6 +103,7 @@ impl<M: LanguageModel> Engine<M> {
             clients: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
+            shortest_first: 0,
             failures: Vec::new(),
             counts: Snapshot::default(),
             next_id: 0,
@@ -149,7 +152,11 @@ impl<M: LanguageModel> Engine<M> {
     pub fn step(&mut self) -> Result<StepReport, Error> {
         let start = Instant::now();
         self.admit();
-        let ran = self.run_prompt().and_then(|prefilled| Ok((prefilled, self.run_decode()?)));
+        let ran = self.run_prompt().and_then(|prefilled| {
+            // The pages of an answer that its first token has ended are there for the others.
+            self.remove_ended();
+            Ok((prefilled, self.run_decode()?))
+        });
         self.remove_ended();
         let (prefilled, decoded) = ran.inspect_err(|error| self.fail_all(error))?;
         Ok(StepReport { prefilled, decoded, time: start.elapsed() })

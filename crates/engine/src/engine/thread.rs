@@ -102,6 +102,9 @@ impl EngineThread {
             let shared = Arc::new(Shared::new(*engine.limits(), config, tokenizer));
             opened.send(Ok((Arc::clone(&shared), restored))).ok()?;
             run(&mut engine, &shared, &receiver);
+            if let Health::Failed(_) = *lock(&shared.health) {
+                return None; // what a model that has failed holds is not to be trusted
+            }
             shared.config.cache_state.as_ref().map(|state| engine.save_cache(state))
         };
         let thread = thread::Builder::new().name("dsv3-engine".to_owned()).spawn(run).expect("a thread");
@@ -330,6 +333,8 @@ fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mps
         *lock(&shared.snapshot) = engine.snapshot();
         while let Some(command) = next(commands, engine.is_idle() && !is_ending) {
             match command {
+                // It was on its way when the end was asked for.
+                Command::Submit(_, _, sink) if is_ending => refuse(shared, sink),
                 Command::Submit(id, request, sink) => {
                     let (submission, guide) = *request;
                     engine.queue(id, &submission, guide.as_ref(), sink);
@@ -353,7 +358,7 @@ fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mps
             }
         }
         if is_ending && engine.is_idle() {
-            return;
+            break;
         }
         if let Err(error) = engine.step() {
             *lock(&shared.snapshot) = engine.snapshot();
@@ -363,11 +368,16 @@ fn run<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared, commands: &mps
     }
     // The engine has told all requests that it knew.
     for command in commands.try_iter() {
-        if let Command::Submit(_, _, mut sink) = command {
-            let error = shared.check_health().err().unwrap_or(Error::ShuttingDown);
-            let _ = sink(StreamEvent::Failed(Arc::new(error)));
+        if let Command::Submit(_, _, sink) = command {
+            refuse(shared, sink);
         }
     }
+}
+
+/// Tells a request that it came too late.
+fn refuse(shared: &Shared, mut sink: Sink) {
+    let error = shared.check_health().err().unwrap_or(Error::ShuttingDown);
+    let _ = sink(StreamEvent::Failed(Arc::new(error)));
 }
 
 fn save<M: LanguageModel>(engine: &mut Engine<M>, shared: &Shared) -> Saved {
@@ -386,4 +396,44 @@ fn next(commands: &mpsc::Receiver<Command>, wait: bool) -> Option<Command> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use dsv3_runtime::TokenId;
+
+    use super::*;
+    use crate::testing::{FakeModel, VOCAB_SIZE, hashed, tokenizer};
+    use crate::{Request, SamplingParams};
+
+    #[test]
+    fn a_request_that_comes_behind_the_end_is_told() {
+        let limits =
+            ModelLimits { vocab_size: VOCAB_SIZE, max_context: 64, page_size: 4, page_count: 16, rows: 1 };
+        let (config, tokenizer) = (EngineConfig::single(8), Arc::clone(tokenizer()));
+        let model = FakeModel::new(limits, hashed);
+        let mut engine = Engine::new(model, Arc::clone(&tokenizer), config.clone()).unwrap();
+        let shared = Shared::new(limits, config, tokenizer);
+        let (commands, receiver) = mpsc::channel();
+        let (sender, events) = mpsc::channel();
+        let submit = |id| {
+            let request = Request { max_new_tokens: 3, ..Request::of(SamplingParams::GREEDY) };
+            let submission = Submission { prompt: vec![TokenId(5)], request };
+            let sender = sender.clone();
+            let sink = Box::new(move |event| {
+                sender.send((id, event)).unwrap();
+                ControlFlow::Continue(())
+            });
+            commands.send(Command::Submit(RequestId(id), Box::new((submission, None)), sink)).unwrap();
+        };
+        submit(0);
+        shared.set_health(Health::ShuttingDown);
+        commands.send(Command::Shutdown { drain: true }).unwrap();
+        submit(1);
+        run(&mut engine, &shared, &receiver);
+        let events: Vec<_> = events.try_iter().collect();
+        let of = |id| events.iter().rev().find(|event| event.0 == id).map(|event| &event.1);
+        assert!(matches!(of(0), Some(StreamEvent::Done(_))));
+        assert!(matches!(of(1), Some(StreamEvent::Failed(error)) if matches!(**error, Error::ShuttingDown)));
+    }
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::sequence::Sequence;
 use crate::{CachedPrefix, Error, Finish, LanguageModel, TokenLogprobs};
 
-/// How often in a row a prompt is passed over for shorter ones.
+/// How often in a row the shortest prompt is run while others wait. Then comes the one that has waited longest.
 const PASSED_OVER: u32 = 3;
 /// Tokens of a chunk at most where each has logits, `[tokens, vocab]`.
 const CHUNK_WITH_LOGITS: usize = 64;
@@ -47,8 +47,14 @@ impl<M: LanguageModel> Engine<M> {
             client.usage.prefill.tokens += range.len();
             client.usage.prefill.time += time;
         }
-        if let Some(found) = &mut task.prompt_logprobs {
-            found.add(&logits, &task.sequence.tokens()[range.start + 1..]);
+        let added = match &mut task.prompt_logprobs {
+            Some(found) => found.add(&logits, &task.sequence.tokens()[range.start + 1..]),
+            None => Ok(()),
+        };
+        if let Err(error) = added {
+            let client = task.client;
+            self.fail(client, error);
+            return Ok(range.len());
         }
         if is_last {
             self.begin_answers(index, logits.row(logits.rows() - 1))?;
@@ -57,13 +63,23 @@ impl<M: LanguageModel> Engine<M> {
         Ok(range.len())
     }
 
-    /// The prompt that is run next: the one with the least to run, unless one has been passed over too often.
+    /// The prompt that is run next: the one with the least to run, but after some of these the one that has waited longest.
+    /// The count is one for all prompts: were it each one's own, several that are overdue would leave no turn to the
+    /// shortest, nor to those behind them.
     fn next_prompt(&mut self) -> Option<usize> {
         let prompts = || self.running.iter().enumerate().filter(|(_, task)| task.is_in_prompt());
-        let overdue = prompts().find(|(_, task)| task.passed_over >= PASSED_OVER);
-        let (index, _) = overdue.or_else(|| prompts().min_by_key(|(_, task)| task.sequence.prompt_rest()))?;
+        let is_overdue = self.shortest_first >= PASSED_OVER;
+        let (index, _) = if is_overdue {
+            // Of those that have waited as long, the first to begin.
+            prompts().rev().max_by_key(|(_, task)| task.passed_over)?
+        } else {
+            prompts().min_by_key(|(_, task)| task.sequence.prompt_rest())?
+        };
+        let somebody_waits = prompts().nth(1).is_some();
+        self.shortest_first = if somebody_waits && !is_overdue { self.shortest_first + 1 } else { 0 };
         for (other, task) in self.running.iter_mut().enumerate() {
-            task.passed_over = if other == index { 0 } else { task.passed_over.saturating_add(1) };
+            let waits = other != index && task.is_in_prompt();
+            task.passed_over = if waits { task.passed_over.saturating_add(1) } else { 0 };
         }
         Some(index)
     }
@@ -175,6 +191,10 @@ impl<M: LanguageModel> Engine<M> {
             let mut task = self.running.remove(last);
             task.sequence.give_up_pages();
             task.names.begin_at(0);
+            // The prompt is run again from its beginning, and so are they.
+            if let Some(found) = &mut task.prompt_logprobs {
+                *found = PromptLogprobs::new(found.count);
+            }
             self.counts.preemptions += 1;
             self.waiting.push_front(task);
         }
@@ -217,9 +237,13 @@ impl<M: LanguageModel> Engine<M> {
 
 impl PromptLogprobs {
     /// Of the tokens that come after each row of the logits. After the last row of a prompt comes what is generated.
-    fn add(&mut self, logits: &Tensor, next: &[TokenId]) {
-        let rows = (0..logits.rows()).zip(next);
-        self.found
-            .extend(rows.map(|(row, &token)| Some(TokenLogprobs::of(logits.row(row), token, self.count))));
+    ///
+    /// # Errors
+    /// As [`TokenLogprobs::of`].
+    fn add(&mut self, logits: &Tensor, next: &[TokenId]) -> Result<(), Error> {
+        for (row, &token) in (0..logits.rows()).zip(next) {
+            self.found.push(Some(TokenLogprobs::of(logits.row(row), token, self.count)?));
+        }
+        Ok(())
     }
 }

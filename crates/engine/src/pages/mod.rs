@@ -165,8 +165,8 @@ impl PageTable {
         Ok(())
     }
 
-    /// Begins with pages that are kept, or that another table holds too, and then takes more until `positions` are covered, on the same
-    /// row; all or none.
+    /// Begins with pages that are kept, or that another table holds too, and then takes more until `positions` are
+    /// covered, on the same row; all or none.
     ///
     /// # Errors
     /// [`Error::OutOfPages`], and the table is empty.
@@ -174,16 +174,32 @@ impl PageTable {
     /// # Panics
     /// If the table holds pages.
     pub fn adopt(&mut self, prefix: &CachedPrefix, positions: usize) -> Result<(), Error> {
+        self.adopt_leaving(prefix, positions, 0)
+    }
+
+    /// As [`adopt`](Self::adopt), where that leaves `spare` pages of the row that no table holds. Where it does not,
+    /// nothing has happened: no kept page has made place.
+    ///
+    /// # Errors
+    /// [`Error::OutOfPages`], and the table is empty.
+    ///
+    /// # Panics
+    /// If the table holds pages.
+    pub fn adopt_leaving(
+        &mut self,
+        prefix: &CachedPrefix,
+        positions: usize,
+        spare: usize,
+    ) -> Result<(), Error> {
         assert!(self.pages.is_empty(), "a sequence begins once");
         let needed = positions.div_ceil(self.pool.page_size).saturating_sub(prefix.pages.len());
         let mut rows = self.pool.lock();
         let row = &mut rows[prefix.row];
-        prefix.pages.iter().for_each(|&page| row.hold(page));
-        let free = row.available();
-        if free < needed {
-            prefix.pages.iter().rev().for_each(|&page| row.release(page));
+        let free = row.available() - prefix.pages.iter().filter(|&&page| !row.is_held(page)).count();
+        if free < needed.saturating_add(spare) {
             return Err(Error::OutOfPages { needed, free, total: self.pool.page_count });
         }
+        prefix.pages.iter().for_each(|&page| row.hold(page));
         self.row = prefix.row;
         self.pages.extend(&prefix.pages);
         self.pages.extend((0..needed).map(|_| row.take().expect("as many are available")));
@@ -376,6 +392,23 @@ mod tests {
         assert!(matches!(error, Error::OutOfPages { needed: 1, free: 0, total: 4 }), "{error}");
         drop((one, two));
         assert_eq!((pool.usage().kept, pool.usage().free), (2, 2));
+    }
+
+    #[test]
+    fn who_gets_no_pages_takes_none_from_the_cache() {
+        let pool = pool(5, 2);
+        let tokens = ids(0..8);
+        let mut first = pool.table();
+        first.grow_to(8).unwrap();
+        keep(&first, &tokens);
+        let prefix = CachedPrefix { row: 0, pages: first.pages()[..2].to_vec() };
+        drop(first);
+        let mut table = pool.table();
+        let error = table.adopt_leaving(&prefix, 8, 2).unwrap_err();
+        assert!(matches!(error, Error::OutOfPages { needed: 2, free: 3, total: 5 }), "{error}");
+        assert_eq!(pool.usage(), PageUse { total: 5, held: 0, kept: 4, free: 1, evicted: 0 });
+        table.adopt_leaving(&prefix, 8, 1).unwrap();
+        assert_eq!(pool.usage(), PageUse { total: 5, held: 4, kept: 1, free: 0, evicted: 1 });
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Row {
         Some(page)
     }
 
+    /// Whether a table holds the page.
+    pub(super) fn is_held(&self, page: PageId) -> bool {
+        self.states[page.0 as usize].holders > 0
+    }
+
     /// One more table holds the page, which is held or kept.
     pub(super) fn hold(&mut self, page: PageId) {
         let state = &mut self.states[page.0 as usize];

@@ -10,7 +10,8 @@ pub(super) const NAMES: [&str; 9] =
 /// What `/help` says.
 pub(super) const HELP: &str = r#"/system [TEXT]         show the system message, or set it; the conversation stays
 /params [NAME VALUE]   show how answers are chosen, or change it: temperature, top_p,
-                       top_k, seed, max_new_tokens, variables of the chat template
+                       top_k, min_p, repetition_penalty, seed, max_new_tokens,
+                       variables of the chat template
 /regenerate            answer once more
 /new                   begin another conversation; the system message stays
 /save FILE             write the conversation as a JSON list of messages

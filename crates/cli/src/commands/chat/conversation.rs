@@ -101,11 +101,11 @@ impl Conversation {
         self.messages.push(message);
     }
 
-    /// Forgets the last answer, so that it can be given anew.
+    /// Takes the last answer out, if there is one, so that it can be given anew.
     ///
     /// # Errors
     /// If there is nothing to answer.
-    pub(super) fn forget_answer(&mut self) -> Result<()> {
+    pub(super) fn take_answer(&mut self) -> Result<Option<Message>> {
         let before = match self.messages.as_slice() {
             [before @ .., last] if last.role == "assistant" => before,
             all => all,
@@ -114,8 +114,12 @@ impl Conversation {
             bail!("there is nothing to answer yet");
         }
         let length = before.len();
-        self.messages.truncate(length);
-        Ok(())
+        Ok(self.messages.drain(length..).next())
+    }
+
+    /// Puts an answer back that was [taken out](Self::take_answer).
+    pub(super) fn put_back(&mut self, answer: Option<Message>) {
+        self.messages.extend(answer);
     }
 }
 
@@ -146,15 +150,20 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_forgotten_and_a_question_taken_back() {
+    fn an_answer_is_taken_out_and_put_back_and_a_question_taken_back() {
         let mut conversation = Conversation::new(Some("x"));
-        assert!(conversation.forget_answer().is_err());
+        assert!(conversation.take_answer().is_err());
         conversation.ask("a");
         conversation.answer(answer("b"));
         conversation.take_back();
         assert_eq!(roles(&conversation), ["system", "user", "assistant"]);
-        conversation.forget_answer().unwrap();
-        conversation.forget_answer().unwrap();
+        let said = conversation.messages().to_vec();
+        let taken = conversation.take_answer().unwrap();
+        assert_eq!(roles(&conversation), ["system", "user"]);
+        conversation.put_back(taken);
+        assert_eq!(conversation.messages(), said);
+        conversation.take_answer().unwrap();
+        assert_eq!(conversation.take_answer().unwrap(), None);
         assert_eq!(roles(&conversation), ["system", "user"]);
         conversation.take_back();
         assert_eq!(roles(&conversation), ["system"]);

@@ -1,5 +1,6 @@
 //! Ctrl-C: it stops an answer, and the program only where there is none.
 
+use super::printer;
 use anyhow::{Context, Result};
 use std::{
     process,
@@ -7,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a model may take to notice that it is to stop. Who asks again later wants to leave: a long prompt cannot be
-/// stopped, only its answer.
+/// How long a model may take to notice that it is to stop: it does so between two steps. Who asks again later wants to
+/// leave.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The exit code of a program that Ctrl-C ended.
 const EXIT_CODE: i32 = 130;
@@ -39,6 +40,7 @@ impl Interrupt {
         let handler = interrupt.clone();
         let pressed = move || {
             if handler.press(Instant::now()) {
+                printer::reset();
                 process::exit(EXIT_CODE);
             }
         };

@@ -19,8 +19,8 @@ use anyhow::{Result, bail};
 use command::{Command, HELP};
 use conversation::Conversation;
 use dsv3_engine::{
-    Bos, ChatAnswer, ChatOptions, ChatParser, ChatStart, ChatTemplate, Finish, Generation, GenerationConfig,
-    Generator, ModelLimits, Request, Tokenizer,
+    Bos, ChatAnswer, ChatOptions, ChatParser, ChatStart, ChatTemplate, EngineConfig, Event, Finish,
+    Generation, GenerationConfig, Generator, ModelLimits, Request, Reuse, Tokenizer,
 };
 use dsv3_runtime::TokenId;
 use input::{Input, Said};
@@ -68,7 +68,12 @@ pub(crate) fn run(args: ChatArgs) -> Result<()> {
         note(format_args!("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves"));
     }
     let chat = Chat {
-        generator: Generator::new(&mut session, &tokenizer, PREFILL_CHUNK)?,
+        // Each turn begins with all that was said and answered before.
+        generator: Generator::with_config(
+            &mut session,
+            &tokenizer,
+            EngineConfig { reuse: Reuse::All, ..EngineConfig::single(PREFILL_CHUNK) },
+        )?,
         tokenizer: &tokenizer,
         template: &template,
         limits: limits(&model.hf, context),
@@ -151,8 +156,8 @@ impl Chat<'_> {
             Command::Params(Some((name, value))) => self.params.set(name, value)?,
             Command::New => self.conversation.clear(),
             Command::Regenerate => {
-                self.conversation.forget_answer()?;
-                self.answer()?;
+                let old = self.conversation.take_answer()?;
+                self.answer().inspect_err(|_| self.conversation.put_back(old))?;
             }
             Command::Exit => return Ok(ControlFlow::Break(())),
         }
@@ -203,15 +208,12 @@ impl Chat<'_> {
         let stopping = self.interrupt.listen();
         let mut shown = 0;
         let mut failure = None;
-        let generation = self.generator.generate(prompt, request, |event| {
+        let on_event = |event: &Event| {
             shown += event.text_delta.len();
             failure = on_text(&event.text_delta, false).err();
-            if failure.is_some() || stopping.is_asked() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        })?;
+            if failure.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let generation = self.generator.generate_until(prompt, request, || stopping.is_asked(), on_event)?;
         match failure {
             Some(failure) => Err(failure),
             // Text that was held back is in the result alone where the generation was stopped.
@@ -238,8 +240,13 @@ impl Chat<'_> {
             Finish::EndOfSequence(_) | Finish::StopString(_) | Finish::GrammarEnd => "",
         };
         let tokens = count(tokens as u64, "token");
-        let text =
-            format!("[{tokens}{speed}; first after {first:.2} s; {used} of {context} in the context{end}]");
+        let cached = match generation.cached_tokens {
+            0 => String::new(),
+            cached => format!(", {cached} cached"),
+        };
+        let text = format!(
+            "[{tokens}{speed}; first after {first:.2} s{cached}; {used} of {context} in the context{end}]"
+        );
         note(format_args!("{}", printer::aside(&text)));
     }
 }

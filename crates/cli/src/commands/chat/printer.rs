@@ -3,7 +3,10 @@
 use crate::output;
 use anyhow::Result;
 use dsv3_engine::ChatDelta;
-use std::io::{IsTerminal, stderr, stdout};
+use std::{
+    fs::File,
+    io::{IsTerminal, Write, stderr, stdout},
+};
 
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
@@ -11,6 +14,15 @@ const RESET: &str = "\x1b[0m";
 /// What is said beside the answer: on a terminal dimmed, and with an empty line behind it.
 pub(super) fn aside(text: &str) -> String {
     if dims(stderr().is_terminal()) { format!("{DIM}{text}{RESET}\n") } else { text.to_owned() }
+}
+
+/// Takes back what an answer that is left has set on the terminal. Where that fails nobody is there to see it.
+pub(super) fn reset() {
+    if dims(stdout().is_terminal()) {
+        // Not to stdout, which who prints the answer may hold.
+        let _ =
+            File::options().write(true).open("/dev/tty").and_then(|mut tty| tty.write_all(RESET.as_bytes()));
+    }
 }
 
 /// Whether to dim. A terminal's user who wants no colours is shown none.

@@ -91,7 +91,7 @@ fn the_prompts_own_log_probabilities_come_where_they_are_asked_for() {
         let answer = answer.lock().unwrap();
         assert_eq!((answer.prompt_logprobs.len(), answer.prompt_logprobs[0].clone()), (21, None));
         for position in 1..21 {
-            let expected = TokenLogprobs::of(&hashed(&prompt[..position]), prompt[position], 2);
+            let expected = TokenLogprobs::of(&hashed(&prompt[..position]), prompt[position], 2).unwrap();
             assert_eq!(answer.prompt_logprobs[position], Some(expected));
         }
         assert_eq!(answer.tokens[0].len(), max_new_tokens);

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::TokenLogprobs;
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -25,9 +26,16 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => Just(SamplingParams::GREEDY),
         1 => any::<u64>().prop_map(|seed| SamplingParams::new(1.0, 20, 0.9, seed).unwrap()),
     ];
-    let submit = (prompt(), 0..24_usize, 1..4_usize, sampling, prop::option::weighted(0.2, 0..10_usize));
-    let submit = submit.prop_map(|(prompt, max_new_tokens, choices, sampling, patience)| {
-        let request = Request { sampling, choices, ..request(max_new_tokens) };
+    let submit = (
+        prompt(),
+        0..24_usize,
+        1..4_usize,
+        sampling,
+        prop::option::weighted(0.2, 0..10_usize),
+        prop::option::weighted(0.2, 0..3_usize),
+    );
+    let submit = submit.prop_map(|(prompt, max_new_tokens, choices, sampling, patience, prompt_logprobs)| {
+        let request = Request { sampling, choices, prompt_logprobs, ..request(max_new_tokens) };
         Operation::Submit { submission: Box::new(Submission { prompt, request }), patience }
     });
     prop_oneof![
@@ -35,6 +43,15 @@ fn operation() -> impl Strategy<Value = Operation> {
         3 => (1..12_usize).prop_map(Operation::Step),
         1 => (0..20_usize).prop_map(Operation::Cancel),
     ]
+}
+
+/// Those that a request asks for.
+fn prompt_logprobs(submission: &Submission) -> Vec<Option<TokenLogprobs>> {
+    let Submission { prompt, request } = submission;
+    let Some(count) = request.prompt_logprobs else { return Vec::new() };
+    let of =
+        |position: usize| TokenLogprobs::of(&hashed(&prompt[..position]), prompt[position], count).unwrap();
+    std::iter::once(None).chain((1..prompt.len()).map(|position| Some(of(position)))).collect()
 }
 
 proptest! {
@@ -85,6 +102,7 @@ proptest! {
             let expected = alone(&submission, limits.context());
             if answer.is_complete() {
                 prop_assert_eq!(&answer.tokens, &expected);
+                prop_assert_eq!(&answer.prompt_logprobs, &prompt_logprobs(&submission));
             }
             for (tokens, expected) in answer.tokens.iter().zip(&expected) {
                 prop_assert!(expected.starts_with(tokens));

@@ -11,11 +11,12 @@ fn a_short_prompt_does_not_wait_for_a_long_one_and_the_long_one_is_not_forgotten
     let (_, short) = submit(&mut engine, submission(ids(100..108), 2), None).unwrap();
     assert_eq!(engine.step().unwrap().prefilled, 8);
     assert_eq!(short.lock().unwrap().tokens[0].len(), 2, "its chunk is the next one");
-    // Short ones that never end to come.
+    // Short ones that never end to come, as many as there are chunks for beside its own.
     let mut chunks_of_long = 0;
-    for round in 0..400 {
-        let prompt = ids(round % 200..round % 200 + 8);
-        submit(&mut engine, submission(prompt, 1), None).unwrap();
+    for round in 0..150 {
+        if round % 4 < 3 {
+            submit(&mut engine, submission(ids(round..round + 8), 1), None).unwrap();
+        }
         engine.step().unwrap();
         let starts = &engine.model().prefills;
         chunks_of_long = starts.iter().filter(|(start, ..)| *start > 0).count();
@@ -25,6 +26,37 @@ fn a_short_prompt_does_not_wait_for_a_long_one_and_the_long_one_is_not_forgotten
     }
     assert_eq!(chunks_of_long, 33, "one of four chunks is its");
     assert!(long.lock().unwrap().is_complete());
+}
+
+#[test]
+fn many_long_prompts_hold_up_neither_a_short_one_nor_each_other() {
+    let limits = ModelLimits { max_context: 1024, page_count: 1024, ..LIMITS };
+    let mut engine = engine(limits, EngineConfig { reuse: Reuse::Off, ..CONFIG });
+    let longs: Vec<_> =
+        (0..6).map(|n| submit(&mut engine, submission(ids(n..n + 240), 1), None).unwrap().1).collect();
+    for _ in 0..30 {
+        engine.step().unwrap();
+    }
+    let (_, short) = submit(&mut engine, submission(ids(100..116), 1), None).unwrap();
+    // Its two chunks, and one of a prompt that has waited longest.
+    for _ in 0..3 {
+        engine.step().unwrap();
+    }
+    assert!(short.lock().unwrap().is_complete());
+    let cached = |engine: &Engine<Hashed>| {
+        let of = |task: &Task| (task.client, task.sequence.cached());
+        engine.running.iter().map(of).collect::<BTreeMap<_, _>>()
+    };
+    // One of four chunks goes round among six.
+    let before = cached(&engine);
+    for _ in 0..4 * 6 {
+        engine.step().unwrap();
+    }
+    let after = cached(&engine);
+    assert_eq!(before.len(), 6);
+    assert!(before.iter().all(|(id, cached)| after.get(id).is_none_or(|now| now > cached)), "{after:?}");
+    run(&mut engine);
+    assert!(longs.iter().all(|long| long.lock().unwrap().is_complete()));
 }
 
 #[test]
