@@ -100,7 +100,7 @@ impl Server {
     }
 
     /// Loads the model, and serves until SIGINT or SIGTERM. Then nothing more is accepted, and what has begun is finished,
-    /// unless a second signal comes.
+    /// unless a second signal comes. Tells `ready` of the model once it can be asked.
     ///
     /// # Errors
     /// What `load` says; an engine that fails later.
@@ -110,6 +110,7 @@ impl Server {
     pub fn run<E: Send + 'static>(
         self,
         load: impl FnOnce() -> Result<Loaded, E> + Send + 'static,
+        ready: impl FnOnce(&ModelInfo),
     ) -> Result<Ended, ServeError<E>> {
         log::start(self.app.config.log);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -118,7 +119,7 @@ impl Server {
             .enable_all()
             .build()
             .expect("threads for a server");
-        let result = runtime.block_on(self.live(load));
+        let result = runtime.block_on(self.live(load, ready));
         // Work that nobody waits for any more does not hold up the end.
         runtime.shutdown_background();
         result
@@ -127,13 +128,14 @@ impl Server {
     async fn live<E: Send + 'static>(
         self,
         load: impl FnOnce() -> Result<Loaded, E> + Send + 'static,
+        ready: impl FnOnce(&ModelInfo),
     ) -> Result<Ended, ServeError<E>> {
         let mut signals = Signals::new();
         let socket = |source| ServeError::Socket { address: self.address.to_string(), source };
         let listener = TcpListener::from_std(self.listener).map_err(socket)?;
         let connections = Connections::new(&self.app);
         let mut loading = spawn_load(load);
-        let mut engine = None;
+        let (mut engine, mut ready) = (None, Some(ready));
         let mut watch = time::interval(WATCH);
         loop {
             tokio::select! {
@@ -146,7 +148,10 @@ impl Server {
                     };
                     let served = Served::new(thread.handle(), model);
                     tracing::info!(model = served.name(), "ready");
-                    let _ = self.app.model.set(served);
+                    let served = self.app.model.get_or_init(|| served);
+                    if let Some(ready) = ready.take() {
+                        ready(&served.info);
+                    }
                     engine = Some(thread);
                 }
                 _ = watch.tick() => {

@@ -30,13 +30,13 @@ pub(crate) fn run(args: ServeArgs) -> Result<()> {
     let server = Server::bind(server_config(&args)?).map_err(one_error)?;
     let address = server.address();
     note(format_args!("listening at http://{address}; loading the model"));
-    let ended = server.run(move || {
-        let loaded = load(&args)?;
-        let names = loaded.model.names.join(", ");
-        let seconds = start.elapsed().as_secs_f64();
-        note(format_args!("serving {names} at http://{address} after {seconds:.1} s; Ctrl-C ends"));
-        Ok(loaded)
-    });
+    let ended = server.run(
+        move || load(&args),
+        |model| {
+            let (names, seconds) = (model.names.join(", "), start.elapsed().as_secs_f64());
+            note(format_args!("serving {names} at http://{address} after {seconds:.1} s; Ctrl-C ends"));
+        },
+    );
     match ended.map_err(one_error)?.saved {
         None => {}
         Some(Ok(CacheReport { pages, bytes })) => {
