@@ -282,11 +282,11 @@ fn a_type_that_no_weight_has_is_refused_before_anything_is_written() {
 fn weights_that_do_not_fit_a_device_are_told_of_first() {
     let place = Workplace::new();
     let model = small_model(&place);
-    // Nine dense layers of 1.7 GB on each of four columns.
+    // 139 dense layers of 107 MB on each of four columns.
     let mut config = small();
-    config["num_hidden_layers"] = json!(10);
-    config["first_k_dense_replace"] = json!(9);
-    config["intermediate_size"] = json!(1 << 24);
+    config["num_hidden_layers"] = json!(140);
+    config["first_k_dense_replace"] = json!(139);
+    config["intermediate_size"] = json!(1 << 20);
     fs::write(model.join("config.json"), config.to_string()).unwrap();
     let run = place.run(args(&model, &[]));
     let lines: Vec<&str> = run.stderr.lines().collect();
