@@ -20,7 +20,7 @@ pub(crate) enum TargetArg {
 pub(crate) struct GalaxyArgs {
     /// Directory of the weight cache, which upstream's demo is given with --use-weight-cache
     ///
-    /// The files go to <N>_layers/mesh_<R>x<C> in it. What is whole stays if the conversion is interrupted, and the same
+    /// The files go to N_layers/mesh_RxC in it. What is whole stays if the conversion is interrupted, and the same
     /// command goes on with the rest.
     #[arg(long, short, value_name = "DIR")]
     pub(crate) output: Option<PathBuf>,
@@ -34,7 +34,7 @@ pub(crate) struct GalaxyArgs {
     /// Galaxy; upstream's demo runs 5 there
     #[arg(long, value_name = "N")]
     pub(crate) num_layers: Option<usize>,
-    /// Also convert the layer for multi-token prediction, into <N>_layers_mtp
+    /// Also convert the layer for multi-token prediction, into N_layers_mtp
     #[arg(long)]
     pub(crate) mtp: bool,
     /// How values become block floats [default: host]

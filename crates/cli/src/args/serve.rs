@@ -45,7 +45,7 @@ pub(crate) struct ListenArgs {
     /// Serve also who sends one of the keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
-    /// Let web pages of this origin ask, as https://example.org; may be given several times, and * is any
+    /// Let web pages of this origin ask, as `https://example.org`; may be given several times, and * is any
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) cors_origin: Vec<String>,
     /// Let the chat page show which experts fire, also where the address lets other machines in
