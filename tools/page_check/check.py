@@ -32,11 +32,11 @@ def server(binary, *options):
             lines = []
             for line in process.stdout:
                 lines.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                if found := re.search(r"^serving .* at (http://127\.0\.0\.1:\d+)", line):
                     break
             else:
                 sys.exit("page_check: the server ended:\n" + "".join(lines))
-            yield found[0]
+            yield found[1]
         finally:
             process.send_signal(signal.SIGTERM)
             process.stdout.read()
