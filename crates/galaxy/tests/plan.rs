@@ -432,6 +432,14 @@ proptest! {
     }
 }
 
+/// 800 tokens are five times 160, and four times 200, which are no whole tiles.
+#[test]
+fn experts_are_given_whole_tiles_of_a_prompt() {
+    if let Err(error) = plan(&V3, request("4x8", Mode::Prefill, 4 * 800)) {
+        panic!("{error}");
+    }
+}
+
 /// That random models are not all refused: else nothing would be verified.
 #[test]
 fn some_random_models_have_a_plan() {

@@ -6,6 +6,7 @@ use super::{
     moe_gate::{self, MoeGateConfig},
 };
 use crate::{
+    hardware::TILE,
     plan::{
         PlanError,
         operators::{
@@ -13,7 +14,12 @@ use crate::{
             PermuteConfig, RepeatConfig, SliceConfig, SumConfig,
         },
         request::{Dimensions, LocalExperts},
-        rules::{LINKS, chunks::DISPATCH_TOKENS, collectives, largest_divisor, placement::Placement},
+        rules::{
+            LINKS,
+            chunks::{DISPATCH_TOKENS, dividing},
+            collectives,
+            placement::Placement,
+        },
         tensor::TensorSpec,
     },
     types::{DataType, Layout, MemoryConfig},
@@ -69,7 +75,8 @@ pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> R
 /// A product that does not fit L1.
 pub fn prefill_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeConfig, PlanError> {
     let gate = moe_gate::prefill_model_config(dimensions, experts)?;
-    let tokens = largest_divisor(dimensions.tokens, DISPATCH_TOKENS);
+    // Their results are put together again, which takes whole tiles.
+    let tokens = dividing(dimensions.tokens, DISPATCH_TOKENS, TILE);
     Ok(config(dimensions, experts, gate, tokens, &MemoryConfig::DRAM))
 }
 

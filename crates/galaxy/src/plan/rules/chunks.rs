@@ -75,7 +75,7 @@ pub fn of(request: &Request) -> PrefillChunkSizes {
 }
 
 /// The largest chunk up to a limit that divides a length and is a multiple of `step`; the whole length divides itself.
-fn dividing(length: u32, limit: u32, step: u32) -> u32 {
+pub fn dividing(length: u32, limit: u32, step: u32) -> u32 {
     let steps = length / step;
     let most = (limit / step).clamp(1, steps);
     step * super::largest_divisor(steps, most)
