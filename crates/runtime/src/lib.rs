@@ -11,6 +11,7 @@ mod convert;
 mod device;
 mod error;
 mod formats;
+pub mod json_lines;
 mod mapped_weights;
 mod module;
 pub mod ops;

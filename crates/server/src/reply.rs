@@ -6,9 +6,6 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// The log probability of what cannot be, which JSON has no number for. OpenAI sends the same.
-const LEAST_LOGPROB: f32 = -9999.0;
-
 /// How many tokens there were.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub(crate) struct UsageReply {
@@ -263,20 +260,16 @@ pub(crate) fn token_text(tokenizer: &Tokenizer, token: TokenId) -> String {
     }
 }
 
-fn number(logprob: f32) -> f32 {
-    logprob.max(LEAST_LOGPROB)
-}
-
 impl TokenLogprob {
     pub(crate) fn new(tokenizer: &Tokenizer, token: TokenId, logprobs: &TokenLogprobs) -> Self {
         let top = |&(token, logprob): &(TokenId, f32)| TopLogprob {
             token: token_text(tokenizer, token),
-            logprob: number(logprob),
+            logprob,
             bytes: tokenizer.bytes(token).to_vec(),
         };
         Self {
             token: token_text(tokenizer, token),
-            logprob: number(logprobs.logprob),
+            logprob: logprobs.logprob,
             bytes: tokenizer.bytes(token).to_vec(),
             top_logprobs: logprobs.top.iter().map(top).collect(),
         }
@@ -341,22 +334,20 @@ impl CompletionLogprobs {
         let text = token_text(tokenizer, token);
         self.text_offset.push(self.characters);
         self.characters += String::from_utf8_lossy(tokenizer.bytes(token)).chars().count();
-        self.token_logprobs.push(logprobs.map(|logprobs| number(logprobs.logprob)));
+        self.token_logprobs.push(logprobs.map(|logprobs| logprobs.logprob));
         self.top_logprobs.push(logprobs.map(|logprobs| {
             let mut top: Map<String, Value> = logprobs
                 .top
                 .iter()
-                .map(|&(token, logprob)| (token_text(tokenizer, token), number(logprob).into()))
+                .map(|&(token, logprob)| (token_text(tokenizer, token), logprob.into()))
                 .collect();
             // The chosen token is always there, as in OpenAI's interface.
-            top.entry(text.clone()).or_insert(number(logprobs.logprob).into());
+            top.entry(text.clone()).or_insert(logprobs.logprob.into());
             top
         }));
         self.tokens.push(text);
     }
-}
 
-impl CompletionLogprobs {
     /// Adds what follows.
     pub(crate) fn append(&mut self, mut more: Self) {
         self.tokens.append(&mut more.tokens);

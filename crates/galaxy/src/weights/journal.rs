@@ -6,12 +6,15 @@
 
 use super::Error;
 use crate::block_float::Rounding;
-use dsv3_runtime::Fingerprint;
+use dsv3_runtime::{
+    Fingerprint,
+    json_lines::{add_line, cut, whole_lines},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, Seek, SeekFrom, Write},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -118,7 +121,7 @@ impl Record {
         if record.is_stale {
             return Ok(record);
         }
-        let mut lines = text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+        let mut lines = whole_lines(&text);
         if let Some(line) = lines.next() {
             let other = |other| {
                 let path = dir.to_owned();
@@ -170,8 +173,7 @@ impl Record {
 /// A record, open behind its last whole line, or begun.
 fn continued(path: &Path, origin: &Origin, length: u64) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-    file.set_len(length)?;
-    file.seek(SeekFrom::Start(length))?;
+    cut(&mut file, length)?;
     if length == 0 {
         add_line(&mut file, origin)?;
     }
@@ -209,11 +211,4 @@ impl Journal {
         self.whole.insert(entry.path, bytes);
         Ok(())
     }
-}
-
-/// Adds a line in one write, so that what is cut off leaves half a line at most.
-fn add_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value).expect("strings and numbers are JSON");
-    line.push(b'\n');
-    file.write_all(&line)
 }

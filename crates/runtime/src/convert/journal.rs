@@ -5,11 +5,14 @@
 //! ended the program or the machine. To wait for the disk at every weight would be slow for small ones; waiting each
 //! time an eighth more has been written, and 256 MB at most, loses no more than that.
 
-use crate::{Error, Extent, Location, SavedWeight};
+use crate::{
+    Error, Extent, Location, SavedWeight,
+    json_lines::{add_line, cut, whole_lines},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Seek, SeekFrom, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -168,7 +171,7 @@ struct Vouched {
 /// Reads as much of a journal as is sound: a program that was cut off may have left half a line.
 fn vouched(text: &[u8], origin: &Origin, on_disk: u64) -> Vouched {
     let mut sound = Vouched::default();
-    for line in text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+    for line in whole_lines(text) {
         if sound.text_length == 0 {
             if serde_json::from_slice::<Origin>(line).ok().as_ref() != Some(origin) {
                 return sound;
@@ -195,15 +198,4 @@ fn end_of(weight: &SavedWeight, start: u64) -> Option<u64> {
         let is_ours = *location == Location::Cache && file == Path::new(WEIGHTS_FILE);
         offset.checked_add(*length).filter(|_| is_ours && *offset == start)
     })
-}
-
-fn cut(file: &mut File, length: u64) -> io::Result<()> {
-    file.set_len(length)?;
-    file.seek(SeekFrom::Start(length)).map(|_| ())
-}
-
-fn add_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value).expect("strings and numbers are JSON");
-    line.push(b'\n');
-    file.write_all(&line)
 }
