@@ -25,6 +25,7 @@ mod format;
 mod functions;
 mod generation_tags;
 mod parser;
+pub mod tags;
 
 pub use answer::{ChatAnswer, ToolCall};
 pub use format::{ChatFormat, ChatStart, ToolFormat};
@@ -127,6 +128,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token` and its like, as the template's variables.
     special_tokens: Map<String, Value>,
+    format: ChatFormat,
+    variables: BTreeSet<String>,
 }
 
 impl ChatTemplate {
@@ -194,30 +197,23 @@ impl ChatTemplate {
             .into_iter()
             .filter_map(|(name, token)| Some((name.to_owned(), Value::from(token.clone()?))))
             .collect();
-        Ok(Self { environment, special_tokens })
+        let sources: String =
+            environment.templates().map(|(_, template)| template.source().to_owned()).collect();
+        let format = ChatFormat::detect(&sources);
+        let mut template = Self { environment, special_tokens, format, variables: BTreeSet::new() };
+        template.variables = template.read_variables();
+        Ok(template)
     }
 
     /// The form in which the templates show thoughts and tool calls, and so the one in which the model writes them.
     pub fn format(&self) -> ChatFormat {
-        let sources: String =
-            self.environment.templates().map(|(_, template)| template.source().to_owned()).collect();
-        ChatFormat::detect(&sources)
+        self.format
     }
 
     /// The names of the variables that the templates read and the engine does not give, as V3.1's `thinking`: what may
     /// stand in [`ChatOptions::variables`].
-    pub fn variables(&self) -> BTreeSet<String> {
-        let mut variables: BTreeSet<String> = self
-            .environment
-            .templates()
-            .flat_map(|(_, template)| template.undeclared_variables(false))
-            .collect();
-        for name in self.environment.globals().map(|(name, _)| name) {
-            variables.remove(name);
-        }
-        let given = self.context(&ChatOptions::default());
-        variables.retain(|name| name != "messages" && !given.contains_key(name));
-        variables
+    pub fn variables(&self) -> &BTreeSet<String> {
+        &self.variables
     }
 
     /// The text of a conversation. It begins with the BOS where the template writes one: encode it with
@@ -271,6 +267,19 @@ impl ChatTemplate {
     }
 
     /// The variables that a template sees, but for the messages.
+    /// What the templates read and nobody else gives.
+    fn read_variables(&self) -> BTreeSet<String> {
+        let templates = self.environment.templates();
+        let mut variables: BTreeSet<String> =
+            templates.flat_map(|(_, template)| template.undeclared_variables(false)).collect();
+        for name in self.environment.globals().map(|(name, _)| name) {
+            variables.remove(name);
+        }
+        let given = self.context(&ChatOptions::default());
+        variables.retain(|name| name != "messages" && !given.contains_key(name));
+        variables
+    }
+
     fn context(&self, options: &ChatOptions) -> Map<String, Value> {
         let mut context = self.special_tokens.clone();
         // transformers passes these two always, as None where the caller has none.

@@ -69,6 +69,7 @@ pub mod testing;
 
 pub use adjust::Penalties;
 pub use cache_state::{CacheReport, CacheState};
+pub use chat::tags;
 pub use chat::{
     ChatAnswer, ChatDelta, ChatFormat, ChatOptions, ChatParser, ChatStart, ChatTemplate, Content,
     ContentPart, Message, ToolCall, ToolFormat,

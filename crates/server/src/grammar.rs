@@ -1,7 +1,10 @@
 //! The forms of answers as grammars in llguidance's Lark: tool calls in the words of the model's own format, and what may
 //! stand after thoughts, which have no form.
 
-use dsv3_engine::{ChatFormat, ChatStart, Constraint, Tokenizer, ToolFormat};
+use dsv3_engine::{
+    ChatFormat, ChatStart, Constraint, Tokenizer, ToolFormat,
+    tags::{CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, END_FENCE, END_THINK, FENCE, SEPARATOR, THINK},
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -12,17 +15,9 @@ use crate::{
     },
 };
 
-const THINK: &str = "<think>";
-const END_THINK: &str = "</think>";
-const CALLS_BEGIN: &str = "<｜tool▁calls▁begin｜>";
-const CALLS_END: &str = "<｜tool▁calls▁end｜>";
-const CALL_BEGIN: &str = "<｜tool▁call▁begin｜>";
-/// What ends a call.
-pub(crate) const CALL_END: &str = "<｜tool▁call▁end｜>";
 /// Where llguidance reads how a schema's JSON is to be written.
 const OPTIONS: &str = "x-guidance";
 const SPACE: &str = r"[ \t]{1,64}|\r?\n[ \t]{0,64}";
-const SEPARATOR: &str = "<｜tool▁sep｜>";
 
 /// The constraint of a form on an answer that may begin with thoughts.
 pub(crate) fn of_form(form: Form, format: ChatFormat, start: ChatStart, tokenizer: &Tokenizer) -> Constraint {
@@ -64,8 +59,8 @@ pub(crate) fn of_calls(
 ) -> Result<Constraint, ApiError> {
     let rules = Rules { tokenizer };
     let (before, after, between) = match format.tools {
-        ToolFormat::DeepSeekV3 => ("\n```json\n", "\n```", "\n"),
-        ToolFormat::DeepSeekV31 => ("", "", ""),
+        ToolFormat::DeepSeekV3 => (format!("\n{FENCE}"), END_FENCE, "\n"),
+        ToolFormat::DeepSeekV31 => (String::new(), "", ""),
         ToolFormat::None => return Err(no_calls("tool_choice")),
     };
     let is_v3 = format.tools == ToolFormat::DeepSeekV3;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use dsv3_engine::{
     Bos, ChatFormat, ChatOptions, ChatParser, ChatStart, Constraint, Error, Message, Submission,
+    tags::CALL_END,
 };
 use dsv3_runtime::TokenId;
 use serde_json::Value;
@@ -113,7 +114,7 @@ impl Served {
         engine_request.constraint = constraint;
         let ends_with_call = plan.is_on && plan.single && plan.forced.is_empty();
         if ends_with_call {
-            engine_request.stop.push(grammar::CALL_END.to_owned());
+            engine_request.stop.push(CALL_END.to_owned());
         }
         let job = ChatJob {
             choices: engine_request.choices,

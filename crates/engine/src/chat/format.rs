@@ -3,19 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::tags::{CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, END_THINK, SEPARATOR, THINK};
 use crate::Tokenizer;
-
-pub(super) const THINK: &str = "<think>";
-pub(super) const END_THINK: &str = "</think>";
-pub(super) const CALLS_BEGIN: &str = "<｜tool▁calls▁begin｜>";
-pub(super) const CALLS_END: &str = "<｜tool▁calls▁end｜>";
-pub(super) const CALL_BEGIN: &str = "<｜tool▁call▁begin｜>";
-pub(super) const CALL_END: &str = "<｜tool▁call▁end｜>";
-pub(super) const SEPARATOR: &str = "<｜tool▁sep｜>";
-/// What stands between a call's name and its arguments in the older form.
-pub(super) const FENCE: &str = "```json\n";
-/// And between the arguments and the call's end.
-pub(super) const END_FENCE: &str = "\n```";
 
 /// After the last of these, a prompt holds only what belongs to the answer.
 const ANSWER_BEGINS: [&str; 3] = ["<｜Assistant｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁end｜>"];

@@ -6,7 +6,7 @@
 
 use std::mem;
 
-use super::format::{
+use super::tags::{
     CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, END_FENCE, END_THINK, FENCE, SEPARATOR, THINK,
 };
 use super::{ChatFormat, ChatStart, ToolFormat};

@@ -385,7 +385,7 @@ fn thoughts_go_by_several_names() {
 
 #[test]
 fn a_template_names_its_own_variables() {
-    let of = |source: &str| template(source).variables().into_iter().collect::<Vec<_>>();
+    let of = |source: &str| template(source).variables().iter().cloned().collect::<Vec<_>>();
     assert_eq!(of(V31), ["thinking"]);
     assert!(of(V3).is_empty() && of(R1_0528).is_empty());
     assert_eq!(

@@ -7,7 +7,9 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use dsv3_engine::{ChatAnswer, ChatDelta, ChatParser, Event, Finish, FinishReason, StreamEvent};
+use dsv3_engine::{
+    ChatAnswer, ChatDelta, ChatParser, Event, Finish, FinishReason, StreamEvent, tags::CALL_END,
+};
 
 use super::{Head, cancelled, log_end};
 use crate::{
@@ -16,7 +18,6 @@ use crate::{
     app::App,
     body::JsonBody,
     error::ErrorResponse,
-    grammar,
     prepare::ChatJob,
     reply::{
         CallDelta, CallReply, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChunkChoice,
@@ -112,9 +113,9 @@ impl Answers {
             token.logprobs.map(|logprobs| TokenLogprob::new(tokenizer, token.token, &logprobs))
         });
         let Some(finish) = event.finish else { return Ok(Step { deltas, logprobs, finish: None }) };
-        let stopped_at_call = |text: &str| self.ends_with_call && text == grammar::CALL_END;
+        let stopped_at_call = |text: &str| self.ends_with_call && text == CALL_END;
         if matches!(&finish, Finish::StopString(text) if stopped_at_call(text)) {
-            deltas.extend(parser.push(grammar::CALL_END));
+            deltas.extend(parser.push(CALL_END));
         }
         deltas.extend(parser.finish());
         let reason = match finish.reason() {

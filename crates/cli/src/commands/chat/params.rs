@@ -44,7 +44,7 @@ impl Params {
             seed: args.seed.unwrap_or_else(random_seed),
             max_new_tokens: args.max_new_tokens,
             variables,
-            known: template.variables(),
+            known: template.variables().clone(),
         };
         for name in params.variables.keys() {
             params.check_variable(name)?;
