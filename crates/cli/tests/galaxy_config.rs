@@ -67,6 +67,25 @@ fn both_modes_go_to_two_files_and_so_do_their_operations() {
 }
 
 #[test]
+fn chunk_sizes_follow_the_longest_sequence_that_is_served() {
+    let header = |more: &[&str]| {
+        let fixed = ["--mesh", "8x8", "--mode", "prefill", "--users-per-row", "8"];
+        let all = [&fixed[..], more].concat();
+        config(&Workplace::new(), &json!({}), &all).success().json()["header"].clone()
+    };
+    let short = header(&[]);
+    assert_eq!((&short["sequence_length"], &short["max_sequence_length"]), (&json!(2048), &json!(2048)));
+    assert_eq!(short["chunk_sizes"]["model_chunk"], 2048);
+    let long = header(&["--max-sequence-length", "32768"]);
+    assert_eq!((&long["sequence_length"], &long["max_sequence_length"]), (&json!(2048), &json!(32768)));
+    assert_eq!(
+        (&long["chunk_sizes"]["model_chunk"], &long["chunk_sizes"]["mla_chunk"]),
+        (&json!(1024), &json!(512))
+    );
+    assert_eq!(header(&["--sequence-length", "8192"])["max_sequence_length"], 8192);
+}
+
+#[test]
 fn what_makes_no_sense_is_a_usage_error() {
     for (more, part) in [
         (&["--mesh", "1x8"][..], "--mesh: expected 2 to 16 rows, got 1x8"),
@@ -80,6 +99,11 @@ fn what_makes_no_sense_is_a_usage_error() {
             "--sequence-length: expected a multiple of 128",
         ),
         (&["--mesh", "4x8", "--sequence-length", "1048576"], "max_position_embeddings, 163840"),
+        (
+            &["--mesh", "4x8", "--sequence-length", "2048", "--max-sequence-length", "1024"],
+            "--max-sequence-length: expected a multiple of a cache block's 32 positions, at least 2048, got 1024",
+        ),
+        (&["--mesh", "4x8", "--max-sequence-length", "163872"], "--max-sequence-length: expected at most"),
         (&["--mesh", "auto"], "--mesh auto is for --target cpu"),
         (&["--mesh", "4x8", "--experts", "expert"], "--experts is for --target cpu"),
         (&["--mesh", "4x8", "--fabric", "torus"], "expected line or ring"),

@@ -40,6 +40,7 @@ fn request(mesh: &str, mode: Mode, length: u32) -> Request {
         mode,
         users_per_row: 32,
         sequence_length: length,
+        max_sequence_length: length,
         fabric: Fabric::Line,
     }
 }
@@ -149,6 +150,27 @@ fn only_one_user_on_each_device_is_prefilled_in_chunks() {
     assert!(later(&chunked) && !later(&whole));
 }
 
+/// What upstream's demo does with a short prompt where long ones are served too.
+#[test]
+fn chunks_follow_the_longest_sequence_that_is_served() {
+    const K: u32 = 1024;
+    let chunks = |mesh, max_sequence_length| {
+        let request =
+            Request { users_per_row: 8, max_sequence_length, ..request(mesh, Mode::Prefill, 2 * K) };
+        let plan = plan(&V3, request).unwrap();
+        assert_eq!(mla_prefill(&plan).kv_cache.page_table_shape, [1, max_sequence_length / 32]);
+        plan.document.header.chunk_sizes.unwrap()
+    };
+    let sizes =
+        |model_chunk, mla_chunk, wkv_b2_chunk| PrefillChunkSizes { model_chunk, mla_chunk, wkv_b2_chunk };
+    assert_eq!(chunks("8x8", 2 * K), sizes(2 * K, 2 * K, 2 * K));
+    assert_eq!(chunks("8x8", 32 * K), sizes(K, 512, 512));
+    assert_eq!(chunks("16x8", 128 * K), sizes(K, 256, 256));
+    let shorter = Request { max_sequence_length: K, ..request("4x8", Mode::Prefill, 2 * K) };
+    let error = plan(&V3, shorter).unwrap_err();
+    assert!(matches!(error, PlanError::Request { option: "--max-sequence-length", .. }), "{error}");
+}
+
 #[test]
 fn four_galaxies_in_a_ring_take_the_fused_experts() {
     let ring =
@@ -228,6 +250,7 @@ fn found(plan: &Plan, list: &OperationList) -> Result<(), (String, Refusal)> {
         mode: header.mode,
         users_per_row: header.users_per_row,
         sequence_length: header.sequence_length,
+        max_sequence_length: header.max_sequence_length,
         fabric: header.fabric,
     };
     let dimensions = Dimensions::new(&V3, request).unwrap();
@@ -408,7 +431,7 @@ proptest! {
     fn every_model_has_a_verified_plan_or_a_reason(
         changes in any_model(),
         (rows, columns) in (2u32..17, 2u32..9),
-        (users, tiles) in (1u32..33, 1u32..80),
+        (users, tiles, more) in (1u32..33, 1u32..80, 0u32..80),
         (is_decode, is_ring) in any::<(bool, bool)>(),
     ) {
         let (rows, columns) = if users % 2 == 0 { (4, 8) } else { (rows, columns) };
@@ -416,7 +439,9 @@ proptest! {
         let mode = if is_decode { Mode::Decode } else { Mode::Prefill };
         let fabric = if is_ring { Fabric::Ring } else { Fabric::Line };
         let mesh = format!("{rows}x{columns}").parse().unwrap();
-        let request = Request { mesh, mode, users_per_row, sequence_length: tiles * 32 * rows, fabric };
+        let sequence_length = tiles * 32 * rows;
+        let max_sequence_length = sequence_length + more * 32;
+        let request = Request { mesh, mode, users_per_row, sequence_length, max_sequence_length, fabric };
         let hf = model(&changes);
         match plan(&hf, request) {
             Ok(plan) => {

@@ -45,8 +45,10 @@ pub struct Header {
     pub fabric: Fabric,
     /// Users of a row of the mesh.
     pub users_per_row: u32,
-    /// Positions of a user's cache, or tokens of a prompt.
+    /// Tokens of a prompt, or positions that a user has at most.
     pub sequence_length: u32,
+    /// Positions of a user's cache: of the longest sequence that is served.
+    pub max_sequence_length: u32,
     /// Prefill: how much of it is taken at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk_sizes: Option<PrefillChunkSizes>,
@@ -112,6 +114,7 @@ pub fn plan(hf: &HfConfig, request: Request) -> Result<Plan, PlanError> {
         fabric: request.fabric,
         users_per_row: request.users_per_row,
         sequence_length: request.sequence_length,
+        max_sequence_length: request.max_sequence_length,
         chunk_sizes: (request.mode == Mode::Prefill).then_some(dimensions.chunks),
         model: Model::of(hf),
         dram,

@@ -38,8 +38,11 @@ pub struct Request {
     pub mode: Mode,
     /// Users of a row of the mesh, whose caches its devices share.
     pub users_per_row: u32,
-    /// Decode: positions that a user's cache has room for. Prefill: tokens of the prompt.
+    /// Prefill: tokens of the prompt. Decode: positions that a user has at most.
     pub sequence_length: u32,
+    /// Positions of the longest sequence that is served (upstream's `max_seq_len`): what a user's cache has room for, and
+    /// what the chunk sizes of every prefill follow. Not less than `sequence_length`.
+    pub max_sequence_length: u32,
     /// How the chips are connected.
     pub fabric: Fabric,
 }
@@ -151,6 +154,12 @@ impl Request {
         {
             let expected = format!("a multiple of the mesh's {columns} columns, at most {TILE}");
             return refuse("--users-per-row", expected, &self.users_per_row);
+        }
+        let longest = self.max_sequence_length;
+        if longest < self.sequence_length || !longest.is_multiple_of(TILE) {
+            let least = self.sequence_length;
+            let expected = format!("a multiple of a cache block's {TILE} positions, at least {least}");
+            return refuse("--max-sequence-length", expected, &longest);
         }
         let step = self.length_step();
         if self.sequence_length == 0 || !self.sequence_length.is_multiple_of(step) {
@@ -317,11 +326,15 @@ fn check_model(model: &HfConfig, request: Request) -> Result<(), PlanError> {
     if model.tie_word_embeddings {
         return refuse("tie_word_embeddings", "a head of its own", &"the embedding's");
     }
-    if request.sequence_length as usize > model.max_position_embeddings {
-        let expected =
-            format!("at most the model's max_position_embeddings, {}", model.max_position_embeddings);
-        let got = request.sequence_length.to_string();
-        return Err(PlanError::Request { option: "--sequence-length", expected, got });
+    for (option, length) in [
+        ("--sequence-length", request.sequence_length),
+        ("--max-sequence-length", request.max_sequence_length),
+    ] {
+        if length as usize > model.max_position_embeddings {
+            let expected =
+                format!("at most the model's max_position_embeddings, {}", model.max_position_embeddings);
+            return Err(PlanError::Request { option, expected, got: length.to_string() });
+        }
     }
     for (what, size) in [
         ("q_lora_rank", attention.q_lora_rank.unwrap_or_default()),

@@ -83,8 +83,10 @@ fn write(plan: &Plan, args: &ConfigArgs, file: impl Fn(&Path) -> PathBuf) -> Res
 }
 
 fn of_mode(hf: &HfConfig, args: &ConfigArgs, mode: ModeArg) -> Result<Plan> {
-    let GalaxyConfigArgs { users_per_row, sequence_length, fabric, .. } = &args.galaxy;
-    let longest = u32::try_from(hf.max_position_embeddings).unwrap_or(u32::MAX);
+    let GalaxyConfigArgs { users_per_row, sequence_length, max_sequence_length, fabric, .. } = args.galaxy;
+    let of_model = u32::try_from(hf.max_position_embeddings).unwrap_or(u32::MAX);
+    let usual = SEQUENCE_LENGTH.min(of_model);
+    let longest = max_sequence_length.unwrap_or_else(|| usual.max(sequence_length.unwrap_or(0)));
     let request = Request {
         mesh: args.layout.mesh.shape(),
         mode: match mode {
@@ -92,7 +94,8 @@ fn of_mode(hf: &HfConfig, args: &ConfigArgs, mode: ModeArg) -> Result<Plan> {
             ModeArg::Decode => Mode::Decode,
         },
         users_per_row: users_per_row.unwrap_or(USERS_PER_ROW),
-        sequence_length: sequence_length.unwrap_or(SEQUENCE_LENGTH.min(longest)),
+        sequence_length: sequence_length.unwrap_or(usual.min(longest)),
+        max_sequence_length: longest,
         fabric: fabric.unwrap_or_default(),
     };
     match plan(hf, request) {

@@ -21,7 +21,7 @@ pub struct KvCacheConfig {
 
 /// A block is a tile of positions: less could not be written at once, and more would be read in vain.
 pub fn model_config(dimensions: &Dimensions) -> KvCacheConfig {
-    let (users, blocks) = (dimensions.local_users(), dimensions.request.sequence_length.div_ceil(TILE));
+    let (users, blocks) = (dimensions.local_users(), dimensions.request.max_sequence_length.div_ceil(TILE));
     KvCacheConfig {
         kv_cache_shape: [users * blocks, 1, TILE, dimensions.attention.cached()],
         dtype: DataType::Bfloat8B,

@@ -173,7 +173,7 @@ pub fn decode_model_config(dimensions: &Dimensions) -> Result<MlaDecodeConfig, P
         flash_mla: FlashMLADecodeConfig {
             head_dim_v: attention.latent_rank,
             scale: attention.scale,
-            program_config: attention_program(0, key_chunk(dimensions.request.sequence_length)),
+            program_config: attention_program(0, key_chunk(dimensions.request.max_sequence_length)),
             compute_kernel_config: kernels::ATTENTION,
             memory_config: flat.place(attention.latent_rank),
         },

@@ -30,7 +30,7 @@ pub fn decode_model_config(dimensions: &Dimensions) -> DecodeRopeConfig {
     let swap = TensorSpec::tiles(&[1, 1, users * TILE, TILE], placement::by_token(users, TILE, TILE));
     DecodeRopeConfig {
         embedding: EmbeddingConfig {
-            weight: FromWeightConfig::rows(dimensions, &[1, 1, dimensions.request.sequence_length, rope]),
+            weight: FromWeightConfig::rows(dimensions, &[1, 1, dimensions.request.max_sequence_length, rope]),
             layout: Layout::Tile,
             memory_config: MemoryConfig::DRAM,
         },

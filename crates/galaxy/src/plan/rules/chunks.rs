@@ -66,7 +66,7 @@ pub fn of(request: &Request) -> PrefillChunkSizes {
         return PrefillChunkSizes { model_chunk: length, mla_chunk: length, wkv_b2_chunk: length };
     }
     let (rows, columns) = (request.mesh.size(Axis::Rows) as u32, request.mesh.size(Axis::Columns) as u32);
-    let table = for_context(rows, length);
+    let table = for_context(rows, request.max_sequence_length);
     let is_chunked = request.users_per_row == columns * CHUNKED_USERS_PER_DEVICE;
     let model_chunk = if is_chunked { dividing(length, table.model_chunk, TILE * rows) } else { length };
     let mla_chunk = if is_chunked { dividing(model_chunk, table.mla_chunk, TILE) } else { length };
