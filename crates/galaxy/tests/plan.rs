@@ -6,11 +6,13 @@ use dsv3_galaxy::{
     plan::{
         Plan, PlanError,
         check::{Device, ModelRules, Refusal, verify},
-        modules::{decoder_block::MlaConfig, mla::MlaDecodeConfig, mla_prefill::MlaPrefillConfig},
+        modules::{
+            decoder_block::MlaConfig, mla::MlaDecodeConfig, mla_prefill::MlaPrefillConfig, mlp::product_rows,
+        },
         operations::OperationList,
         plan,
         request::{Dimensions, Fabric, Mode, Request},
-        rules::chunks::{PrefillChunkSizes, for_context},
+        rules::chunks::{self, Chunks, PrefillChunkSizes, for_context},
     },
     types::{CoreGrid, MemoryConfig, MemoryLayout, ProgramConfig},
     weights::weight_files,
@@ -426,6 +428,43 @@ fn any_model() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// Parts are at least half of what is wanted, or it is said why not; and they are where there is room to fill up.
+    #[test]
+    fn no_part_of_a_prompt_is_small(
+        rows in prop_oneof![Just(4u32), Just(8), Just(16), 2u32..17],
+        (steps, room, is_chunked) in (1u32..400, 0u32..9000, any::<bool>()),
+    ) {
+        let sequence_length = steps * 32 * rows;
+        let max_sequence_length = sequence_length + room * 32;
+        let request = Request {
+            mesh: format!("{rows}x8").parse().unwrap(),
+            mode: Mode::Prefill,
+            users_per_row: if is_chunked { 8 } else { 32 },
+            sequence_length,
+            max_sequence_length,
+            fabric: Fabric::Line,
+        };
+        let Chunks { sizes, padded_length, reason } = chunks::of(&request);
+        let wanted = for_context(rows, max_sequence_length);
+        prop_assert!(padded_length >= sequence_length && padded_length <= max_sequence_length);
+        prop_assert!(padded_length.is_multiple_of(sizes.model_chunk) && sizes.model_chunk.is_multiple_of(32 * rows));
+        prop_assert!(sizes.model_chunk.is_multiple_of(sizes.mla_chunk));
+        prop_assert!(2 * sizes.wkv_b2_chunk >= wanted.wkv_b2_chunk.min(sizes.mla_chunk));
+        if !is_chunked {
+            prop_assert_eq!((sizes.model_chunk, sizes.mla_chunk), (sequence_length, sequence_length));
+        } else if reason.is_none() {
+            prop_assert!(sizes.model_chunk <= wanted.model_chunk && sizes.mla_chunk <= wanted.mla_chunk);
+            prop_assert!(2 * sizes.model_chunk >= wanted.model_chunk.min(sequence_length));
+            prop_assert!(2 * sizes.mla_chunk >= wanted.mla_chunk.min(sizes.model_chunk));
+        } else {
+            let whole = sequence_length.next_multiple_of(wanted.model_chunk / (32 * rows) * 32 * rows);
+            prop_assert!(whole > max_sequence_length, "there was room for {}", whole);
+        }
+        let tokens = sizes.model_chunk / rows;
+        prop_assert!(2 * product_rows(tokens) >= tokens.min(1024));
+        prop_assert!(product_rows(tokens) * tokens.div_ceil(product_rows(tokens)) < tokens + 32 * tokens.div_ceil(1024).max(1));
+    }
+
     /// A plan that is made has passed the rules, and passes them again as data; else there is a reason, never a panic.
     #[test]
     fn every_model_has_a_verified_plan_or_a_reason(
@@ -457,12 +496,36 @@ proptest! {
     }
 }
 
-/// 800 tokens are five times 160, and four times 200, which are no whole tiles.
+/// 1952 tokens of a device are 61 tiles, a prime number: products fill up a tile, experts take a last part of 160.
 #[test]
-fn experts_are_given_whole_tiles_of_a_prompt() {
-    if let Err(error) = plan(&V3, request("4x8", Mode::Prefill, 4 * 800)) {
-        panic!("{error}");
-    }
+fn parts_of_odd_lengths_stay_large() {
+    let whole = plan(&V3, request("4x8", Mode::Prefill, 7808)).unwrap();
+    let config = &whole.document.model_config;
+    assert_eq!(
+        (config.mlp_decoder_block[0].mlp.max_rows, mla_prefill(&whole).chunk_sizes.wkv_b2_chunk),
+        (992, 1952)
+    );
+    let shape = |name: &str| {
+        let operation = whole.operations.operations.iter().find(|one| one.name == name);
+        operation.unwrap_or_else(|| panic!("no {name}")).expect.shape.clone()
+    };
+    assert_eq!(shape("mlp_decoder_block.mlp.w1_pad"), [1, 1, 1984, 7168]);
+    assert_eq!(shape("mlp_decoder_block.mlp.w1_unpad"), [1, 1, 1952, 2304]);
+    assert_eq!(shape("moe_decoder_block.mlp.moe.slice"), [1, 1, 256, 7168]);
+    assert_eq!(shape("moe_decoder_block.mlp.moe.rest.slice"), [1, 1, 160, 7168]);
+    assert_eq!(shape("moe_decoder_block.mlp.moe.concat"), [1, 1, 1952, 7168]);
+    // In chunks: filled up to four times 2048 where there is room, else a word of it.
+    let chunked = |max_sequence_length| {
+        let request =
+            Request { users_per_row: 8, max_sequence_length, ..request("4x8", Mode::Prefill, 7808) };
+        plan(&V3, request).unwrap().document.header
+    };
+    let filled = chunked(8192);
+    assert_eq!((filled.chunk_sizes.unwrap().model_chunk, filled.padded_length), (2048, Some(8192)));
+    assert_eq!(filled.chunk_sizes_reason, None);
+    let tight = chunked(7808);
+    assert_eq!((tight.chunk_sizes.unwrap().model_chunk, tight.padded_length), (128, Some(7808)));
+    assert!(tight.chunk_sizes_reason.unwrap().contains("no room to fill them up"));
 }
 
 /// That random models are not all refused: else nothing would be verified.

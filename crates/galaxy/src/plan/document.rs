@@ -52,6 +52,12 @@ pub struct Header {
     /// Prefill: how much of it is taken at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk_sizes: Option<PrefillChunkSizes>,
+    /// Prefill: the prompt's length with what it is filled up with to whole chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padded_length: Option<u32>,
+    /// Prefill: why chunks are less than half of what the mesh has memory for, where they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk_sizes_reason: Option<String>,
     /// The model.
     pub model: Model,
     /// What a device of the mesh holds.
@@ -116,6 +122,8 @@ pub fn plan(hf: &HfConfig, request: Request) -> Result<Plan, PlanError> {
         sequence_length: request.sequence_length,
         max_sequence_length: request.max_sequence_length,
         chunk_sizes: (request.mode == Mode::Prefill).then_some(dimensions.chunks),
+        padded_length: (request.mode == Mode::Prefill).then_some(dimensions.padded_length),
+        chunk_sizes_reason: dimensions.chunks_reason.clone(),
         model: Model::of(hf),
         dram,
     };

@@ -1,6 +1,9 @@
 //! What is asked of the planner, and the dimensions that follow from it.
 
-use super::{PlanError, rules::chunks};
+use super::{
+    PlanError,
+    rules::chunks::{self, Chunks},
+};
 use crate::hardware::TILE;
 use dsv3_deepseek::hf::{AttentionShape, HfConfig, MoeConfig};
 use dsv3_mesh::{Axis, MeshShape};
@@ -89,6 +92,10 @@ pub struct Dimensions {
     pub tokens: u32,
     /// Prefill: positions of a chunk on all rows together.
     pub chunks: chunks::PrefillChunkSizes,
+    /// Prefill: the prompt's length with what it is filled up with to whole chunks.
+    pub padded_length: u32,
+    /// Prefill: why chunks are small, where they are.
+    pub chunks_reason: Option<String>,
 }
 
 /// The attention's dimensions.
@@ -195,7 +202,7 @@ impl Dimensions {
         let (rows, columns) = (request.mesh.size(Axis::Rows), request.mesh.size(Axis::Columns));
         let over_columns = |what, size| divide(what, size, columns, "the mesh's columns");
         let dense_layers = model.first_k_dense_replace as u32;
-        let chunks = chunks::of(&request);
+        let Chunks { sizes: chunks, padded_length, reason } = chunks::of(&request);
         let tokens = match request.mode {
             Mode::Decode => request.users_per_row,
             Mode::Prefill => chunks.model_chunk / rows as u32,
@@ -225,6 +232,8 @@ impl Dimensions {
             has_mtp: model.mtp_layers > 0,
             tokens,
             chunks,
+            padded_length,
+            chunks_reason: reason,
         })
     }
 

@@ -1,7 +1,10 @@
 //! Stage 2 for a Galaxy.
 
 use super::{print, read_config, with_mode};
-use crate::args::{Cli, ConfigArgs, GalaxyConfigArgs, MeshArg, ModeArg, TargetArg};
+use crate::{
+    args::{Cli, ConfigArgs, GalaxyConfigArgs, MeshArg, ModeArg, TargetArg},
+    output::note,
+};
 use anyhow::Result;
 use clap::{CommandFactory, error::ErrorKind};
 use dsv3_deepseek::HfConfig;
@@ -98,8 +101,14 @@ fn of_mode(hf: &HfConfig, args: &ConfigArgs, mode: ModeArg) -> Result<Plan> {
         max_sequence_length: longest,
         fabric: fabric.unwrap_or_default(),
     };
-    match plan(hf, request) {
-        Err(error @ PlanError::Request { .. }) => usage(ErrorKind::ValueValidation, error.to_string()),
-        result => Ok(result?),
+    let plan = match plan(hf, request) {
+        Err(error @ PlanError::Request { .. }) => {
+            return usage(ErrorKind::ValueValidation, error.to_string());
+        }
+        result => result?,
+    };
+    if let Some(reason) = &plan.document.header.chunk_sizes_reason {
+        note(format_args!("small chunks: {reason}"));
     }
+    Ok(plan)
 }

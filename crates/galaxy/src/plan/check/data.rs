@@ -156,6 +156,39 @@ pub(super) fn concat(call: &Call) -> Result<TensorSpec, Refusal> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct PadArguments {
+    padding: Vec<[u32; 2]>,
+    value: f32,
+    memory_config: Placement,
+}
+
+/// Zeros behind the last row: whole tiles of them, so that none moves.
+pub(super) fn pad(call: &Call) -> Result<TensorSpec, Refusal> {
+    let x = call.input()?;
+    let PadArguments { padding, value, memory_config } = call.arguments()?;
+    must(padding.len() == x.shape.len(), "padding", format_args!("{} sides", x.shape.len()), padding.len())?;
+    must(value == 0.0, "value", 0, value)?;
+    tiles("input_tensor", x)?;
+    let mut result = x.clone().placed(memory_config);
+    let (before_last, mut added) = (x.shape.len() - 2, 0);
+    for (index, ([before, behind], side)) in padding.into_iter().zip(&mut result.shape).enumerate() {
+        let allowed = if index == before_last { u32::MAX } else { 0 };
+        must(
+            before == 0 && behind <= allowed,
+            "padding",
+            "some behind the rows",
+            format_args!("{before}, {behind}"),
+        )?;
+        *side = side.saturating_add(behind);
+        added += u64::from(behind);
+    }
+    let whole = x.shape[before_last].is_multiple_of(TILE) && added.is_multiple_of(u64::from(TILE));
+    must(whole, "padding", "whole tiles behind whole tiles", added)?;
+    Ok(result)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RepeatArguments {
     repeat_dims: Vec<u32>,
 }

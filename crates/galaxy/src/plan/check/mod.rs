@@ -194,6 +194,7 @@ fn dispatch(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {
         "untilize" => one(data::untilize(call)),
         "slice" => one(data::slice(call)),
         "concat" => one(data::concat(call)),
+        "pad" => one(data::pad(call)),
         "repeat" => one(data::repeat(call)),
         "reshape" | "view" => one(data::reshape(call)),
         "permute" => one(data::permute(call)),

@@ -2,14 +2,13 @@
 
 use super::linear::DramWeight;
 use crate::{
-    hardware::TILE,
     plan::{
         PlanError,
         operators::{AllGatherAsyncConfig, LinearConfig, MulConfig, ReduceScatterAsyncMinimalConfig},
         request::Dimensions,
         rules::{
-            chunks::PRODUCT_ROWS,
-            collectives, kernels, largest_divisor,
+            chunks::{PRODUCT_ROWS, evenly},
+            collectives, kernels,
             placement::{self, Placement},
         },
     },
@@ -104,10 +103,9 @@ pub fn prefill_model_config(
     })
 }
 
-/// Rows that are multiplied at a time: the most tiles of them that divide what there is. (Upstream fills up to its 1024;
-/// a divisor needs no filling.)
+/// Rows that are multiplied at a time: equal parts of what there is, the last one filled up to whole tiles.
 pub fn product_rows(tokens: u32) -> u32 {
-    TILE * largest_divisor(tokens.div_ceil(TILE), PRODUCT_ROWS / TILE)
+    evenly(tokens, PRODUCT_ROWS)
 }
 
 fn weight(what: &str, inner: u32, columns: u32) -> DramWeight<'_> {

@@ -6,7 +6,6 @@ use super::{
     moe_gate::{self, MoeGateConfig},
 };
 use crate::{
-    hardware::TILE,
     plan::{
         PlanError,
         operators::{
@@ -14,12 +13,7 @@ use crate::{
             PermuteConfig, RepeatConfig, SliceConfig, SumConfig,
         },
         request::{Dimensions, LocalExperts},
-        rules::{
-            LINKS,
-            chunks::{DISPATCH_TOKENS, dividing},
-            collectives,
-            placement::Placement,
-        },
+        rules::{LINKS, chunks::DISPATCH_TOKENS, collectives, placement::Placement},
         tensor::TensorSpec,
     },
     types::{DataType, Layout, MemoryConfig},
@@ -32,7 +26,7 @@ use serde::{Deserialize, Serialize};
 pub struct MoeConfig {
     /// The router.
     pub moe_gate: MoeGateConfig,
-    /// Tokens of a device that are sent at a time.
+    /// Tokens of a device that are sent at a time; what is left in the end may be fewer.
     pub dispatch_tokens: u32,
     /// A part of more tokens.
     pub slice: SliceConfig,
@@ -75,8 +69,7 @@ pub fn decode_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> R
 /// A product that does not fit L1.
 pub fn prefill_model_config(dimensions: &Dimensions, experts: &LocalExperts) -> Result<MoeConfig, PlanError> {
     let gate = moe_gate::prefill_model_config(dimensions, experts)?;
-    // Their results are put together again, which takes whole tiles.
-    let tokens = dividing(dimensions.tokens, DISPATCH_TOKENS, TILE);
+    let tokens = dimensions.tokens.min(DISPATCH_TOKENS);
     Ok(config(dimensions, experts, gate, tokens, &MemoryConfig::DRAM))
 }
 

@@ -172,16 +172,18 @@ impl Prefill<'_> {
     fn output(&self, chain: &mut Chain, y: &Tensor) -> Result<Tensor, PlanError> {
         let config = self.config;
         let (length, at_a_time) = (config.chunk_sizes.mla_chunk, config.chunk_sizes.wkv_b2_chunk);
-        let parts = length / at_a_time;
+        let parts = length.div_ceil(at_a_time);
         if parts == 1 {
             return self.output_part(chain, y);
         }
         let (heads, width) = (y.shape()[1], y.shape()[3]);
+        let y = chain.pad_rows("wkv_b2_pad", y, parts * at_a_time)?;
         let part =
-            chain.slice("wkv_b2_slice", &config.slice, y, [&[0, 0, 0, 0], &[1, heads, at_a_time, width]])?;
+            chain.slice("wkv_b2_slice", &config.slice, &y, [&[0, 0, 0, 0], &[1, heads, at_a_time, width]])?;
         let part = self.output_part(chain, &part)?;
         let all = vec![&part; parts as usize];
-        chain.step("wkv_b2_concat", &config.chunk_concat, &all).note(same_parts(parts)).put()
+        let y = chain.step("wkv_b2_concat", &config.chunk_concat, &all).note(same_parts(parts)).put()?;
+        chain.first_rows("wkv_b2_unpad", &y, length)
     }
 
     fn output_part(&self, chain: &mut Chain, y: &Tensor) -> Result<Tensor, PlanError> {

@@ -5,7 +5,7 @@ use super::list::{AllOutputs, NewTensor, Operand, Operation, Output, Source};
 use crate::plan::{
     PlanError,
     check::{Checker, Refusal},
-    operators::{FromWeightConfig, Operator},
+    operators::{FromWeightConfig, Operator, SliceConfig},
     tensor::TensorSpec,
 };
 use serde::Serialize;
@@ -113,6 +113,32 @@ impl Chain {
         [start, end]: [&[u32]; 2],
     ) -> Result<Tensor, PlanError> {
         self.step(name, config, &[x]).with("slice_start", start).with("slice_end", end).put()
+    }
+
+    /// Filled up with zeros to so many rows, where it has fewer.
+    ///
+    /// # Errors
+    /// If the operation is refused.
+    pub fn pad_rows(&mut self, name: &str, x: &Tensor, rows: u32) -> Result<Tensor, PlanError> {
+        let has = x.shape()[2];
+        if has == rows {
+            return Ok(x.clone());
+        }
+        let step = self.plain(name, "pad", &[x]).with("padding", [[0, 0], [0, 0], [0, rows - has], [0, 0]]);
+        step.with("value", 0.0).with("memory_config", json!(x.spec.memory_config)).put()
+    }
+
+    /// Without the rows that it was filled up with, where it was.
+    ///
+    /// # Errors
+    /// If the operation is refused.
+    pub fn first_rows(&mut self, name: &str, x: &Tensor, rows: u32) -> Result<Tensor, PlanError> {
+        let &[batch, heads, has, width] = x.shape() else { unreachable!("four dimensions") };
+        if has == rows {
+            return Ok(x.clone());
+        }
+        let slice = SliceConfig { memory_config: x.spec.memory_config.clone() };
+        self.slice(name, &slice, x, [&[0, 0, 0, 0], &[batch, heads, rows, width]])
     }
 
     /// The same elements in another shape.

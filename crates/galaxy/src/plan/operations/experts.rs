@@ -46,18 +46,26 @@ fn add(chain: &mut Chain, sums: &Sums, routed: &Tensor, shared: &Tensor) -> Resu
 fn routed(chain: &mut Chain, config: &MoeConfig, x: &Tensor) -> Result<Tensor, PlanError> {
     let (weights, indices) = chain.within("moe_gate", |chain| gate(chain, &config.moe_gate, x))?;
     let (tokens, at_a_time) = (x.shape()[2], config.dispatch_tokens);
-    let parts = tokens / at_a_time;
-    if parts == 1 {
+    if tokens == at_a_time {
         return dispatched(chain, config, x, &weights, &indices);
     }
-    let mut part = |name: &str, x: &Tensor| {
-        let width = x.shape()[3];
-        chain.slice(name, &config.slice, x, [&[0, 0, 0, 0], &[1, 1, at_a_time, width]])
+    let of_part = |chain: &mut Chain, from: u32, to: u32| -> Result<Tensor, PlanError> {
+        let mut part = |name: &str, x: &Tensor| {
+            let width = x.shape()[3];
+            chain.slice(name, &config.slice, x, [&[0, 0, from, 0], &[1, 1, to, width]])
+        };
+        let (x, weights, indices) =
+            (part("slice", x)?, part("weights_slice", &weights)?, part("indices_slice", &indices)?);
+        dispatched(chain, config, &x, &weights, &indices)
     };
-    let (x, weights, indices) =
-        (part("slice", x)?, part("weights_slice", &weights)?, part("indices_slice", &indices)?);
-    let y = dispatched(chain, config, &x, &weights, &indices)?;
-    chain.step("concat", &config.concat, &vec![&y; parts as usize]).note(same_parts(parts)).put()
+    let parts = tokens / at_a_time;
+    let whole = of_part(chain, 0, at_a_time)?;
+    let rest = parts * at_a_time;
+    let rest =
+        (rest < tokens).then(|| chain.within("rest", |chain| of_part(chain, rest, tokens))).transpose()?;
+    let all: Vec<&Tensor> = std::iter::repeat_n(&whole, parts as usize).chain(&rest).collect();
+    let note = format!("{parts} whole parts, which are as the one in this list");
+    chain.step("concat", &config.concat, &all).note(note).put()
 }
 
 /// The weights and numbers of each token's experts, by token.

@@ -51,9 +51,12 @@ pub(super) fn rows(
     if tokens <= at_a_time {
         return chain.step(name, config, &[x]).put();
     }
-    let batch = tokens / at_a_time;
-    let x = chain.reshape(&format!("{name}_batch"), "reshape", x, &[1, batch, at_a_time, width])?;
+    let batch = tokens.div_ceil(at_a_time);
+    let padded = batch * at_a_time;
+    let x = chain.pad_rows(&format!("{name}_pad"), x, padded)?;
+    let x = chain.reshape(&format!("{name}_batch"), "reshape", &x, &[1, batch, at_a_time, width])?;
     let y = chain.step(name, config, &[&x]).put()?;
     let columns = y.shape()[3];
-    chain.reshape(&format!("{name}_rows"), "reshape", &y, &[1, 1, tokens, columns])
+    let y = chain.reshape(&format!("{name}_rows"), "reshape", &y, &[1, 1, padded, columns])?;
+    chain.first_rows(&format!("{name}_unpad"), &y, tokens)
 }

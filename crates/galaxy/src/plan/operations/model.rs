@@ -30,7 +30,7 @@ pub(in crate::plan) fn forward(
     let pass = Pass { dimensions, config, rotations: rotations.as_ref(), chunk: Chunk::First };
     pass.forward(chain)?;
     let chunk = dimensions.chunks.model_chunk;
-    if dimensions.request.mode == Mode::Prefill && dimensions.request.sequence_length > chunk {
+    if dimensions.request.mode == Mode::Prefill && dimensions.padded_length > chunk {
         let later = Pass { chunk: Chunk::Behind(chunk), ..pass };
         chain.within("later_chunk", |chain| later.forward(chain))?;
     }
