@@ -104,11 +104,16 @@ pub struct Plan {
 /// Options that make no sense, a model that upstream's modules do not compute, dimensions that do not divide, products or
 /// layers that do not fit, and operations that the rules refuse.
 pub fn plan(hf: &HfConfig, request: Request) -> Result<Plan, PlanError> {
-    let dimensions = Dimensions::new(hf, request)?;
+    plan_of(hf, Dimensions::new(hf, request)?)
+}
+
+/// Plans by sizes that the planner derived; the check derives its own.
+fn plan_of(hf: &HfConfig, dimensions: Dimensions) -> Result<Plan, PlanError> {
+    let request = dimensions.request;
     let model_config = model::model_config(&dimensions)?;
     let dram = super::dram::count(&dimensions, &model_config, kv_cache::model_config(&dimensions).bytes())?;
     let device = Device { mesh: [dimensions.rows, dimensions.columns], fabric: request.fabric };
-    let mut chain = Chain::new(Checker::new(device, Some(ModelRules::new(&dimensions))));
+    let mut chain = Chain::new(Checker::new(device, Some(ModelRules::new(hf, request.mesh))));
     forward(&mut chain, &dimensions, &model_config)?;
     let (operations, checker) = chain.finish();
     let list = OperationList::new(request.mesh, request.fabric, operations);
@@ -151,6 +156,64 @@ impl Model {
             qk_rope_head_dim: attention.qk_rope_head_dim,
             v_head_dim: attention.v_head_dim,
             vocab_size: hf.vocab_size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hardware::TILE;
+    use std::{fs, path::Path};
+
+    /// The check has its own sizes: an error in one of the planner's is found, in each of them.
+    #[test]
+    fn an_error_in_a_size_of_the_planner_is_found() {
+        type Alter = fn(&mut Dimensions);
+        let alterations: [(&str, Alter); 21] = [
+            ("hidden", |d| d.hidden += 8 * TILE),
+            ("local_hidden", |d| d.local_hidden += TILE),
+            ("embedding_part", |d| d.embedding_part += TILE),
+            ("vocabulary", |d| d.vocabulary += TILE),
+            ("local_vocabulary", |d| d.local_vocabulary += TILE),
+            ("local_dense", |d| d.local_dense += TILE),
+            ("epsilon", |d| d.epsilon *= 10.0),
+            ("heads", |d| d.attention.heads += 8),
+            ("local_heads", |d| d.attention.local_heads += 1),
+            ("heads and local_heads", |d| {
+                d.attention.heads += 8;
+                d.attention.local_heads += 1;
+            }),
+            ("query_rank", |d| d.attention.query_rank += TILE),
+            ("latent_rank", |d| d.attention.latent_rank += TILE),
+            ("nope", |d| d.attention.nope += TILE),
+            ("rope", |d| d.attention.rope += TILE),
+            ("value", |d| d.attention.value += TILE),
+            ("scale", |d| d.attention.scale *= 1.1),
+            ("routed", |d| d.experts.as_mut().unwrap().routed += 32),
+            ("local", |d| d.experts.as_mut().unwrap().local += 1),
+            ("width", |d| d.experts.as_mut().unwrap().width += TILE),
+            ("local_shared", |d| d.experts.as_mut().unwrap().local_shared += TILE),
+            ("experts.scale", |d| d.experts.as_mut().unwrap().scale = 1.0),
+        ];
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/configs/deepseek-v3-671b.json");
+        let hf = HfConfig::from_json(&path, &fs::read_to_string(&path).unwrap()).unwrap();
+        for mode in [Mode::Decode, Mode::Prefill] {
+            let request = Request {
+                mesh: "4x8".parse().unwrap(),
+                mode,
+                users_per_row: 32,
+                sequence_length: 1024,
+                max_sequence_length: 1024,
+                fabric: Fabric::Line,
+            };
+            assert!(plan_of(&hf, Dimensions::new(&hf, request).unwrap()).is_ok());
+            for (name, alter) in alterations {
+                let mut dimensions = Dimensions::new(&hf, request).unwrap();
+                alter(&mut dimensions);
+                let error = plan_of(&hf, dimensions).err();
+                assert!(matches!(error, Some(PlanError::Refused { .. })), "{name} in {mode}: {error:?}");
+            }
         }
     }
 }

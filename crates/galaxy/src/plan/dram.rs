@@ -5,12 +5,12 @@ use super::{
     modules::{model::ModelConfig, mtp::MtpConfig},
     operators::FromWeightConfig,
     request::Dimensions,
-    rules::{element_bytes, tile_bytes},
-    tensor::TensorSpec,
 };
 use crate::{
-    hardware::{DRAM_BYTES, TILE},
-    types::Layout,
+    hardware::DRAM_BYTES,
+    tensorbin::TensorSpec,
+    types::{BufferType, Layout},
+    weights::device_bytes,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -91,7 +91,7 @@ fn weights(tree: &impl Serialize) -> u64 {
     fn visit(value: &Value) -> u64 {
         match value {
             Value::Object(fields) => match serde_json::from_value::<FromWeightConfig>(value.clone()) {
-                Ok(weight) => bytes(&TensorSpec::from(&weight)),
+                Ok(weight) => bytes(&weight),
                 Err(_) => fields.values().map(visit).sum(),
             },
             Value::Array(items) => items.iter().map(visit).sum(),
@@ -101,10 +101,16 @@ fn weights(tree: &impl Serialize) -> u64 {
     visit(&serde_json::to_value(tree).expect("configs are data"))
 }
 
-fn bytes(tensor: &TensorSpec) -> u64 {
-    let [height, width] = tensor.matrix();
-    match tensor.layout {
-        Layout::Tile => height * width / u64::from(TILE * TILE) * tile_bytes(tensor.dtype),
-        Layout::RowMajor => height * width * element_bytes(tensor.dtype),
+/// Bytes of a weight as stage 1 counts them, what banks are padded with included.
+fn bytes(weight: &FromWeightConfig) -> u64 {
+    if weight.memory_config.buffer_type != BufferType::Dram {
+        return 0;
     }
+    let memory_config =
+        weight.memory_config.clone().with_ranges().expect("weights lie on cores that are named");
+    let spec = match weight.layout {
+        Layout::Tile => TensorSpec::tiled(&weight.shape, weight.dtype, memory_config),
+        Layout::RowMajor => TensorSpec::row_major(&weight.shape, weight.dtype, memory_config),
+    };
+    device_bytes(&spec)
 }

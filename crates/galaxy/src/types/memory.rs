@@ -147,23 +147,44 @@ impl MemoryConfig {
 
     /// With cores that may be left to the device; here none is.
     pub fn with_core_grid(self) -> MemoryConfig<CoreGrid> {
-        MemoryConfig {
+        self.with_grids(|ranges| Some(ranges.into())).expect("all ranges are grids")
+    }
+}
+
+impl MemoryConfig<CoreGrid> {
+    /// With cores that are named; none where some are left to the device.
+    pub fn with_ranges(self) -> Option<MemoryConfig> {
+        self.with_grids(|grid| match grid {
+            CoreGrid::Ranges(ranges) => Some(ranges),
+            CoreGrid::Cores(_) | CoreGrid::DramWorkers => None,
+        })
+    }
+}
+
+impl<G> MemoryConfig<G> {
+    /// With cores told in another way; none where a grid cannot be.
+    fn with_grids<H>(self, of: impl Fn(G) -> Option<H>) -> Option<MemoryConfig<H>> {
+        let shard_spec = match self.shard_spec {
+            Some(ShardSpec { grid, shape, orientation }) => {
+                Some(ShardSpec { grid: of(grid)?, shape, orientation })
+            }
+            None => None,
+        };
+        let nd_shard_spec = match self.nd_shard_spec {
+            Some(NdShardSpec { shard_shape, grid, orientation, shard_distribution_strategy }) => {
+                let grid = of(grid)?;
+                Some(NdShardSpec { shard_shape, grid, orientation, shard_distribution_strategy })
+            }
+            None => None,
+        };
+        Some(MemoryConfig {
             memory_layout: self.memory_layout,
             buffer_type: self.buffer_type,
-            shard_spec: self.shard_spec.map(|spec| ShardSpec {
-                grid: spec.grid.into(),
-                shape: spec.shape,
-                orientation: spec.orientation,
-            }),
-            nd_shard_spec: self.nd_shard_spec.map(|spec| NdShardSpec {
-                shard_shape: spec.shard_shape,
-                grid: spec.grid.into(),
-                orientation: spec.orientation,
-                shard_distribution_strategy: spec.shard_distribution_strategy,
-            }),
+            shard_spec,
+            nd_shard_spec,
             created_with_nd_shard_spec: self.created_with_nd_shard_spec,
             per_core_allocation: self.per_core_allocation,
-        }
+        })
     }
 }
 

@@ -111,6 +111,6 @@ impl WeightCache {
     /// Bytes of DRAM that the weights of the whole cache take on each device, what banks are padded with included.
     pub fn device_bytes(&self) -> u64 {
         let in_dram = |file: &&CacheFile| file.header.spec.memory_config.buffer_type == BufferType::Dram;
-        self.files.iter().filter(in_dram).map(|file| device_bytes(&file.header)).sum()
+        self.files.iter().filter(in_dram).map(|file| device_bytes(&file.header.spec)).sum()
     }
 }

@@ -30,3 +30,4 @@ pub use config::{CONFIG_FILE, weight_config};
 pub use convert::{ConvertOptions, Progress, Report};
 pub use error::{Cause, Error};
 pub use files::{Form, Split, WeightFile, weight_files};
+pub(crate) use values::device_bytes;

@@ -2,7 +2,13 @@
 //! where they must be, and packed. Nothing of a whole tensor is held.
 
 use super::{Error, Form, Split, WeightFile, files::gate_side};
-use crate::{block_float::Rounding, hardware::TILE, shard::ShardLayout, tensorbin::Header, types::Layout};
+use crate::{
+    block_float::Rounding,
+    hardware::TILE,
+    shard::ShardLayout,
+    tensorbin::{Header, TensorSpec},
+    types::Layout,
+};
 use dsv3_mesh::{Axis, MeshShape};
 use dsv3_runtime::{Checkpoint, Kernels, TensorRows};
 use std::ops::Range;
@@ -322,10 +328,13 @@ fn are_finite(values: &[f32]) -> bool {
     largest < f32::INFINITY.to_bits() as i32
 }
 
-/// What a device holds of a file in its memory, padding of banks included.
-pub(super) fn device_bytes(header: &Header) -> u64 {
-    let layout = header.spec.shard_layout().expect("the header has it too");
-    match (&header.spec.memory_config.shard_spec, header.spec.page.layout()) {
+/// Bytes that a device holds of a weight, padding of banks included.
+///
+/// # Panics
+/// Of a layout that is not packed here: no weight has one.
+pub(crate) fn device_bytes(weight: &TensorSpec) -> u64 {
+    let layout = weight.shard_layout().expect("weights have layouts that are packed here");
+    match (&weight.memory_config.shard_spec, weight.page.layout()) {
         (Some(spec), Layout::Tile) => {
             let [height, width] = spec.shape.map(|side| side as usize / TILE as usize);
             let tile = layout.band_bytes() / layout.band_tiles();

@@ -13,7 +13,7 @@ pub(super) struct Call {
     pub(super) op: String,
     pub(super) inputs: Vec<TensorSpec>,
     pub(super) weights: Vec<TensorSpec>,
-    config: Map<String, Value>,
+    pub(super) config: Map<String, Value>,
     pub(super) device: Device,
 }
 

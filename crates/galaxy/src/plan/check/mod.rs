@@ -151,9 +151,22 @@ pub fn verify(
     for operation in &list.operations {
         let named = |refusal| (operation.name.clone(), refusal);
         let outputs = checker.outputs(operation).map_err(named)?;
-        equal("expect", &operation.expect, &outputs[0]).map_err(named)?;
+        expected(&operation.expect, &outputs).map_err(named)?;
     }
     Ok(checker.memory)
+}
+
+/// Refuses what a list says of an operation's outputs where they are something else.
+fn expected(expected: &[TensorSpec], outputs: &[TensorSpec]) -> Result<(), Refusal> {
+    equal("outputs", &expected.len(), &outputs.len())?;
+    for (index, (expected, got)) in expected.iter().zip(outputs).enumerate() {
+        let what = |field: &str| format!("{field} of output {index}");
+        equal(&what("shape"), &expected.shape, &got.shape)?;
+        equal(&what("dtype"), &expected.dtype, &got.dtype)?;
+        equal(&what("layout"), &expected.layout, &got.layout)?;
+        equal(&what("memory_config"), &expected.memory_config, &got.memory_config)?;
+    }
+    Ok(())
 }
 
 /// What an operation leaves, by its operator's rules.

@@ -43,8 +43,8 @@ pub fn model_config(dimensions: &Dimensions, experts: &LocalExperts, place: &Pla
     };
     let (up, down) = ([experts.width, dimensions.hidden], [dimensions.hidden, experts.width]);
     ExpertsConfig {
-        w1_experts: product(up, DataType::Bfloat4B, kernels::FOUR_BIT_PRODUCT),
-        w3_experts: product(up, DataType::Bfloat4B, kernels::FOUR_BIT_PRODUCT),
+        w1_experts: product(up, DataType::Bfloat4B, kernels::LOFI),
+        w3_experts: product(up, DataType::Bfloat4B, kernels::LOFI),
         mul_experts: silu(place.clone()),
         // Answers were wrong with 4 bits here (PR #39794).
         w2_experts: product(down, DataType::Bfloat8B, kernels::PRODUCT),

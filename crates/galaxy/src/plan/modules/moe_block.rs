@@ -31,9 +31,12 @@ pub struct MoeBlockConfig {
     pub shared_expert: MlpConfig,
     /// Its result, beside that of the others.
     pub shared_expert_reshard: ReshardConfig,
-    /// The sums; absent where the fused operators do them.
+    /// Routed and shared; absent where the fused operators do the sums.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sums: Option<Sums>,
+    pub add_shared_expert: Option<AddConfig>,
+    /// Over the columns; absent where the fused operators do the sums.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reduce_scatter: Option<ReduceScatterAsyncMinimalConfig>,
 }
 
 /// The routed experts.
@@ -44,16 +47,6 @@ pub enum Routed {
     Optimized(Box<MoeOptimizedConfig>),
     /// By several.
     Dispatched(Box<MoeConfig>),
-}
-
-/// What brings routed and shared experts together.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sums {
-    /// Routed and shared.
-    pub add_shared_expert: AddConfig,
-    /// Over the columns.
-    pub reduce_scatter: ReduceScatterAsyncMinimalConfig,
 }
 
 /// Of decode.
@@ -71,10 +64,7 @@ pub fn decode_model_config(
         Routed::Dispatched(Box::new(moe::decode_model_config(dimensions, experts)?))
     };
     let residual = placement::residual(dimensions.local_hidden);
-    let sums = Sums {
-        add_shared_expert: AddConfig { memory_config: MemoryConfig::L1 },
-        reduce_scatter: collectives::reduce_scatter(dimensions, 3, collectives::COLUMNS, residual),
-    };
+    let scatter = || collectives::reduce_scatter(dimensions, 3, collectives::COLUMNS, residual);
     let shared = mlp::decode_model_config(dimensions, experts.local_shared, Collectives::ByCaller)?;
     Ok(MoeBlockConfig {
         revert_tp: collectives::all_gather(dimensions, -1, collectives::COLUMNS, MemoryConfig::L1),
@@ -82,7 +72,8 @@ pub fn decode_model_config(
         shared_expert_input_reshard: ReshardConfig { memory_config: shared.input_memory_config.clone() },
         shared_expert: shared,
         shared_expert_reshard: ReshardConfig { memory_config: MemoryConfig::L1 },
-        sums: (!fused).then_some(sums),
+        add_shared_expert: (!fused).then_some(AddConfig { memory_config: MemoryConfig::L1 }),
+        reduce_scatter: (!fused).then(scatter),
     })
 }
 
@@ -101,14 +92,12 @@ pub fn prefill_model_config(
         shared_expert_input_reshard: dram(),
         shared_expert: mlp::prefill_model_config(dimensions, experts.local_shared, Collectives::ByCaller)?,
         shared_expert_reshard: dram(),
-        sums: Some(Sums {
-            add_shared_expert: AddConfig { memory_config: MemoryConfig::DRAM },
-            reduce_scatter: collectives::reduce_scatter(
-                dimensions,
-                3,
-                collectives::COLUMNS,
-                MemoryConfig::DRAM,
-            ),
-        }),
+        add_shared_expert: Some(AddConfig { memory_config: MemoryConfig::DRAM }),
+        reduce_scatter: Some(collectives::reduce_scatter(
+            dimensions,
+            3,
+            collectives::COLUMNS,
+            MemoryConfig::DRAM,
+        )),
     })
 }

@@ -71,7 +71,7 @@ pub fn model_config(
         inner: 2 * dimensions.hidden,
         columns: dimensions.local_hidden,
         dtype: DataType::Bfloat8B,
-        compute: kernels::ATTENTION_PRODUCT,
+        compute: kernels::LOFI,
     };
     let (norm, place, stream, eh_proj) = match dimensions.request.mode {
         Mode::Decode => {

@@ -95,7 +95,7 @@ impl Chain {
             inputs: inputs.iter().map(|tensor| tensor.operand.clone()).collect(),
             weights: Vec::new(),
             config: Map::new(),
-            expect: TensorSpec::tiles(&[], crate::types::MemoryConfig::DRAM),
+            expect: Vec::new(),
             note: None,
         };
         Step { chain: self, operation }
@@ -195,7 +195,7 @@ impl Step<'_> {
         let name = operation.name.clone();
         let refused = |refusal: Refusal| PlanError::Refused { operation: name.clone(), refusal };
         let outputs = chain.checker.outputs(&operation).map_err(refused)?;
-        operation.expect = outputs[0].clone();
+        operation.expect.clone_from(&outputs);
         chain.operations.push(operation);
         let tensor = |(index, spec): (usize, TensorSpec)| Tensor {
             spec,

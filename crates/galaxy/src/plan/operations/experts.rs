@@ -10,7 +10,7 @@ use crate::plan::{
     modules::{
         experts::ExpertsConfig,
         moe::MoeConfig,
-        moe_block::{MoeBlockConfig, Routed, Sums},
+        moe_block::{MoeBlockConfig, Routed},
         moe_gate::{MoeGateConfig, SIDE},
         moe_optimized::MoeOptimizedConfig,
     },
@@ -20,14 +20,13 @@ use crate::plan::{
 /// The MLP part of a block with experts, from a column's part of the normed rows to its part of the residual stream.
 pub(super) fn block(chain: &mut Chain, config: &MoeBlockConfig, x: &Tensor) -> Result<Tensor, PlanError> {
     let x = chain.step("revert_tp", &config.revert_tp, &[x]).put()?;
-    match (&config.moe, &config.sums) {
-        (Routed::Dispatched(moe), Some(sums)) => {
+    match &config.moe {
+        Routed::Dispatched(moe) => {
             let y = chain.within("moe", |chain| routed(chain, moe, &x))?;
             let shared = shared(chain, config, &x)?;
-            add(chain, sums, &y, &shared)
+            add(chain, config, &y, &shared)
         }
-        (Routed::Optimized(moe), _) => optimized(chain, config, moe, &x),
-        (Routed::Dispatched(_), None) => unreachable!("sums are the fused operators' only"),
+        Routed::Optimized(moe) => optimized(chain, config, moe, &x),
     }
 }
 
@@ -37,9 +36,17 @@ fn shared(chain: &mut Chain, config: &MoeBlockConfig, x: &Tensor) -> Result<Tens
     chain.step("shared_expert_reshard", &config.shared_expert_reshard, &[&y]).put()
 }
 
-fn add(chain: &mut Chain, sums: &Sums, routed: &Tensor, shared: &Tensor) -> Result<Tensor, PlanError> {
-    let y = chain.step("add_shared_expert", &sums.add_shared_expert, &[routed, shared]).put()?;
-    chain.step("reduce_scatter", &sums.reduce_scatter, &[&y]).put()
+fn add(
+    chain: &mut Chain,
+    config: &MoeBlockConfig,
+    routed: &Tensor,
+    shared: &Tensor,
+) -> Result<Tensor, PlanError> {
+    let (Some(add), Some(scatter)) = (&config.add_shared_expert, &config.reduce_scatter) else {
+        unreachable!("only fused operators do the sums")
+    };
+    let y = chain.step("add_shared_expert", add, &[routed, shared]).put()?;
+    chain.step("reduce_scatter", scatter, &[&y]).put()
 }
 
 /// The routed experts on all tokens of a device: a part of the sum over the columns.

@@ -43,8 +43,8 @@ pub struct Operation {
     /// Its other arguments, by TT-NN's names.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
-    /// What its first output must be.
-    pub expect: TensorSpec,
+    /// What its outputs must be, all of them.
+    pub expect: Vec<TensorSpec>,
     /// What else is to be known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -21,8 +21,8 @@ const fn config(
 pub const ATTENTION_PRODUCT: ComputeKernelConfig = config(MathFidelity::LoFi, true, true, true);
 /// Products with bfloat8_b weights of MLPs, head and gate: two passes, after answers were wrong with one (PR #39794).
 pub const PRODUCT: ComputeKernelConfig = config(MathFidelity::HiFi2, true, true, true);
-/// Products with bfloat4_b weights, whose 3 bits one pass covers.
-pub const FOUR_BIT_PRODUCT: ComputeKernelConfig = config(MathFidelity::LoFi, false, false, true);
+/// Products with bfloat4_b weights, whose 3 bits one pass covers, and of MTP's `eh_proj` (upstream's `LOFI`).
+pub const LOFI: ComputeKernelConfig = config(MathFidelity::LoFi, false, false, true);
 /// Sums over devices: all bits, in 32 bits.
 pub const SUM: ComputeKernelConfig = config(MathFidelity::HiFi4, false, true, true);
 /// Norms: all bits (PR #39794), sums in 16 bits.
