@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """How fast dsv3 converts a layer for a Galaxy, beside a plain copy of the same bytes and beside TT-NN from Python.
 
-    run.py DSV3 MODEL OUT [--layer N] [--mesh 4x8] [--ttnn PYTHON] [--experts N] [--repeat N]
+    run.py DSV3 MODEL OUT [--layer N] [--mesh 4x8] [--ttnn PYTHON] [--experts N] [--rounds N]
 
 DSV3 is a release binary, MODEL a checkpoint with layers of full size, OUT a directory on the same disk with room for the
 layer's files (8 GB of DeepSeek-V3's MoE layer), which are removed again. PYTHON is that of an environment that
-tools/ttnn_check/run.sh made. In turn, with the checkpoint's files dropped from the page cache each time:
+tools/ttnn_check/run.sh made. In rounds, one after the other in each, with the checkpoint's files dropped from the page cache
+before each; all of them end when what they wrote is on the disk:
 
     copy    read as many bytes of the checkpoint as the layer has, write as many as its files have, wait for the disk
     dsv3    dsv3 convert --target galaxy --layers N, which waits for the disk too
-    TT-NN   of some experts: dequantise with numpy, ttnn.Tensor(...) into tiles of the layer's types, ttnn.dump_tensor;
-            scaled up to all experts
+    TT-NN   of some experts: dequantise with numpy, ttnn.Tensor(...) into tiles of the layer's types, ttnn.dump_tensor, wait
+            for the disk; scaled up to all experts. The start of Python and TT-NN is not counted
 
-The copy's and dsv3's rates are bytes read and written together, over the whole time.
+The copy's and dsv3's rates are bytes read and written together, over the whole time. Medians over the rounds come last, and
+the ratios of medians.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import os
 import re
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -103,6 +106,54 @@ def ttnn_seconds(args, scratch):
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def one_copy(files, write, work):
+    """A copy; seconds of the clock and of the processor."""
+    drop_from_cache(files)
+    seconds, busy = copy(files, write, work / "copy")
+    (work / "copy").unlink()
+    return {"clock": seconds, "processor": busy}
+
+
+def one_conversion(args, files, work):
+    """A conversion by dsv3; seconds, and bytes written."""
+    drop_from_cache(files)
+    output = work / "dsv3"
+    wall, user, system, written = convert(args, output)
+    shutil.rmtree(output)
+    return {"clock": wall, "processor": user + system, "written": written}
+
+
+def one_of_ttnn(args, files, work):
+    """A conversion of some experts by TT-NN, scaled to all; seconds, by step too."""
+    drop_from_cache(files)
+    parts = ttnn_seconds(args, work)
+    factor = parts["all_experts"] / args.experts
+    clock = {name: seconds * factor for name, seconds in parts["seconds"].items()}
+    return {"clock": sum(clock.values()), "processor": sum(parts["processor"].values()) * factor, **clock}
+
+
+def medians(rounds):
+    """The median of each figure."""
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+
+
+def show(results, moved):
+    """Prints the medians, and how they compare."""
+    found = {name: medians(rounds) for name, rounds in results.items()}
+    print(f"medians of {len(results['copy'])} rounds:")
+    for name, figures in found.items():
+        print(f"{name:6} {figures['clock']:7.1f} s, {figures['processor']:.1f} s of processor")
+    mine, plain = found["dsv3"], found["copy"]
+    rate = moved / mine["clock"] / 1e9
+    print(f"dsv3 moves {rate:.2f} GB/s, {plain['clock'] / mine['clock']:.2f} of the copy's rate")
+    if "TT-NN" in found:
+        other = found["TT-NN"]
+        print(f"TT-NN takes {other['clock'] / mine['clock']:.1f} times dsv3's time, {other['processor'] / mine['processor']:.1f}"
+              f" times its processor time; without dequantising {(other['clock'] - other['dequantise']) / mine['clock']:.1f}"
+              f" times; of it {other['dequantise']:.1f} s dequantising, {other['tiles']:.1f} s making tiles,"
+              f" {other['file']:.1f} s writing to the disk")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dsv3", type=Path)
@@ -112,41 +163,26 @@ def main():
     parser.add_argument("--mesh", default="4x8")
     parser.add_argument("--ttnn", type=Path)
     parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    if args.rounds < 1 or args.experts < 1:
+        parser.error("--rounds and --experts: 1 or more")
     read, files = layer_bytes(args.model, args.layer)
     work = args.out / "galaxy_speed"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        write = planned_bytes(args, work)
+        write = planned_bytes(args, work / "dsv3")
         print(f"layer {args.layer}: {read / 1e9:.2f} GB to read, {write / 1e9:.2f} GB to write, {os.cpu_count()} cores")
-        for _ in range(args.repeat):
-            drop_from_cache(files)
-            seconds, busy = copy(files, write, work / "copy")
-            (work / "copy").unlink()
-            rate = (read + write) / seconds / 1e9
-            print(f"copy   {seconds:7.1f} s  {rate:5.2f} GB/s; {busy:.1f} s of processor", flush=True)
-            drop_from_cache(files)
-            wall, user, system, written = convert(args, work)
-            shutil.rmtree(work)
-            work.mkdir()
-            mine = (read + written) / wall / 1e9
-            print(f"dsv3   {wall:7.1f} s  {mine:5.2f} GB/s  {mine / rate:.2f} of the copy's; {user:.1f} s of processor"
-                  f" in dsv3, {system:.1f} s in the system", flush=True)
-        if args.ttnn:
-            parts = ttnn_seconds(args, work)
-            factor = parts["all_experts"] / args.experts
-            clock, processor = (
-                {name: seconds * factor for name, seconds in parts[kind].items()} for kind in ("seconds", "processor")
-            )
-            whole, busy = sum(clock.values()), sum(processor.values())
-            print(f"TT-NN  {whole:7.1f} s  ({args.experts} of {parts['all_experts']} experts, scaled):"
-                  f" {clock['dequantise']:.1f} s dequantising, {clock['tiles']:.1f} s making tiles, {clock['file']:.1f} s"
-                  f" writing; {busy:.1f} s of processor, {processor['tiles'] + processor['file']:.1f} s without dequantising")
-            print(f"TT-NN takes {whole / wall:.1f} times dsv3's time, {busy / (user + system):.1f} times its processor time;"
-                  f" without dequantising {(whole - clock['dequantise']) / wall:.1f} and"
-                  f" {(busy - processor['dequantise']) / (user + system):.1f} times")
+        results = {"copy": [], "dsv3": []} | ({"TT-NN": []} if args.ttnn else {})
+        for number in range(args.rounds):
+            results["copy"].append(one_copy(files, write, work))
+            results["dsv3"].append(one_conversion(args, files, work))
+            if args.ttnn:
+                results["TT-NN"].append(one_of_ttnn(args, files, work))
+            clocks = ", ".join(f"{name} {rounds[-1]['clock']:.1f} s" for name, rounds in results.items())
+            print(f"round {number + 1}: {clocks}", flush=True)
+        show(results, read + results["dsv3"][-1]["written"])
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

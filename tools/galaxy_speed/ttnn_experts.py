@@ -1,5 +1,5 @@
-"""Some experts of a checkpoint, converted by TT-NN: dequantised with numpy, made into tiles, dumped. Prints the seconds as
-JSON, of the clock and of the processor. For run.py.
+"""Some experts of a checkpoint, converted by TT-NN: dequantised with numpy, made into tiles, dumped, and on the disk. Prints
+the seconds as JSON, of the clock and of the processor. For run.py.
 
     ttnn_experts.py MODEL LAYER EXPERTS SCRATCH
 """
@@ -44,6 +44,14 @@ class Checkpoint:
         return values.reshape(shape)
 
 
+def to_disk(path):
+    """Waits until a file and its name are on the disk, as dsv3 does of each of its files."""
+    for each in (path, path.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def main():
     model, layer, count, scratch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     out = os.fdopen(os.dup(1), "w")
@@ -59,12 +67,14 @@ def main():
         marks.append(now())
         tensor = ttnn.Tensor(values, getattr(ttnn, dtype), layout=ttnn.TILE_LAYOUT)
         marks.append(now())
-        ttnn.dump_tensor(str(scratch / "experts.tensorbin"), tensor)
+        path = scratch / f"{projection}.tensorbin"
+        ttnn.dump_tensor(str(path), tensor)
+        to_disk(path)
         marks.append(now())
+        path.unlink()
         for name, start, end in zip(seconds, marks, marks[1:]):
             seconds[name] += end[0] - start[0]
             processor[name] += end[1] - start[1]
-    (scratch / "experts.tensorbin").unlink()
     out.write(json.dumps({"all_experts": len(numbers), "seconds": seconds, "processor": processor}) + "\n")
 
 

@@ -100,7 +100,7 @@ def run(request, todo, args, scratch):
 def judge(op, result):
     """Why the result does not meet the operation's expectation, or None."""
     expect = op.get("expect", {})
-    if "error" in expect:
+    if isinstance(expect, dict) and "error" in expect:
         if result["accepted"]:
             return f"accepted, but expected an error with {expect['error']!r}"
         if expect["error"] not in result["error"]:
@@ -108,12 +108,25 @@ def judge(op, result):
         return None
     if not result["accepted"]:
         return "refused"
-    output = result["outputs"][0] if result["outputs"] else {}
+    outputs = result["outputs"]
+    if isinstance(expect, dict):  # of the first output only
+        outputs, expect = (outputs or [{}])[:1], [expect]
+    if len(outputs) != len(expect):
+        return f"{len(outputs)} outputs, expected {len(expect)}"
+    for index, (output, wanted) in enumerate(zip(outputs, expect)):
+        complaint = differs(output, wanted)
+        if complaint:
+            return f"output {index}: {complaint}"
+    return None
+
+
+def differs(output, expect):
+    """In what an output is not as expected, or None."""
     for key, wanted in expect.items():
         got = output.get(key)
         same = same_place(got, wanted) if key == "memory_config" else got == wanted
         if not same:
-            return f"output {key} {got}, expected {wanted}"
+            return f"{key} {got}, expected {wanted}"
     return None
 
 

@@ -25,6 +25,7 @@ CASES = [
     ("prefill-4x8-128", "4x8", "prefill", 32, 128, "line"),
     ("prefill-4x8-1024", "4x8", "prefill", 32, 1024, "line"),
     ("prefill-4x8-8192", "4x8", "prefill", 32, 8192, "line"),
+    ("prefill-4x8-7808", "4x8", "prefill", 32, 7808, "line"),
     ("prefill-4x8-8192-chunked", "4x8", "prefill", 8, 8192, "line"),
     ("decode-4x8-ring", "4x8", "decode", 32, 2048, "ring"),
     ("decode-4x8-8-users", "4x8", "decode", 8, 32768, "line"),

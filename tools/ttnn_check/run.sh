@@ -87,6 +87,7 @@ stand_in() {
 quick=${2:-}
 written=$(mktemp -d)
 trap 'rm -rf "$written"' EXIT
+step "what is made of outputs" "$python" "$here/support/test_judge.py"
 step "files of every layout" samples
 step "the weights of a small model" weights
 step "the operators of DeepSeek-V3" plans

@@ -106,6 +106,26 @@ fn a_dry_run_tells_sizes_and_writes_nothing() {
         let bytes = made[&cache(&place).join(words[1])].len().to_string();
         assert_eq!(words[0], bytes, "{line}");
     }
+    let again = place.run(args(&model, &["--dry-run"])).success().stdout;
+    assert!(again.contains("             0  0 files of them left, 32 are there\n"), "{again}");
+    assert!(!again.contains("time: "), "{again}");
+    // What is whole is not counted again.
+    let missing = "norm/rmsnorm.weight.tensorbin";
+    let bytes = made[&cache(&place).join(missing)].len();
+    fs::remove_file(cache(&place).join(missing)).unwrap();
+    let part = place.run(args(&model, &["--dry-run"])).success().stdout;
+    assert!(part.contains(&format!("{bytes:>14}  1 file of them left, 31 are there\n")), "{part}");
+    let threads = std::thread::available_parallelism().unwrap().get();
+    let measured = format!("what {threads} thread");
+    assert!(
+        part.contains(&measured) && part.contains(&format!(" packed of {missing} in a second")),
+        "{part}"
+    );
+    assert_eq!(part.matches(", is there\n").count(), 31, "{part}");
+    let anew = place.run(args(&model, &["--dry-run", "--force"])).success().stdout;
+    assert!(!anew.contains("left"), "all is made anew: {anew}");
+    let other = place.run(args(&model, &["--dry-run", "--rounding", "device"]));
+    other.fails_with(&["was begun from the same with host rounding"]);
     let only = place.run(args(&model, &["--dry-run", "--layers", "0"])).success().stdout;
     assert!(only.contains("mlp_decoder_block_0") && !only.contains("moe_decoder_block_1"), "{only}");
 }
@@ -295,6 +315,30 @@ fn weights_that_do_not_fit_a_device_are_told_of_first() {
     assert!(run.code == 1 && lines[1].contains("model.layers."), "{run:#?}");
 }
 
+/// 671B's sizes; the checkpoint itself is not there, which is told after.
+#[test]
+fn fused_experts_of_a_ring_are_said_not_to_be_made() {
+    let place = Workplace::new();
+    let model = small_model(&place);
+    let full = fs::read(support::testdata("configs").join("deepseek-v3-671b.json")).unwrap();
+    fs::write(model.join("config.json"), full).unwrap();
+    let run = |mesh: &str, fabric: &str| {
+        let fixed =
+            ["convert", "--target", "galaxy", "--dry-run", "--mesh", mesh, "--fabric", fabric, "--model"];
+        place.run([&fixed[..], &[model.to_str().unwrap()]].concat()).stderr
+    };
+    let warned = run("16x8", "ring");
+    let line = warned.lines().next().unwrap();
+    assert!(
+        line.starts_with("warning: 16x8 with rings: the fused experts (moe_compute) want quad_ring_w0_w1"),
+        "{line}"
+    );
+    for (mesh, fabric) in [("16x8", "line"), ("8x8", "ring")] {
+        let other = run(mesh, fabric);
+        assert!(!other.contains("quad_ring"), "{other}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_directory_that_cannot_be_written_is_named() {
@@ -401,6 +445,9 @@ fn options_of_the_other_target_are_usage_errors() {
     let usage = |args: &[&str], part: &str| Run::is_usage_error(&place.run(args), part);
     let galaxy = ["convert", "--target", "galaxy"];
     usage(&galaxy, "--target galaxy needs --output DIR");
+    for more in [&["--output", "out"][..], &["--dry-run"]] {
+        usage(&[&galaxy[..], more].concat(), "--target galaxy needs --mesh RxC");
+    }
     for (option, value) in
         [("--format", "q8_0"), ("--ranks", "0"), ("--experts", "expert"), ("--from-gguf", "x.gguf")]
     {
@@ -418,6 +465,7 @@ fn options_of_the_other_target_are_usage_errors() {
         &["--num-layers", "5"],
         &["--dry-run"],
         &["--rounding", "host"],
+        &["--fabric", "ring"],
     ] {
         usage(&[&["convert"], args].concat(), &format!("{} is for --target galaxy", args[0]));
     }

@@ -151,8 +151,12 @@ def read_request(path):
         where += f" ({op.get('name', op.get('op'))})"
         if op.get("op") not in OPS:
             raise RequestError(f"{where}: unknown operation {op.get('op')!r}; --list-ops shows the known ones")
-        expect = op.get("expect", {})
-        only_keys(expect, {"error", "shape", "dtype", "layout", "memory_config"}, f"{where}, expect")
+        expect, output = op.get("expect", {}), {"shape", "dtype", "layout", "memory_config"}
+        if isinstance(expect, list):  # of all outputs
+            for number, one in enumerate(expect):
+                only_keys(one, output, f"{where}, expect[{number}]")
+        else:
+            only_keys(expect, {"error", *output}, f"{where}, expect")
         for group in ("inputs", "weights"):
             for number, tensor in enumerate(op.get(group, [])):
                 here = f"{where}, {group}[{number}]"

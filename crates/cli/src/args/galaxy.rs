@@ -2,7 +2,7 @@
 
 use super::layout::ranges;
 use clap::{Args, ValueEnum};
-use dsv3_galaxy::block_float::Rounding;
+use dsv3_galaxy::{block_float::Rounding, plan::request::Fabric};
 use std::{collections::BTreeSet, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 /// What weights are prepared for.
@@ -34,6 +34,11 @@ pub(crate) struct GalaxyArgs {
     /// Galaxy; upstream's demo runs 5 there
     #[arg(long, value_name = "N")]
     pub(crate) num_layers: Option<usize>,
+    /// How the chips of a row and of a column will be connected: line or ring [default: line]
+    ///
+    /// The files are the same. On 16x8 with rings upstream's fused experts want others, which are not made: that is said.
+    #[arg(long, value_name = "line|ring")]
+    pub(crate) fabric: Option<Fabric>,
     /// Also convert the layer for multi-token prediction, into N_layers_mtp
     #[arg(long)]
     pub(crate) mtp: bool,
@@ -52,6 +57,7 @@ impl GalaxyArgs {
             (self.output.is_some(), "--output"),
             (self.layers.is_some(), "--layers"),
             (self.num_layers.is_some(), "--num-layers"),
+            (self.fabric.is_some(), "--fabric"),
             (self.mtp, "--mtp"),
             (self.rounding.is_some(), "--rounding"),
             (self.dry_run, "--dry-run"),

@@ -8,11 +8,11 @@ use std::{fmt, num::NonZeroUsize, ops::RangeInclusive, str::FromStr};
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Mesh")]
 pub(crate) struct LayoutArgs {
-    /// Rows and columns of devices; `auto` is one device for each NUMA node of this machine, in a row
+    /// Rows and columns of devices; `auto` is one device for each NUMA node of this machine, in a row [default: 1x1]
     ///
     /// A device keeps to the cores of its node. In a job of several processes `auto` is one device for each process.
-    #[arg(long, value_name = "RxC|auto", default_value_t = MeshArg::Shape(MeshShape::SINGLE))]
-    pub(crate) mesh: MeshArg,
+    #[arg(long, value_name = "RxC|auto")]
+    pub(crate) mesh: Option<MeshArg>,
     /// How devices share the routed experts: each split over the columns, or each whole on one device
     ///
     /// `tensor` keeps all devices of a row equally busy, also with a single sequence; rows hold copies. `expert` keeps
@@ -24,7 +24,12 @@ pub(crate) struct LayoutArgs {
 impl LayoutArgs {
     /// As the stages take it.
     pub(crate) fn layout(self) -> Layout {
-        Layout { mesh: self.mesh.shape(), experts: self.experts }
+        Layout { mesh: self.mesh(), experts: self.experts }
+    }
+
+    /// The devices.
+    pub(crate) fn mesh(self) -> MeshShape {
+        self.mesh.map_or(MeshShape::SINGLE, MeshArg::shape)
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) fn lead(
     args: DeviceArgs,
 ) -> Result<(Leader<Share>, Followers)> {
     let ranks = join(args)?;
-    if (args.mesh.layout.mesh, ranks.len()) == (MeshArg::Auto, 1) && !is_launched() {
+    if (args.mesh.layout.mesh, ranks.len()) == (Some(MeshArg::Auto), 1) && !is_launched() {
         note(format_args!("--mesh auto: this machine has one NUMA node, so one device it is"));
     }
     if ranks.len() > 1 {

@@ -34,6 +34,11 @@ impl CacheFile {
         self.header_bytes + self.header.data_bytes()
     }
 
+    /// Bytes that a device holds of it, what banks are padded with included.
+    pub fn device_bytes(&self) -> u64 {
+        device_bytes(&self.header.spec)
+    }
+
     /// Bytes of all its buffers.
     pub fn data_bytes(&self) -> u64 {
         self.header.buffers().iter().map(|span| span.bytes).sum()
@@ -111,6 +116,6 @@ impl WeightCache {
     /// Bytes of DRAM that the weights of the whole cache take on each device, what banks are padded with included.
     pub fn device_bytes(&self) -> u64 {
         let in_dram = |file: &&CacheFile| file.header.spec.memory_config.buffer_type == BufferType::Dram;
-        self.files.iter().filter(in_dram).map(|file| device_bytes(&file.header.spec)).sum()
+        self.files.iter().filter(in_dram).map(CacheFile::device_bytes).sum()
     }
 }

@@ -20,7 +20,6 @@ use std::{
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
 };
 
 /// The file that keeps a second process away.
@@ -31,8 +30,6 @@ const WAITING_FILES: usize = 2;
 const UNFINISHED_FILES: usize = WAITING_FILES + 2;
 /// Bytes after which a file is sent to the disk while it is being made: the disk is to write all the time.
 const FLUSHED: u64 = 256 << 20;
-/// How long a measurement takes.
-const MEASURED: Duration = Duration::from_millis(200);
 
 /// How a cache is to be made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,34 +78,15 @@ impl WeightCache {
         options: ConvertOptions,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Report, Error> {
-        let wanted = || self.files.iter().filter(|file| file.is_wanted);
-        for spec in wanted().flat_map(|file| &file.file.sources) {
-            check_source(spec, source.checkpoint)?;
-        }
+        self.check_sources(source.checkpoint)?;
         fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
         let _lock = self.lock()?;
         let config = self.config_path();
-        let distrust = match (options.force, self.files.iter().all(|file| file.is_wanted)) {
-            (false, _) => Distrust::Nothing,
-            (true, false) => Distrust::Some,
-            (true, true) => Distrust::All,
-        };
-        if config.exists() && !Journal::exists(&self.dir) && distrust != Distrust::All {
-            let (path, other) =
-                (self.dir.clone(), "something else: its config.json is not of this program".to_owned());
-            return Err(match distrust {
-                Distrust::Some => Error::Mixed { path, other },
-                _ => Error::Origin { path, other },
-            });
-        }
         let origin = Origin::new(source.checkpoint.dir(), source.fingerprint.clone(), options.rounding);
-        let mut record = Record::read(&self.dir, &origin, distrust)?;
-        if options.force {
-            wanted().for_each(|file| record.forget(&file.file.path));
-        }
+        let record = self.record(&origin, options)?;
         let mut report = Report::default();
         let mut missing = Vec::new();
-        for file in wanted() {
+        for file in self.wanted() {
             match record.has(&file.file.path, self.length(file)) {
                 true => add(&mut report.present, file.bytes()),
                 false => missing.push(file),
@@ -131,25 +109,39 @@ impl WeightCache {
         Ok(report)
     }
 
-    /// Bytes of files that a thread makes in a second, measured on the largest file, without the disk; none where there
-    /// is nothing to make.
+    /// The files that are asked for.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &CacheFile> {
+        self.files.iter().filter(|file| file.is_wanted)
+    }
+
+    /// Looks up the tensors of what is asked for, before anything is written.
+    pub(super) fn check_sources(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.wanted().flat_map(|file| &file.file.sources).try_for_each(|spec| check_source(spec, checkpoint))
+    }
+
+    /// The record of what is whole, without what is to be made anew. Writes nothing.
     ///
     /// # Errors
-    /// As [`convert`](Self::convert), of a tensor.
-    pub fn measure(&self, checkpoint: &Checkpoint, rounding: Rounding) -> Result<Option<f64>, Error> {
-        let wanted = self.files.iter().filter(|file| file.is_wanted);
-        let Some(CacheFile { file, header, .. }) = wanted.max_by_key(|file| file.bytes()) else {
-            return Ok(None);
+    /// A cache that was made from something else, and is not to be replaced whole.
+    pub(super) fn record(&self, origin: &Origin, options: ConvertOptions) -> Result<Record, Error> {
+        let distrust = match (options.force, self.files.iter().all(|file| file.is_wanted)) {
+            (false, _) => Distrust::Nothing,
+            (true, false) => Distrust::Some,
+            (true, true) => Distrust::All,
         };
-        let packer = Packer::new(file, header, self.mesh, checkpoint, rounding)?;
-        let mut scratch = Scratch::default();
-        // Once to read the checkpoint.
-        packer.pack(0, &mut scratch)?;
-        let (start, mut bytes) = (Instant::now(), 0);
-        while start.elapsed() < MEASURED {
-            bytes += packer.pack(0, &mut scratch)?.bytes.len();
+        if self.config_path().exists() && !Journal::exists(&self.dir) && distrust != Distrust::All {
+            let (path, other) =
+                (self.dir.clone(), "something else: its config.json is not of this program".to_owned());
+            return Err(match distrust {
+                Distrust::Some => Error::Mixed { path, other },
+                _ => Error::Origin { path, other },
+            });
         }
-        Ok(Some(bytes as f64 / start.elapsed().as_secs_f64()))
+        let mut record = Record::read(&self.dir, origin, distrust)?;
+        if options.force {
+            self.wanted().for_each(|file| record.forget(&file.file.path));
+        }
+        Ok(record)
     }
 
     fn lock(&self) -> Result<File, Error> {
@@ -167,7 +159,7 @@ impl WeightCache {
     }
 
     /// Bytes of what is there under a file's name.
-    fn length(&self, CacheFile { file, .. }: &CacheFile) -> u64 {
+    pub(super) fn length(&self, CacheFile { file, .. }: &CacheFile) -> u64 {
         fs::metadata(self.dir.join(&file.path)).map_or(0, |metadata| metadata.len())
     }
 

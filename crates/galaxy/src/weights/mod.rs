@@ -21,13 +21,17 @@ mod convert;
 mod error;
 mod files;
 mod journal;
+mod remaining;
 #[cfg(test)]
 mod tests;
 mod values;
+mod warning;
 
 pub use cache::{CacheFile, WeightCache, with_layers};
 pub use config::{CONFIG_FILE, weight_config};
 pub use convert::{ConvertOptions, Progress, Report};
 pub use error::{Cause, Error};
 pub use files::{Form, Split, WeightFile, weight_files};
+pub use remaining::{Measured, Remaining};
 pub(crate) use values::device_bytes;
+pub use warning::Warning;

@@ -45,7 +45,7 @@ pub(super) fn check(args: &ConfigArgs) -> Result<()> {
     }
     let given = [
         (args.layout.experts != ExpertSharding::default(), "--experts"),
-        (args.layout.mesh == MeshArg::Auto, "--mesh auto"),
+        (args.layout.mesh == Some(MeshArg::Auto), "--mesh auto"),
     ];
     match given.into_iter().find(|(is_given, _)| *is_given) {
         Some((_, option)) => usage(ErrorKind::ArgumentConflict, format!("{option} is for --target cpu")),
@@ -91,7 +91,7 @@ fn of_mode(hf: &HfConfig, args: &ConfigArgs, mode: ModeArg) -> Result<Plan> {
     let usual = SEQUENCE_LENGTH.min(of_model);
     let longest = max_sequence_length.unwrap_or_else(|| usual.max(sequence_length.unwrap_or(0)));
     let request = Request {
-        mesh: args.layout.mesh.shape(),
+        mesh: args.layout.mesh(),
         mode: match mode {
             ModeArg::Prefill => Mode::Prefill,
             ModeArg::Decode => Mode::Decode,

@@ -11,12 +11,12 @@ use clap::{CommandFactory, error::ErrorKind};
 use dsv3_galaxy::{
     block_float::Rounding,
     hardware::DRAM_BYTES,
-    weights::{ConvertOptions, Error, Report, WeightCache, with_layers},
+    weights::{ConvertOptions, Error, Measured, Report, Warning, WeightCache, with_layers},
 };
 use dsv3_mesh::ExpertSharding;
 use dsv3_runtime::Gguf;
 use indicatif::{DecimalBytes, HumanDuration};
-use std::{num::NonZeroUsize, path::Path, thread, time::Duration};
+use std::{path::Path, time::Duration};
 
 /// Refuses options of one target that were given for the other.
 ///
@@ -24,6 +24,8 @@ use std::{num::NonZeroUsize, path::Path, thread, time::Duration};
 /// A usage error that names the option.
 pub(super) fn check(args: &ConvertArgs) -> Result<()> {
     let usage = |message: String| Err(Cli::command().error(ErrorKind::ArgumentConflict, message).into());
+    let missing =
+        |message: &str| Err(Cli::command().error(ErrorKind::MissingRequiredArgument, message).into());
     if !args.is_for_galaxy() {
         return match args.galaxy.first_given() {
             Some(option) => usage(format!("{option} is for --target galaxy")),
@@ -35,13 +37,16 @@ pub(super) fn check(args: &ConvertArgs) -> Result<()> {
         (args.ranks.is_some(), "--ranks"),
         (!args.model.format.name.is_empty(), "--format"),
         (args.layout.experts != ExpertSharding::default(), "--experts"),
-        (args.layout.mesh == MeshArg::Auto, "--mesh auto"),
+        (args.layout.mesh == Some(MeshArg::Auto), "--mesh auto"),
     ];
     match given.into_iter().find(|(is_given, _)| *is_given) {
         Some((_, option)) => usage(format!("{option} is for --target cpu")),
         None if args.galaxy.output.is_none() && !args.galaxy.dry_run => {
-            usage("--target galaxy needs --output DIR, where the weight cache goes".to_owned())
+            missing("--target galaxy needs --output DIR, where the weight cache goes")
         }
+        None if args.layout.mesh.is_none() => missing(
+            "--target galaxy needs --mesh RxC, as in 8x8: which device holds which part of a weight depends on it",
+        ),
         None => Ok(()),
     }
 }
@@ -53,7 +58,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         bail!("{}: expected a checkpoint's directory, got a GGUF file", place.dir.display());
     }
     let model = OpenModel::open(&place)?;
-    let GalaxyArgs { output, layers, num_layers, mtp, rounding, dry_run } = &args.galaxy;
+    let GalaxyArgs { output, layers, num_layers, fabric, mtp, rounding, dry_run } = &args.galaxy;
     if *mtp && model.hf.mtp_layers == 0 {
         bail!("{}: the checkpoint has no MTP layer; leave out --mtp", place.dir.join(CONFIG_FILE).display());
     }
@@ -63,10 +68,14 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let hf = with_layers(&model.hf, *num_layers, *mtp)?;
     let layers = layers.as_ref().map(|layers| layers.up_to(hf.num_hidden_layers + hf.mtp_layers - 1));
     let root = output.as_deref().unwrap_or(Path::new(""));
-    let cache = WeightCache::new(root, &hf, args.layout.mesh.shape(), layers.as_ref())?;
+    let cache = WeightCache::new(root, &hf, args.layout.mesh(), layers.as_ref())?;
+    if let Some(warning) = Warning::of(&hf, args.layout.mesh(), fabric.unwrap_or_default()) {
+        note(format_args!("warning: {warning}"));
+    }
     let rounding = rounding.map_or_else(Rounding::default, Into::into);
     if *dry_run {
-        return print(&plan(&cache, &model, rounding)?);
+        let options = ConvertOptions { rounding, force: args.force };
+        return print(&plan(&cache, &model, options)?);
     }
     let (weights, dram) = (cache.device_bytes(), DRAM_BYTES);
     if weights > dram {
@@ -117,18 +126,24 @@ fn describe(report: &Report, cache: &WeightCache) -> String {
 }
 
 /// The files, the memory and the time.
-fn plan(cache: &WeightCache, model: &OpenModel, rounding: Rounding) -> Result<String> {
+fn plan(cache: &WeightCache, model: &OpenModel, options: ConvertOptions) -> Result<String> {
     let mut text = String::new();
-    let wanted = || cache.files().iter().filter(|file| file.is_wanted);
-    for file in wanted() {
+    let remaining = cache.remaining(&model.source(), options).map_err(explain)?;
+    for (file, is_left) in cache.files().iter().filter(|file| file.is_wanted).zip(&remaining.is_left) {
         let spec = &file.file.spec;
-        let bytes = file.bytes();
-        text +=
-            &format!("{bytes:>14}  {}  {} {:?} on each device\n", file.file.path, spec.data_type, spec.shape);
+        let (bytes, there) = (file.bytes(), if *is_left { "" } else { ", is there" });
+        text += &format!(
+            "{bytes:>14}  {}  {} {:?} on each device{there}\n",
+            file.file.path, spec.data_type, spec.shape
+        );
     }
-    let total = cache.wanted_bytes();
-    text +=
-        &format!("{total:>14}  {} in {}\n", count(wanted().count() as u64, "file"), cache.dir().display());
+    let files = |files: usize| count(files as u64, "file");
+    let (all, left) = (remaining.is_left.len(), remaining.files());
+    let dir = cache.dir().display();
+    text += &format!("{:>14}  {} in {dir}\n", cache.wanted_bytes(), files(all));
+    if left < all {
+        text += &format!("{:>14}  {} of them left, {} are there\n", remaining.bytes, files(left), all - left);
+    }
     let device = cache.device_bytes();
     let fits = if device > DRAM_BYTES { ": they do not fit" } else { "" };
     text += &format!(
@@ -136,14 +151,16 @@ fn plan(cache: &WeightCache, model: &OpenModel, rounding: Rounding) -> Result<St
         DecimalBytes(device),
         DecimalBytes(DRAM_BYTES)
     );
-    if let Some(rate) = cache.measure(&model.checkpoint, rounding)? {
-        let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let rate = rate * threads as f64;
-        let time = HumanDuration(Duration::from_secs((total as f64 / rate).ceil() as u64));
+    if let Some(Measured { bytes_per_second, threads, file }) =
+        cache.measure(&model.checkpoint, &remaining, options.rounding)?
+    {
+        let seconds = (remaining.bytes as f64 / bytes_per_second).ceil();
         text += &format!(
-            "time: {time}, at the {}/s that {} make here, if the disk is as fast\n",
-            DecimalBytes(rate as u64),
-            count(threads as u64, "core")
+            "time: {} for what is left, at {}/s: what {} packed of {file} in a second, without writing; a slower disk \
+             takes longer\n",
+            HumanDuration(Duration::from_secs(seconds as u64)),
+            DecimalBytes(bytes_per_second as u64),
+            count(threads as u64, "thread")
         );
     }
     Ok(text)

@@ -48,11 +48,22 @@ impl Call {
         self.take::<1, 0>().map(|([input], [])| input)
     }
 
+    /// Which of some arguments it was given, for messages about what follows from them.
+    pub(super) fn given(&self, names: &[&str]) -> String {
+        given(&self.config, names)
+    }
+
     /// Devices along an axis.
     pub(super) fn along(&self, cluster_axis: u32) -> Result<u32, Refusal> {
         let devices = self.device.mesh.get(cluster_axis as usize);
         devices.copied().ok_or_else(|| Refusal::new("cluster_axis", "0 or 1", cluster_axis))
     }
+}
+
+/// As [`Call::given`].
+pub(super) fn given(config: &Map<String, Value>, names: &[&str]) -> String {
+    let given: Vec<&str> = names.iter().copied().filter(|name| config.contains_key(*name)).collect();
+    if given.is_empty() { String::new() } else { format!(", by {}", given.join(", ")) }
 }
 
 /// A dimension, from the last where negative.

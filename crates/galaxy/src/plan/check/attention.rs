@@ -118,9 +118,9 @@ pub(super) fn fill_cache(call: &Call) -> Result<TensorSpec, Refusal> {
     of_shape("input_tensor", entry, &[1, 1, length, width])?;
     must(
         length <= blocks * TILE,
-        "input_tensor",
-        format_args!("at most {} positions", blocks * TILE),
-        length,
+        "page_table",
+        format_args!("blocks for {length} positions"),
+        blocks * TILE,
     )?;
     must(batch_idx < users, "batch_idx", format_args!("less than {users} users"), batch_idx)?;
     equal("mesh_coords", &1, &mesh_coords.len())?;

@@ -96,12 +96,13 @@ impl Checker {
         for (index, tensor) in call.tensors().enumerate() {
             memory::check_placement(&format!("tensor {index}"), tensor)?;
         }
-        let outputs = dispatch(&call)?;
-        for (index, tensor) in outputs.iter().enumerate() {
-            memory::check_placement(&format!("output {index}"), tensor)?;
-        }
         if let Some(model) = &self.model {
             model.check(&operation.name, &call)?;
+        }
+        let outputs = dispatch(&call)?;
+        let causes = call.given(&[&SHAPE_ARGUMENTS[..], &["memory_config", "output_memory_config"]].concat());
+        for (index, tensor) in outputs.iter().enumerate() {
+            memory::check_placement(&format!("output {index}{causes}"), tensor)?;
         }
         let memory = memory::of_operation(&operation.name, &call, &outputs)?;
         self.memory.push(memory);
@@ -151,23 +152,41 @@ pub fn verify(
     for operation in &list.operations {
         let named = |refusal| (operation.name.clone(), refusal);
         let outputs = checker.outputs(operation).map_err(named)?;
-        expected(&operation.expect, &outputs).map_err(named)?;
+        expected(operation, &outputs).map_err(named)?;
     }
     Ok(checker.memory)
 }
 
 /// Refuses what a list says of an operation's outputs where they are something else.
-fn expected(expected: &[TensorSpec], outputs: &[TensorSpec]) -> Result<(), Refusal> {
-    equal("outputs", &expected.len(), &outputs.len())?;
-    for (index, (expected, got)) in expected.iter().zip(outputs).enumerate() {
+fn expected(operation: &Operation, outputs: &[TensorSpec]) -> Result<(), Refusal> {
+    equal("outputs", &operation.expect.len(), &outputs.len())?;
+    let causes = arguments::given(&operation.config, &SHAPE_ARGUMENTS);
+    for (index, (expected, got)) in operation.expect.iter().zip(outputs).enumerate() {
         let what = |field: &str| format!("{field} of output {index}");
-        equal(&what("shape"), &expected.shape, &got.shape)?;
+        equal(&format!("{}{causes}", what("shape")), &expected.shape, &got.shape)?;
         equal(&what("dtype"), &expected.dtype, &got.dtype)?;
         equal(&what("layout"), &expected.layout, &got.layout)?;
         equal(&what("memory_config"), &expected.memory_config, &got.memory_config)?;
     }
     Ok(())
 }
+
+/// Arguments from which an output's shape follows, beside the inputs.
+const SHAPE_ARGUMENTS: [&str; 13] = [
+    "cluster_axis",
+    "dim",
+    "dim1",
+    "dim2",
+    "dims",
+    "in_dim",
+    "out_dim",
+    "padding",
+    "repeat_dims",
+    "shape",
+    "slice_start",
+    "slice_end",
+    "split_size",
+];
 
 /// What an operation leaves, by its operator's rules.
 fn dispatch(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {

@@ -30,20 +30,23 @@ impl ModelRules {
         if let (Some(weight), Some(shape)) = (call.weights.first(), self.weight(name, &call.op)) {
             let got = weight.shape.iter().map(|&side| side as usize);
             let expected = format!("{shape:?}, as the model has it");
-            must(got.eq(shape), "shape of weight", expected, format_args!("{:?}", weight.shape))?;
+            let what = match call.op.as_str() {
+                "linear" => "shape of input_tensor_b",
+                "all_to_all_dispatch" | "all_to_all_combine" => "shape of expert_mapping_tensor",
+                _ => "shape of weight",
+            };
+            must(got.eq(shape), what, expected, format_args!("{:?}", weight.shape))?;
         }
-        let cache = match call.op.as_str() {
-            "paged_update_cache" | "paged_fill_cache" => call.inputs.first(),
-            "flash_mla_decode" | "chunked_flash_mla_prefill" => call.inputs.get(1),
-            _ => None,
+        let (what, cache) = match call.op.as_str() {
+            "paged_update_cache" | "paged_fill_cache" => ("width of cache_tensor", call.inputs.first()),
+            "flash_mla_decode" | "chunked_flash_mla_prefill" => {
+                ("width of input_tensor_k", call.inputs.get(1))
+            }
+            _ => ("", None),
         };
         if let Some(width) = cache.and_then(|cache| cache.shape.last()) {
             let shape = &self.hf.attention;
-            equal(
-                "width of cache_tensor",
-                &(shape.kv_lora_rank + shape.qk_rope_head_dim),
-                &(*width as usize),
-            )?;
+            equal(what, &(shape.kv_lora_rank + shape.qk_rope_head_dim), &(*width as usize))?;
         }
         self.check_numbers(name, call)
     }

@@ -134,7 +134,7 @@ fn program(
     let Some(spec) = x.memory_config.shard_spec.as_ref().filter(|_| is_sharded) else {
         return Err(Refusal::new("input_tensor", "columns over cores", x.memory_config.memory_layout));
     };
-    equal("cores of program_config", &cores_of(&spec.grid), &(u64::from(grid.x) * u64::from(grid.y)))?;
+    equal("compute_with_storage_grid_size", &cores_of(&spec.grid), &(u64::from(grid.x) * u64::from(grid.y)))?;
     equal("block_h", &(spec.shape[0] / TILE), &program.block_h)?;
     equal("block_w", &(spec.shape[1] / TILE), &program.block_w)?;
     let divides = program.subblock_w > 0 && program.block_w.is_multiple_of(program.subblock_w);

@@ -57,7 +57,8 @@ impl<'a> Product<'a> {
             return Err(Refusal::new("input_tensor_b", "a matrix", weight.shape.len()));
         };
         let (inner, columns) = if arguments.transpose_b { (width, height) } else { (height, width) };
-        equal("inner dimension of input_tensor_b", &left.shape[3], &inner)?;
+        let what = if arguments.transpose_b { "true" } else { "false" };
+        equal(&format!("inner dimension of input_tensor_b, transpose_b {what}"), &left.shape[3], &inner)?;
         let batches: u32 = weight.shape.iter().rev().skip(2).product();
         let batch = left.shape[0] * left.shape[1];
         must(
@@ -138,9 +139,9 @@ fn dram_sharded(product: &Product, program: &DramSharded, result: &Placement) ->
     let left = sharded("input_tensor_a", product.left, MemoryLayout::WidthSharded, BufferType::L1)?;
     let weight = sharded("input_tensor_b", product.weight, MemoryLayout::WidthSharded, BufferType::Dram)?;
     must(product.has_one_weight() && product.batch == 1, "input_tensor_a", "one matrix", product.batch)?;
-    equal("rows of a bank of input_tensor_b", &(product.inner * TILE), &weight[0])?;
+    equal("rows in shard_spec of input_tensor_b", &(product.inner * TILE), &weight[0])?;
     let columns = product.columns.div_ceil(DRAM_BANKS) * TILE;
-    equal("columns of a bank of input_tensor_b", &columns, &weight[1])?;
+    equal("columns in shard_spec of input_tensor_b", &columns, &weight[1])?;
     let part = left[1] / TILE;
     let cores = product.left.memory_config.shard_spec.as_ref().map_or(0, |spec| cores_of(&spec.grid));
     must(
@@ -182,8 +183,8 @@ fn batched_dram_sharded(
     let weight = sharded("input_tensor_b", product.weight, MemoryLayout::HeightSharded, BufferType::Dram)?;
     must(!product.has_one_weight() || product.batch == 1, "input_tensor_b", "a weight for each matrix", 1)?;
     let of_each = product.batch.div_ceil(DRAM_BANKS);
-    equal("rows beside a bank of input_tensor_a", &(of_each * product.rows * TILE), &left[0])?;
-    equal("rows of a bank of input_tensor_b", &(of_each * product.inner * TILE), &weight[0])?;
+    equal("rows in shard_spec of input_tensor_a", &(of_each * product.rows * TILE), &left[0])?;
+    equal("rows in shard_spec of input_tensor_b", &(of_each * product.inner * TILE), &weight[0])?;
     divides("in0_block_w", program.in0_block_w, product.inner)?;
     equal("per_core_M", &product.rows, &program.per_core_m)?;
     equal("per_core_N", &product.columns, &program.per_core_n)?;

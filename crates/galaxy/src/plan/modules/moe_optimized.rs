@@ -23,6 +23,7 @@ use crate::{
         MemoryLayout, NdShardSpec, ShardDistributionStrategy, ShardOrientation, ShardSpec, Topology,
     },
 };
+use dsv3_mesh::{Axis, MeshShape};
 use serde::{Deserialize, Serialize};
 
 /// Operators of the fused experts, and of the sums after them.
@@ -82,16 +83,20 @@ const REDUCE: ([u32; 2], u32) = ([7, 1], 128);
 /// Rows of cores that share a token's result.
 const OUTPUT_HEIGHT_SHARDS: u32 = 4;
 /// What the fused operators are made for: hidden width, an expert's width, rows and columns of the mesh.
-const MADE_FOR: [u32; 4] = [7168, 2048, 16, 8];
+const MADE_FOR: [usize; 4] = [7168, 2048, 16, 8];
 
 /// Whether the fused operators can be taken: four Galaxies in rings, and a tile of users.
 pub fn is_possible(dimensions: &Dimensions, experts: &LocalExperts) -> bool {
     let request = &dimensions.request;
-    let has = [dimensions.hidden, experts.width, dimensions.rows, dimensions.columns];
     request.mode == Mode::Decode
         && request.fabric == Fabric::Ring
         && request.users_per_row == TILE
-        && has == MADE_FOR
+        && is_made_for(dimensions.hidden as usize, experts.width as usize, request.mesh)
+}
+
+/// Whether the fused operators are made for these widths of rows and experts, and this mesh.
+pub fn is_made_for(hidden: usize, width: usize, mesh: MeshShape) -> bool {
+    [hidden, width, mesh.size(Axis::Rows), mesh.size(Axis::Columns)] == MADE_FOR
 }
 
 /// Of decode.
