@@ -1,8 +1,8 @@
 //! This project's own rules for operations: what each must be given, and what it leaves.
 //!
-//! TT-NN accepts what it does not look at. These rules are stricter, and know nothing of the choices of a plan, only sizes,
-//! constants of the hardware and the arithmetic of tiles and shards that the planner uses too: they read a
-//! list of operations, follow the tensors through it, and refuse what does not fit.
+//! TT-NN accepts what it does not look at. These rules are stricter, and know nothing of the choices of a plan, only the
+//! constants of the hardware and the arithmetic of tiles and shards that the planner uses too; the model's sizes they derive
+//! from config.json themselves ([`ModelRules`]). They read a list of operations, follow the tensors through it, and refuse what does not fit.
 
 mod arguments;
 mod attention;
