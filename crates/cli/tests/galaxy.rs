@@ -317,7 +317,7 @@ fn weights_that_do_not_fit_a_device_are_told_of_first() {
 
 /// 671B's sizes; the checkpoint itself is not there, which is told after.
 #[test]
-fn fused_experts_of_a_ring_are_said_not_to_be_made() {
+fn what_is_not_known_of_a_rings_experts_is_said() {
     let place = Workplace::new();
     let model = small_model(&place);
     let full = fs::read(support::testdata("configs").join("deepseek-v3-671b.json")).unwrap();
@@ -330,7 +330,9 @@ fn fused_experts_of_a_ring_are_said_not_to_be_made() {
     let warned = run("16x8", "ring");
     let line = warned.lines().next().unwrap();
     assert!(
-        line.starts_with("warning: 16x8 with rings: the fused experts (moe_compute) want quad_ring_w0_w1"),
+        line.starts_with(
+            "warning: 16x8 with rings: quad_ring_w0_w1_experts and quad_ring_w2_experts are packed"
+        ),
         "{line}"
     );
     for (mesh, fabric) in [("16x8", "line"), ("8x8", "ring")] {

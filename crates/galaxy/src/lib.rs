@@ -4,6 +4,7 @@
 //! - [`tile`] and [`shard`]: how the numbers of a tensor lie in the bytes of a shard.
 //! - [`tensorbin`]: the files that `ttnn.dump_tensor` writes and `ttnn.load_tensor` reads.
 //! - [`hardware`]: the chip, and how weights lie in its DRAM.
+//! - [`ring`]: how experts are packed for the fused operators.
 //! - [`plan`]: the operator configs of every module, and the operations that they are for.
 //! - [`types`]: TT-NN's own types under its own names, as JSON has them.
 //! - [`weights`]: stage 1, a checkpoint's weights as the files that upstream's demo loads.
@@ -16,6 +17,7 @@
 pub mod block_float;
 pub mod hardware;
 pub mod plan;
+pub mod ring;
 pub mod shard;
 pub mod tensorbin;
 pub mod tile;

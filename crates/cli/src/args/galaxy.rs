@@ -36,7 +36,8 @@ pub(crate) struct GalaxyArgs {
     pub(crate) num_layers: Option<usize>,
     /// How the chips of a row and of a column will be connected: line or ring [default: line]
     ///
-    /// The files are the same. On 16x8 with rings upstream's fused experts want others, which are not made: that is said.
+    /// On 16x8 with rings the experts are also written in the packing of the fused operators that decode takes there; else
+    /// the files are the same.
     #[arg(long, value_name = "line|ring")]
     pub(crate) fabric: Option<Fabric>,
     /// Also convert the layer for multi-token prediction, into N_layers_mtp

@@ -1,7 +1,7 @@
 //! A weight cache: its place, its files, and what they take.
 
 use super::{Error, WeightFile, config::CONFIG_FILE, files::weight_files, values::device_bytes};
-use crate::{tensorbin::Header, types::BufferType};
+use crate::{plan::request::Fabric, tensorbin::Header, types::BufferType};
 use dsv3_deepseek::HfConfig;
 use dsv3_mesh::MeshShape;
 use std::{
@@ -77,6 +77,19 @@ impl WeightCache {
         mesh: MeshShape,
         layers: Option<&BTreeSet<usize>>,
     ) -> Result<Self, Error> {
+        Self::for_fabric(root, hf, (mesh, Fabric::Line), layers)
+    }
+
+    /// The same for a mesh whose chips are connected so: see [`weight_files`].
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn for_fabric(
+        root: &Path,
+        hf: &HfConfig,
+        (mesh, fabric): (MeshShape, Fabric),
+        layers: Option<&BTreeSet<usize>>,
+    ) -> Result<Self, Error> {
         let last = hf.num_hidden_layers + hf.mtp_layers - 1;
         if let Some(&layer) = layers.and_then(|layers| layers.iter().find(|&&layer| layer > last)) {
             return Err(Error::Layer { layer, last });
@@ -89,7 +102,7 @@ impl WeightCache {
             let is_wanted = layers.is_none_or(|layers| layers.contains(&file.layer));
             Ok(CacheFile { file, is_wanted, header, header_bytes })
         };
-        let files = weight_files(hf, mesh)?.into_iter().map(of_file).collect::<Result<_, Error>>()?;
+        let files = weight_files(hf, mesh, fabric)?.into_iter().map(of_file).collect::<Result<_, Error>>()?;
         Ok(Self { dir, mesh, files })
     }
 

@@ -48,19 +48,24 @@ fn entry<'t>(tree: &'t mut Value, key: &str) -> &'t mut Value {
     })
 }
 
-/// Writes config.json as upstream does: under its lock, to another name first.
+/// Writes config.json where it is not there, or names other files: a mesh with rings has more of them than a line.
 ///
 /// # Errors
 /// A disk that is full or fails.
-pub(super) fn write(dir: &Path, config: &Value) -> Result<(), Error> {
+pub(super) fn write_if_other(dir: &Path, config: &Value) -> Result<(), Error> {
+    let mut text = serde_json::to_vec_pretty(config).expect("strings and numbers are JSON");
+    text.push(b'\n');
+    if fs::read(dir.join(CONFIG_FILE)).is_ok_and(|there| there == text) { Ok(()) } else { write(dir, &text) }
+}
+
+/// Writes config.json as upstream does: under its lock, to another name first.
+fn write(dir: &Path, text: &[u8]) -> Result<(), Error> {
     let path = dir.join(CONFIG_FILE);
     let lock = dir.join(".config.json.write_lock");
     let lock = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(Error::io(lock))?;
     let temporary = dir.join(format!(".{CONFIG_FILE}.{}.tmp", std::process::id()));
-    let mut text = serde_json::to_vec_pretty(config).expect("strings and numbers are JSON");
-    text.push(b'\n');
     let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(&text)?;
+        file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)
     });

@@ -102,9 +102,9 @@ impl WeightCache {
         let job = Job { cache: self, checkpoint: source.checkpoint, rounding: options.rounding };
         job.run(&missing, &mut journal, &mut report, progress)?;
         report.missing = self.files.iter().filter(|file| !self.is_whole(file, &journal)).count();
-        if report.missing == 0 && (!missing.is_empty() || !config.exists()) {
+        if report.missing == 0 {
             let files: Vec<WeightFile> = self.files.iter().map(|file| file.file.clone()).collect();
-            config::write(&self.dir, &weight_config(&files))?;
+            config::write_if_other(&self.dir, &weight_config(&files))?;
         }
         Ok(report)
     }

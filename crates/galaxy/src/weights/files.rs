@@ -1,8 +1,10 @@
 //! Every file of a model's weight cache, as data: what it is made from, how that is turned and cut, and where it goes.
 
-use super::{Error, error::Cause};
+use super::{Error, error::Cause, experts::ring_packing};
 use crate::{
     hardware::{CORE_GRID, TILE, dram_height_sharded, dram_width_sharded},
+    plan::request::Fabric,
+    ring::RingPacking,
     tensorbin::{EXTENSION, Header, Placement, TensorSpec, TensorTopology},
     types::{BufferType, CoreRangeSet, DataType, MemoryConfig, MemoryLayout, ShardOrientation, ShardSpec},
 };
@@ -49,6 +51,13 @@ pub enum Form {
     Turned,
     /// A matrix for each source, `[out, in]`.
     Stacked,
+    /// A matrix for each block of a core of the ring ([`RingPacking`]): of gates and ups by turns, or of downs.
+    Ring {
+        /// The packing.
+        packing: RingPacking,
+        /// Which of both.
+        projection: RingProjection,
+    },
     /// A matrix for each head: some of the rows that the source has for it.
     Heads {
         /// Rows of a head in the source.
@@ -64,6 +73,15 @@ pub enum Form {
     GateBias,
 }
 
+/// What is packed for the fused operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingProjection {
+    /// Gates and ups.
+    Up,
+    /// Downs.
+    Down,
+}
+
 /// Which device holds which part. The dimension is that of the shard's shape, from the last, as upstream gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -73,6 +91,8 @@ pub enum Split {
     Columns(i32),
     /// Each device holds a part of the stack, in row-major order of the devices.
     Devices,
+    /// The same of experts in the packing for the fused operators, whose third dimension they are.
+    RingDevices,
     /// Each device holds a part of the last dimension, in column-major order of the devices.
     ColumnsThenRows,
 }
@@ -97,7 +117,7 @@ impl WeightFile {
         match self.split {
             Split::Replicated => [0, 0],
             Split::Columns(_) => [0, buffer],
-            Split::Devices | Split::ColumnsThenRows => {
+            Split::Devices | Split::RingDevices | Split::ColumnsThenRows => {
                 let columns = mesh.size(Axis::Columns);
                 [buffer / columns, buffer % columns]
             }
@@ -119,6 +139,7 @@ impl Split {
         match self {
             Self::Replicated => of_all(Placement::Replicate),
             Self::Devices => of_all(Placement::Shard(1)),
+            Self::RingDevices => of_all(Placement::Shard(2)),
             Self::Columns(dimension) => {
                 TensorTopology::mesh(rows, columns, [Placement::Replicate, Placement::Shard(dimension)])
             }
@@ -135,29 +156,33 @@ pub(super) fn sides(mesh: MeshShape) -> [u32; 2] {
     [Axis::Rows, Axis::Columns].map(|axis| mesh.size(axis) as u32)
 }
 
-/// All files of a model on a mesh, in the order of its layers.
+/// All files of a model on a mesh, in the order of its layers. Where the fused operators for experts can be taken, which
+/// needs rings, their files are among them, beside those that prefill takes.
 ///
 /// # Errors
 /// A model that upstream's modules cannot run, or that does not divide over the mesh; names the field of config.json.
-pub fn weight_files(hf: &HfConfig, mesh: MeshShape) -> Result<Vec<WeightFile>, Error> {
+pub fn weight_files(hf: &HfConfig, mesh: MeshShape, fabric: Fabric) -> Result<Vec<WeightFile>, Error> {
     let [rows, columns] = sides(mesh).map(|side| side as usize);
-    let list = FileList { hf, mesh, rows, columns, files: Vec::new() };
+    let ring = ring_packing(hf, mesh, fabric);
+    let list = FileList { hf, mesh, rows, columns, ring, files: Vec::new() };
     list.check_model()?;
     list.of_model(Model::weight_specs(hf, &Prefix::root(), Layout::SINGLE))
 }
 
 /// The list in the making.
-struct FileList<'a> {
+pub(super) struct FileList<'a> {
     hf: &'a HfConfig,
     mesh: MeshShape,
-    rows: usize,
-    columns: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// How experts are packed for the fused operators, where they are too.
+    pub(super) ring: Option<RingPacking>,
     files: Vec<WeightFile>,
 }
 
 /// Where a module is: its directory, its place in the tree, its layer.
 #[derive(Clone)]
-struct At {
+pub(super) struct At {
     dir: String,
     key: String,
     layer: usize,
@@ -178,7 +203,7 @@ impl At {
     }
 
     /// A part that has the same name in both.
-    fn part(&self, name: &str) -> Self {
+    pub(super) fn part(&self, name: &str) -> Self {
         self.enter(name, name)
     }
 }
@@ -438,27 +463,7 @@ impl FileList<'_> {
         );
     }
 
-    fn experts(&mut self, at: &At, experts: Vec<MlpWeights<WeightSpec>>) {
-        let local = experts.len() / (self.rows * self.columns);
-        let (mut w1, mut w2, mut w3) = (Vec::new(), Vec::new(), Vec::new());
-        for expert in experts {
-            w1.push(expert.w1);
-            w2.push(expert.w2);
-            w3.push(expert.w3);
-        }
-        let all = [("w1_experts", w1, DataType::Bfloat4B), ("w2_experts", w2, DataType::Bfloat8B)];
-        for (name, sources, data_type) in all.into_iter().chain([("w3_experts", w3, DataType::Bfloat4B)]) {
-            let [rows, columns] = shape_of(&sources[0]);
-            self.add(
-                &at.part(name).part("input_tensor_b").joined(),
-                sources,
-                (Form::Stacked, Split::Devices),
-                TensorSpec::tiled(&shape([1, local, rows, columns]), data_type, MemoryConfig::DRAM),
-            );
-        }
-    }
-
-    fn add(
+    pub(super) fn add(
         &mut self,
         at: &At,
         sources: Vec<Leaf<WeightSpec>>,
@@ -479,18 +484,18 @@ impl FileList<'_> {
 
 impl At {
     /// With the last part joined to the name before it by a dot: files of weights are named `OPERATION.ARGUMENT`.
-    fn joined(&self) -> Self {
+    pub(super) fn joined(&self) -> Self {
         let (before, last) = self.dir.rsplit_once('/').expect("two parts");
         Self { dir: format!("{before}.{last}"), ..self.clone() }
     }
 }
 
-fn shape_of(spec: &Leaf<WeightSpec>) -> [usize; 2] {
+pub(super) fn shape_of(spec: &Leaf<WeightSpec>) -> [usize; 2] {
     [spec.shape[0], spec.shape[1]]
 }
 
 /// Sizes that were checked to fit.
-fn shape<const N: usize>(sides: [usize; N]) -> [u32; N] {
+pub(super) fn shape<const N: usize>(sides: [usize; N]) -> [u32; N] {
     sides.map(|side| u32::try_from(side).expect("checked when the list was begun"))
 }
 

@@ -1,10 +1,18 @@
-use super::*;
+use super::{
+    values::{Packer, Scratch},
+    *,
+};
 use crate::{
+    block_float::Rounding,
     hardware::DRAM_BYTES,
-    types::{BufferType, MemoryLayout},
+    plan::request::Fabric,
+    ring::{self, RingPacking},
+    tensorbin::TensorSpec,
+    types::{BufferType, DataType, MemoryLayout},
 };
 use dsv3_deepseek::HfConfig;
 use dsv3_mesh::MeshShape;
+use dsv3_runtime::{Checkpoint, WeightSpec};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +38,7 @@ type Shard<S, T> = (S, T, Option<[u32; 2]>);
 
 /// Those of all files, by path.
 fn shapes(mesh_text: &str) -> BTreeMap<String, Shard<Vec<u32>, String>> {
-    let files = weight_files(&hf(&json!({})), mesh(mesh_text)).unwrap();
+    let files = weight_files(&hf(&json!({})), mesh(mesh_text), Fabric::Line).unwrap();
     let of_file = |file: WeightFile| {
         let part = file.spec.memory_config.shard_spec.map(|spec| spec.shape);
         (file.path, (file.spec.shape, file.spec.data_type.to_string(), part))
@@ -110,7 +118,8 @@ fn shards_of_the_full_model_have_upstreams_shapes() {
 #[test]
 fn a_copy_on_each_row_is_stored_once() {
     let mesh = mesh("16x8");
-    let files = weight_files(&with_layers(&hf(&json!({})), Some(4), false).unwrap(), mesh).unwrap();
+    let files =
+        weight_files(&with_layers(&hf(&json!({})), Some(4), false).unwrap(), mesh, Fabric::Line).unwrap();
     let buffers = |name: &str| {
         let file = files.iter().find(|file| file.path.contains(name)).unwrap();
         file.header(mesh).unwrap().buffers().len()
@@ -143,7 +152,7 @@ fn the_full_model_takes_of_each_device_what_upstream_counts() {
 #[test]
 fn what_does_not_divide_is_refused_by_name() {
     let message = |changes: Value, mesh_text: &str| {
-        weight_files(&hf(&changes), mesh(mesh_text)).unwrap_err().to_string()
+        weight_files(&hf(&changes), mesh(mesh_text), Fabric::Line).unwrap_err().to_string()
     };
     let cases = [
         (json!({}), "3x8", "a Galaxy mesh of 3x8: hidden_size: expected a multiple of 24, got 7168"),
@@ -184,7 +193,7 @@ fn what_does_not_divide_is_refused_by_name() {
 fn the_tree_has_upstreams_keys_and_lists() {
     let files = |mtp| {
         let hf = with_layers(&hf(&json!({})), None, mtp).unwrap();
-        weight_files(&hf, mesh("4x8")).unwrap()
+        weight_files(&hf, mesh("4x8"), Fabric::Line).unwrap()
     };
     let config = weight_config(&files(true));
     assert_eq!(config["deepseek_weight_cache_metadata"], json!({ "format_version": 2 }));
@@ -245,4 +254,79 @@ fn layers_are_those_of_the_model() {
     let five = WeightCache::new(Path::new("cache"), &five, mesh("4x8"), None).unwrap();
     assert_eq!(five.dir(), Path::new("cache/5_layers/mesh_4x8"));
     assert!(with_layers(&hf, Some(62), false).is_err() && with_layers(&hf, Some(0), false).is_err());
+}
+
+/// Two experts that are packed for the fused operators, value by value: turned, tile by tile where [`RingPacking`] says, which
+/// is held to TT-NN there.
+#[test]
+fn experts_of_a_ring_are_packed_turned_tile_by_tile() {
+    let [hidden, width] = [14 * 32, 40 * 32];
+    let value = |tensor: usize, index: usize| ((index * 7 + tensor * 13) % 251) as f32 - 125.0;
+    let names: Vec<String> =
+        (0..6).map(|tensor| format!("expert{}.w{}", tensor / 3, tensor % 3 + 1)).collect();
+    let shape_of = |tensor: usize| if tensor % 3 == 1 { [hidden, width] } else { [width, hidden] };
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (tensor, name) in names.iter().enumerate() {
+        let start = data.len();
+        data.extend(
+            (0..hidden * width).flat_map(|index| half::bf16::from_f32(value(tensor, index)).to_le_bytes()),
+        );
+        let described =
+            json!({ "dtype": "BF16", "shape": shape_of(tensor), "data_offsets": [start, data.len()] });
+        header.insert(name.clone(), described);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let header = Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let packing = RingPacking::of(hidden, width).unwrap();
+    for (projection, tensors, [blocks, rows]) in [
+        (RingProjection::Up, &[0, 2, 3, 5][..], packing.up_blocks()),
+        (RingProjection::Down, &[1, 4], packing.down_blocks()),
+    ] {
+        let source = |&tensor: &usize| WeightSpec {
+            source: names[tensor].clone(),
+            kind: None,
+            shape: shape_of(tensor).to_vec(),
+            placement: dsv3_mesh::Placement::Replicated,
+            scale_block: None,
+        };
+        let shape = RingPacking::shape([blocks, rows], 2).map(|side| side as u32);
+        let file = WeightFile {
+            path: "packed".to_owned(),
+            keys: Vec::new(),
+            layer: 0,
+            sources: tensors.iter().map(source).collect(),
+            form: Form::Ring { packing, projection },
+            split: Split::RingDevices,
+            spec: TensorSpec::tiled(&shape, DataType::Bfloat4B, RingPacking::memory_config(shape)),
+        };
+        let header = file.header(mesh("1x1")).unwrap();
+        let packer = Packer::new(&file, &header, mesh("1x1"), &checkpoint, Rounding::Host).unwrap();
+        let layout = header.spec.shard_layout().unwrap();
+        let mut got = vec![0; layout.bytes()];
+        let mut scratch = Scratch::default();
+        for task in 0..packer.tasks() {
+            let packed = packer.pack(task, &mut scratch).unwrap();
+            got[packed.offset as usize..][..packed.bytes.len()].copy_from_slice(packed.bytes);
+        }
+        let mut expected = Vec::new();
+        for matrix in 0..ring::CORES * 2 * blocks {
+            let (core, expert, block) = (matrix / (2 * blocks), matrix / blocks % 2, matrix % blocks);
+            for (row, column) in (0..rows * 32).flat_map(|row| (0..128).map(move |column| (row, column))) {
+                let at = [row / 32, column / 32];
+                let tile = match projection {
+                    RingProjection::Up => packing.up_tile(core, block, at),
+                    RingProjection::Down => packing.down_tile(core, block, at),
+                };
+                expected.push(tile.map_or(0.0, |tile| {
+                    let tensor = tensors[expert * (tensors.len() / 2) + tile.source];
+                    let (output, input) = (tile.output * 32 + column % 32, tile.input * 32 + row % 32);
+                    value(tensor, output * shape_of(tensor)[1] + input)
+                }));
+            }
+        }
+        assert!(got == layout.pack(&expected, Rounding::Host), "{projection:?}");
+    }
 }

@@ -1,10 +1,11 @@
 //! From the tensors of a checkpoint to the bytes of shards, a megabyte at a time: values are read as f32 rows, turned
 //! where they must be, and packed. Nothing of a whole tensor is held.
 
-use super::{Error, Form, Split, WeightFile, files::gate_side};
+use super::{Error, Form, RingProjection, Split, WeightFile, files::gate_side};
 use crate::{
     block_float::Rounding,
     hardware::TILE,
+    ring::{self, RingPacking, SourceTile},
     shard::ShardLayout,
     tensorbin::{Header, TensorSpec},
     types::Layout,
@@ -105,7 +106,7 @@ impl<'a> Packer<'a> {
     /// Bands whose values are read at a time.
     fn unit_bands(&self) -> usize {
         match (&self.file.form, self.file.spec.page.layout()) {
-            (Form::Turned | Form::Heads { turned: true, .. }, _) => TURNED_BANDS,
+            (Form::Turned | Form::Ring { .. } | Form::Heads { turned: true, .. }, _) => TURNED_BANDS,
             (_, Layout::Tile) => 1,
             (_, Layout::RowMajor) => ROW_BANDS,
         }
@@ -190,6 +191,13 @@ impl<'a> Packer<'a> {
                 let from = if is_first { at } else { at + AHEAD };
                 self.sources.iter().take(at + AHEAD + 1).skip(from).for_each(TensorRows::will_need);
             }
+            // All of a device's experts are in each core's blocks.
+            Form::Ring { .. } if matrix == 0 => {
+                let of_buffer = self.sources.len() / self.buffers;
+                let own = &self.sources[buffer * of_buffer..(buffer + 1) * of_buffer];
+                own.iter().for_each(TensorRows::will_need);
+            }
+            Form::Ring { .. } => {}
             _ if is_first => self.sources.iter().for_each(TensorRows::will_need),
             _ => {}
         }
@@ -218,6 +226,7 @@ impl<'a> Packer<'a> {
                 let source = at.buffer * self.layout.matrices() + at.matrix;
                 self.read_source(source, at.rows.clone(), at.columns.clone(), out)
             }
+            Form::Ring { packing, projection } => self.read_ring(at, (*packing, *projection), out, turned),
             Form::Heads { of, rows: taken, turned: false } => {
                 let head = place[1] * self.layout.matrices() + at.matrix;
                 self.read_source(0, shifted(head * of + taken.start), at.columns.clone(), out)
@@ -296,6 +305,54 @@ impl<'a> Packer<'a> {
                 for (value, row) in out.iter_mut().zip(values.chunks_exact(inputs.len())) {
                     *value = row[input];
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tiles of a block of the ring, each from where it stands in an expert; padding is zeros.
+    fn read_ring(
+        &self,
+        at: &Region,
+        (packing, projection): (RingPacking, RingProjection),
+        out: &mut [f32],
+        turned: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        let tile = TILE as usize;
+        let (blocks, of_expert) = match projection {
+            RingProjection::Up => (packing.up_blocks()[0], 2),
+            RingProjection::Down => (packing.down_blocks()[0], 1),
+        };
+        let experts = self.layout.matrices() / (ring::CORES * blocks);
+        let (block, expert) = (at.matrix % blocks, at.matrix / blocks % experts);
+        let core = at.matrix / (blocks * experts);
+        let first = (at.buffer * experts + expert) * of_expert;
+        let tile_at = |row, column| match projection {
+            RingProjection::Up => packing.up_tile(core, block, [row, column]),
+            RingProjection::Down => packing.down_tile(core, block, [row, column]),
+        };
+        out.fill(0.0);
+        let rows = at.rows.start / tile..at.rows.end / tile;
+        for column in 0..ring::BLOCK_COLUMNS {
+            let mut row = rows.start;
+            while row < rows.end {
+                let Some(from) = tile_at(row, column) else {
+                    row += 1;
+                    continue;
+                };
+                // Tiles of inputs that follow one another are read together.
+                let follows = |count: &usize| {
+                    let next = tile_at(row + count, column);
+                    next.is_some_and(|next| next == SourceTile { input: from.input + count, ..from })
+                };
+                let count = 1 + (1..rows.end - row).take_while(follows).count();
+                let sides = (
+                    from.output * tile..(from.output + 1) * tile,
+                    from.input * tile..(from.input + count) * tile,
+                );
+                let start = (row - rows.start) * tile * self.layout.columns() + column * tile;
+                self.read_turned(first + from.source, sides, &mut out[start..], turned)?;
+                row += count;
             }
         }
         Ok(())

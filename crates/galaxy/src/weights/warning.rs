@@ -1,6 +1,7 @@
-//! What a cache does not have that its mesh may want.
+//! What is to be known of a cache before it is used.
 
-use crate::plan::{modules::moe_optimized::is_made_for, request::Fabric};
+use super::experts::ring_packing;
+use crate::plan::request::Fabric;
 use dsv3_deepseek::HfConfig;
 use dsv3_mesh::MeshShape;
 use std::fmt;
@@ -8,9 +9,9 @@ use std::fmt;
 /// Something that is to be known before a cache is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warning {
-    /// On this mesh with rings upstream takes fused operators for the experts in decode, which read them from other files
-    /// (`quad_ring_w0_w1_experts`, `quad_ring_w2_experts`); they are not made.
-    NoRingExperts {
+    /// The experts for the fused operators of this mesh are packed as TT-NN packs them, in files with upstream's names; but
+    /// at which keys of config.json upstream looks for them is inferred from those names.
+    RingKeys {
         /// The mesh.
         mesh: MeshShape,
     },
@@ -20,19 +21,18 @@ impl Warning {
     /// What is to be known of a model's cache for a mesh whose chips are connected so; nothing of most.
     pub fn of(hf: &HfConfig, mesh: MeshShape, fabric: Fabric) -> Option<Self> {
         let has_experts = hf.num_hidden_layers + hf.mtp_layers > hf.first_k_dense_replace;
-        let width = hf.moe.as_ref().filter(|_| has_experts)?.intermediate_size;
-        let is_fused = fabric == Fabric::Ring && is_made_for(hf.hidden_size, width, mesh);
-        is_fused.then_some(Self::NoRingExperts { mesh })
+        let packing = ring_packing(hf, mesh, fabric).filter(|_| has_experts);
+        packing.map(|_| Self::RingKeys { mesh })
     }
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoRingExperts { mesh } => write!(
+            Self::RingKeys { mesh } => write!(
                 f,
-                "{mesh} with rings: the fused experts (moe_compute) want quad_ring_w0_w1_experts and quad_ring_w2_experts, \
-                 which are not made; w1_experts, w2_experts and w3_experts are for a line"
+                "{mesh} with rings: quad_ring_w0_w1_experts and quad_ring_w2_experts are packed as TT-NN 0.81.1 packs them; \
+                 their keys in config.json are inferred from their files' names"
             ),
         }
     }

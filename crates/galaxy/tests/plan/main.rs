@@ -125,7 +125,7 @@ fn stage_2_wants_what_stage_1_makes() {
         [("4x8", Mode::Decode), ("8x8", Mode::Decode), ("16x8", Mode::Decode), ("4x8", Mode::Prefill)]
     {
         let tree = json!(plan(&V3, request(mesh, mode, 2048)).unwrap().document.model_config);
-        let files = weight_files(&V3, mesh.parse().unwrap()).unwrap();
+        let files = weight_files(&V3, mesh.parse().unwrap(), Fabric::Line).unwrap();
         let mut compared = 0;
         for file in files {
             for path in file.keys {
@@ -147,6 +147,29 @@ fn stage_2_wants_what_stage_1_makes() {
         let table = usize::from(mode == Mode::Decode);
         assert_eq!(count_weights(&tree), 3 + 12 + 17 + (17 + 4 + 2) + table, "{mesh}");
     }
+}
+
+/// On a ring of 16x8 stage 1 makes what the fused experts of decode read, beside what those of prefill do.
+#[test]
+fn stage_2_wants_what_stage_1_makes_for_a_ring() {
+    let decode = Request { fabric: Fabric::Ring, ..request("16x8", Mode::Decode, 2048) };
+    let prefill = Request { fabric: Fabric::Ring, ..request("16x8", Mode::Prefill, 2048) };
+    let trees = [decode, prefill].map(|request| json!(plan(&V3, request).unwrap().document.model_config));
+    let files = weight_files(&V3, "16x8".parse().unwrap(), Fabric::Ring).unwrap();
+    let mut packed = 0;
+    for file in &files {
+        for path in &file.keys {
+            let names: Vec<&str> =
+                path.split('.').map(|name| if name.parse::<u32>().is_ok() { "0" } else { name }).collect();
+            let pointer = format!("/{}", names.join("/"));
+            let weight = trees.iter().find_map(|tree| tree.pointer(&pointer));
+            let weight = weight.unwrap_or_else(|| panic!("no {path}"));
+            assert_eq!(weight["shape"], json!(file.spec.shape), "{path}");
+            assert_eq!(weight["memory_config"], json!(file.spec.memory_config), "{path}");
+            packed += usize::from(path.contains("quad_ring"));
+        }
+    }
+    assert_eq!(packed, 2 * 59, "two for each of 58 layers, and for MTP's");
 }
 
 fn count_weights(tree: &Value) -> usize {

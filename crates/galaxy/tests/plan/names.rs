@@ -176,7 +176,7 @@ const PREFILL: [Module; 3] = [
 ];
 
 /// Of the fused experts on a ring of 16x8, in place of those above.
-const FUSED: [Module; 2] = [
+const FUSED: [Module; 3] = [
     (
         "moe_decoder_block/0/mlp",
         &["revert_tp", "moe", "shared_expert"],
@@ -189,8 +189,7 @@ const FUSED: [Module; 2] = [
             "expert_mapping_tensors",
             "all_to_all_dispatch_metadata",
             "moe_compute",
-            "quad_ring_w0_w1_experts",
-            "quad_ring_w2_experts",
+            "moe_experts",
             "deepseek_moe_post_combine_tilize",
             "deepseek_moe_fast_reduce_nc",
             "deepseek_moe_reduce_scatter",
@@ -206,6 +205,7 @@ const FUSED: [Module; 2] = [
             "weights_to_tiles",
         ],
     ),
+    ("moe_decoder_block/0/mlp/moe/moe_experts", &["quad_ring_w0_w1_experts", "quad_ring_w2_experts"], &[]),
 ];
 
 #[test]

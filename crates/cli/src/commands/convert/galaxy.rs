@@ -68,8 +68,9 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let hf = with_layers(&model.hf, *num_layers, *mtp)?;
     let layers = layers.as_ref().map(|layers| layers.up_to(hf.num_hidden_layers + hf.mtp_layers - 1));
     let root = output.as_deref().unwrap_or(Path::new(""));
-    let cache = WeightCache::new(root, &hf, args.layout.mesh(), layers.as_ref())?;
-    if let Some(warning) = Warning::of(&hf, args.layout.mesh(), fabric.unwrap_or_default()) {
+    let (mesh, fabric) = (args.layout.mesh(), fabric.unwrap_or_default());
+    let cache = WeightCache::for_fabric(root, &hf, (mesh, fabric), layers.as_ref())?;
+    if let Some(warning) = Warning::of(&hf, mesh, fabric) {
         note(format_args!("warning: {warning}"));
     }
     let rounding = rounding.map_or_else(Rounding::default, Into::into);

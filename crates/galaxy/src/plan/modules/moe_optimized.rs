@@ -3,13 +3,13 @@
 
 use super::moe_gate::{self, MoeGateConfig};
 use crate::{
-    hardware::{DRAM_BANKS, TILE},
+    hardware::TILE,
     plan::{
         PlanError,
         operators::{
             AllToAllDispatchMetadataConfig, ConcatConfig, DeepseekMoEFastReduceNCConfig,
             DeepseekMoEPostCombineTilizeConfig, DeepseekMoEReduceScatterConfig, FromWeightConfig,
-            LayoutConfig, MeshDeviceStub, MoEComputeConfig, MulConfig, PermuteConfig, ReshardConfig,
+            LayoutConfig, MoEComputeConfig, MulConfig, PermuteConfig, ReshardConfig,
         },
         request::{Dimensions, Fabric, LocalExperts, Mode},
         rules::{
@@ -18,9 +18,10 @@ use crate::{
         },
         tensor::TensorSpec,
     },
+    ring::RingPacking,
     types::{
         BufferType, CoreCoord, CoreGrid, CoreRange, CoreRangeSet, DataType, Layout, MemoryConfig,
-        MemoryLayout, NdShardSpec, ShardDistributionStrategy, ShardOrientation, ShardSpec, Topology,
+        NdShardSpec, ShardDistributionStrategy, ShardOrientation, Topology,
     },
 };
 use dsv3_mesh::{Axis, MeshShape};
@@ -48,10 +49,8 @@ pub struct MoeOptimizedConfig {
     pub all_to_all_dispatch_metadata: AllToAllDispatchMetadataConfig,
     /// The experts and the way back.
     pub moe_compute: MoEComputeConfig,
-    /// Gates and ups, packed for it.
-    pub quad_ring_w0_w1_experts: FromWeightConfig,
-    /// Downs, packed for it.
-    pub quad_ring_w2_experts: FromWeightConfig,
+    /// The experts' weights, packed for it.
+    pub moe_experts: RingExpertsConfig,
     /// Where it leaves what came back.
     pub combined: TensorSpec,
     /// In tiles.
@@ -66,16 +65,29 @@ pub struct MoeOptimizedConfig {
     pub deepseek_moe_reduce_scatter: DeepseekMoEReduceScatterConfig,
 }
 
+/// Experts' weights in the packing of the fused operators.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingExpertsConfig {
+    /// Gates and ups.
+    pub quad_ring_w0_w1_experts: RingWeightConfig,
+    /// Downs.
+    pub quad_ring_w2_experts: RingWeightConfig,
+}
+
+/// A packed weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RingWeightConfig {
+    /// It.
+    pub input_tensor_b: FromWeightConfig,
+}
+
 // The fused operator has the cores of a 8x9 grid laid out for its roles. These are TT-NN's own choices, which it wants to
-// be told again: the core that receives the metadata (`get_moe_tilize_drain_core`), cores for the multiplexers beside
-// which it finds place for the others, and the order in which its ring of cores visits the banks of DRAM
-// (`get_weight_mem_configs`).
+// be told again: the core that receives the metadata (`get_moe_tilize_drain_core`), and cores for the multiplexers beside
+// which it finds place for the others.
 const DRAIN_CORE: [u32; 2] = [7, 8];
 const MULTIPLEXERS: [[u32; 2]; 2] = [[2, 0], [3, 7]];
-const BANK_RING: [u32; DRAM_BANKS as usize] = [5, 0, 7, 8, 11, 3, 10, 2, 9, 6, 4, 1];
-/// Columns of tiles of a block of packed weights, and tiles of the inner dimension by which down's blocks are filled up.
-const PACKED_COLUMNS: u32 = 4;
-const PACKED_INNER: u32 = 7;
 /// Cores that make tiles of what came back, and the width of a part; cores of the first step of the reduction, and theirs.
 /// Both operators are made for these.
 const TILIZE: ([u32; 2], u32) = ([7, 8], 1024);
@@ -109,9 +121,7 @@ pub fn decode_model_config(
 ) -> Result<MoeOptimizedConfig, PlanError> {
     let (tokens, hidden) = (dimensions.tokens, dimensions.hidden);
     let l1 = || MemoryConfig::L1;
-    let up_groups = (2 * experts.width / TILE).div_ceil(DRAM_BANKS * PACKED_COLUMNS);
-    let down_groups = (hidden / TILE).div_ceil(DRAM_BANKS * PACKED_COLUMNS);
-    let down_inner = (experts.width / TILE).next_multiple_of(PACKED_INNER) * TILE;
+    let packing = RingPacking::of(hidden as usize, experts.width as usize).expect("made for its widths");
     Ok(MoeOptimizedConfig {
         moe_gate: moe_gate::decode_model_config(dimensions, experts)?,
         expert_mapping_tensors: TensorSpec::rows(&[dimensions.devices(), experts.routed], DataType::Uint16),
@@ -137,8 +147,10 @@ pub fn decode_model_config(
             num_links: LINKS,
             mux_core_range_set: rectangle(MULTIPLEXERS),
         },
-        quad_ring_w0_w1_experts: packed(dimensions, [experts.local, up_groups, hidden]),
-        quad_ring_w2_experts: packed(dimensions, [experts.local, down_groups, down_inner]),
+        moe_experts: RingExpertsConfig {
+            quad_ring_w0_w1_experts: packed(dimensions, experts.local, packing.up_blocks()),
+            quad_ring_w2_experts: packed(dimensions, experts.local, packing.down_blocks()),
+        },
         combined: TensorSpec::rows(&[experts.per_token, tokens, hidden], DataType::Bfloat16),
         deepseek_moe_post_combine_tilize: DeepseekMoEPostCombineTilizeConfig {
             output_memory_config: blocks(TILIZE.0, &[TILE, TILIZE.1]),
@@ -171,21 +183,12 @@ fn rectangle([start, end]: [[u32; 2]; 2]) -> CoreGrid {
     CoreRangeSet(vec![CoreRange::new(core(start), core(end))]).into()
 }
 
-/// Experts' weights in blocks of all of the inner dimension and four tiles: core of the ring, layer, expert, group.
-fn packed(dimensions: &Dimensions, [experts, groups, inner]: [u32; 3]) -> FromWeightConfig {
-    let width = PACKED_COLUMNS * TILE;
-    let banks = BANK_RING.map(|bank| CoreRange::new(CoreCoord::new(bank, 0), CoreCoord::new(bank, 0)));
-    let spec = ShardSpec {
-        grid: CoreRangeSet(banks.to_vec()).into(),
-        shape: [experts * groups * inner, width],
-        orientation: ShardOrientation::RowMajor,
-    };
-    FromWeightConfig {
-        mesh_device: MeshDeviceStub::of(dimensions),
-        shape: vec![DRAM_BANKS, 1, experts, groups, inner, width],
-        dtype: DataType::Bfloat4B,
-        layout: Layout::Tile,
-        memory_config: MemoryConfig::sharded(MemoryLayout::HeightSharded, BufferType::Dram, spec),
+/// Experts' weights in blocks of so many for each, of so many rows of tiles.
+fn packed(dimensions: &Dimensions, experts: u32, blocks: [usize; 2]) -> RingWeightConfig {
+    let shape = RingPacking::shape(blocks, experts as usize).map(|side| side as u32);
+    let memory_config = RingPacking::memory_config(shape);
+    RingWeightConfig {
+        input_tensor_b: FromWeightConfig::tiles(dimensions, &shape, DataType::Bfloat4B, memory_config),
     }
 }
 

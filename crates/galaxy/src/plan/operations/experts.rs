@@ -196,7 +196,9 @@ fn fused(chain: &mut Chain, config: &MoeOptimizedConfig, x: &Tensor) -> Result<T
     let sent = sent.weight(&mapping).put_all()?;
     let step =
         chain.step("moe_compute", &config.moe_compute, &[&sent[0], &sent[1], &sent[2]]).weight(&mapping);
-    let packed = [&config.quad_ring_w0_w1_experts, &config.quad_ring_w2_experts].map(Tensor::weight);
+    let experts = &config.moe_experts;
+    let packed = [&experts.quad_ring_w0_w1_experts, &experts.quad_ring_w2_experts]
+        .map(|weight| Tensor::weight(&weight.input_tensor_b));
     let combined = Tensor::named(config.combined.clone(), "optional_output_tensor");
     let outputs = step.weight(&packed[0]).weight(&packed[1]).weight(&combined).put_all()?;
     let y = outputs.last().expect("it leaves what came back last");
