@@ -104,17 +104,17 @@ pub struct Plan {
 /// Options that make no sense, a model that upstream's modules do not compute, dimensions that do not divide, products or
 /// layers that do not fit, and operations that the rules refuse.
 pub fn plan(hf: &HfConfig, request: Request) -> Result<Plan, PlanError> {
-    plan_of(hf, Dimensions::new(hf, request)?)
+    plan_of(hf, &Dimensions::new(hf, request)?)
 }
 
 /// Plans by sizes that the planner derived; the check derives its own.
-fn plan_of(hf: &HfConfig, dimensions: Dimensions) -> Result<Plan, PlanError> {
+fn plan_of(hf: &HfConfig, dimensions: &Dimensions) -> Result<Plan, PlanError> {
     let request = dimensions.request;
-    let model_config = model::model_config(&dimensions)?;
-    let dram = super::dram::count(&dimensions, &model_config, kv_cache::model_config(&dimensions).bytes())?;
+    let model_config = model::model_config(dimensions)?;
+    let dram = super::dram::count(dimensions, &model_config, kv_cache::model_config(dimensions).bytes())?;
     let device = Device { mesh: [dimensions.rows, dimensions.columns], fabric: request.fabric };
     let mut chain = Chain::new(Checker::new(device, Some(ModelRules::new(hf, request.mesh))));
-    forward(&mut chain, &dimensions, &model_config)?;
+    forward(&mut chain, dimensions, &model_config)?;
     let (operations, checker) = chain.finish();
     let list = OperationList::new(request.mesh, request.fabric, operations);
     let header = Header {
@@ -207,11 +207,11 @@ mod tests {
                 max_sequence_length: 1024,
                 fabric: Fabric::Line,
             };
-            assert!(plan_of(&hf, Dimensions::new(&hf, request).unwrap()).is_ok());
+            assert!(plan_of(&hf, &Dimensions::new(&hf, request).unwrap()).is_ok());
             for (name, alter) in alterations {
                 let mut dimensions = Dimensions::new(&hf, request).unwrap();
                 alter(&mut dimensions);
-                let error = plan_of(&hf, dimensions).err();
+                let error = plan_of(&hf, &dimensions).err();
                 assert!(matches!(error, Some(PlanError::Refused { .. })), "{name} in {mode}: {error:?}");
             }
         }

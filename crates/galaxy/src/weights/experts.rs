@@ -1,16 +1,17 @@
-//! The files of routed experts.
+//! The files of routed experts, and of the gate that chooses them.
 
 use super::{
     Form, RingProjection, Split,
     files::{At, FileList, shape, shape_of},
 };
 use crate::{
+    hardware::{CORE_GRID, TILE},
     plan::{modules::moe_optimized::is_made_for, request::Fabric},
     ring::RingPacking,
     tensorbin::TensorSpec,
-    types::{DataType, MemoryConfig},
+    types::{BufferType, CoreRangeSet, DataType, MemoryConfig, MemoryLayout, ShardOrientation, ShardSpec},
 };
-use dsv3_deepseek::{HfConfig, MlpWeights};
+use dsv3_deepseek::{HfConfig, MlpWeights, MoeGateWeights};
 use dsv3_mesh::MeshShape;
 use dsv3_runtime::{Leaf, WeightSpec};
 
@@ -22,6 +23,30 @@ pub(super) fn ring_packing(hf: &HfConfig, mesh: MeshShape, fabric: Fabric) -> Op
 }
 
 impl FileList<'_> {
+    pub(super) fn gate(&mut self, at: &At, gate: MoeGateWeights<WeightSpec>) {
+        let MoeGateWeights { weight, e_score_correction_bias } = gate;
+        let [experts, hidden] = shape_of(&weight);
+        self.add(
+            &at.part("gate_proj").part("input_tensor_b").joined(),
+            vec![weight],
+            (Form::Rows, Split::Replicated),
+            TensorSpec::tiled(&shape([1, 1, experts, hidden]), DataType::Bfloat16, MemoryConfig::DRAM),
+        );
+        let [columns, rows] = CORE_GRID;
+        let spec = ShardSpec {
+            grid: CoreRangeSet::rectangle(columns, rows),
+            shape: [TILE; 2],
+            orientation: ShardOrientation::RowMajor,
+        };
+        let config = MemoryConfig::sharded(MemoryLayout::HeightSharded, BufferType::L1, spec);
+        self.add(
+            &at.enter("e_score_correction_bias.input_tensor_b", "add_score_correction_bias.input_tensor_b"),
+            vec![e_score_correction_bias],
+            (Form::GateBias, Split::Replicated),
+            TensorSpec::tiled(&[columns * rows, TILE, TILE], DataType::Bfloat16, config),
+        );
+    }
+
     pub(super) fn experts(&mut self, at: &At, experts: Vec<MlpWeights<WeightSpec>>) {
         let local = experts.len() / (self.rows * self.columns);
         let (mut w1, mut w2, mut w3) = (Vec::new(), Vec::new(), Vec::new());

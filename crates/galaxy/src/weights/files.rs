@@ -2,15 +2,15 @@
 
 use super::{Error, error::Cause, experts::ring_packing};
 use crate::{
-    hardware::{CORE_GRID, TILE, dram_height_sharded, dram_width_sharded},
+    hardware::{TILE, dram_height_sharded, dram_width_sharded},
     plan::request::Fabric,
     ring::RingPacking,
     tensorbin::{EXTENSION, Header, Placement, TensorSpec, TensorTopology},
-    types::{BufferType, CoreRangeSet, DataType, MemoryConfig, MemoryLayout, ShardOrientation, ShardSpec},
+    types::{DataType, MemoryConfig},
 };
 use dsv3_deepseek::{
-    DecoderBlockWeights, HfConfig, MlaWeights, MlpWeights, Model, ModelWeights, MoeGateWeights, MoeWeights,
-    MtpWeights, RmsNormWeights,
+    DecoderBlockWeights, HfConfig, MlaWeights, MlpWeights, Model, ModelWeights, MoeWeights, MtpWeights,
+    RmsNormWeights,
 };
 use dsv3_mesh::{Axis, Layout, MeshShape};
 use dsv3_runtime::{Leaf, Module, Prefix, WeightSpec};
@@ -193,7 +193,7 @@ impl At {
         Self { dir: String::new(), key: String::new(), layer }
     }
 
-    fn enter(&self, dir: &str, key: &str) -> Self {
+    pub(super) fn enter(&self, dir: &str, key: &str) -> Self {
         let join = |path: &str, separator: &str, name: &str| match (path, name) {
             ("", name) => name.to_owned(),
             (path, "") => path.to_owned(),
@@ -437,30 +437,6 @@ impl FileList<'_> {
         self.projection(&at.part("w1"), vec![w1], 2, [hidden, part]);
         self.projection(&at.part("w2"), vec![w2], 1, [part, hidden]);
         self.projection(&at.part("w3"), vec![w3], 2, [hidden, part]);
-    }
-
-    fn gate(&mut self, at: &At, gate: MoeGateWeights<WeightSpec>) {
-        let MoeGateWeights { weight, e_score_correction_bias } = gate;
-        let [experts, hidden] = shape_of(&weight);
-        self.add(
-            &at.part("gate_proj").part("input_tensor_b").joined(),
-            vec![weight],
-            (Form::Rows, Split::Replicated),
-            TensorSpec::tiled(&shape([1, 1, experts, hidden]), DataType::Bfloat16, MemoryConfig::DRAM),
-        );
-        let [columns, rows] = CORE_GRID;
-        let spec = ShardSpec {
-            grid: CoreRangeSet::rectangle(columns, rows),
-            shape: [TILE; 2],
-            orientation: ShardOrientation::RowMajor,
-        };
-        let config = MemoryConfig::sharded(MemoryLayout::HeightSharded, BufferType::L1, spec);
-        self.add(
-            &at.enter("e_score_correction_bias.input_tensor_b", "add_score_correction_bias.input_tensor_b"),
-            vec![e_score_correction_bias],
-            (Form::GateBias, Split::Replicated),
-            TensorSpec::tiled(&[columns * rows, TILE, TILE], DataType::Bfloat16, config),
-        );
     }
 
     pub(super) fn add(

@@ -137,8 +137,9 @@ fn refuse_all(plan: &Plan, cases: Vec<(String, String, Value)>) {
 fn field(pointer: &str) -> &str {
     let parts: Vec<&str> = pointer.split('/').skip(1).collect();
     match parts[..] {
-        ["config", "program_config", field] | ["config", field, ..] => field,
-        ["weights", _, "memory_config", field, ..] => field,
+        ["config", "program_config", field]
+        | ["config", field, ..]
+        | ["weights", _, "memory_config", field, ..] => field,
         ["weights", _, "shape"] => "shape of ",
         ["inputs", "2" | "3", "shape"] => "page_table",
         _ => panic!("what is {pointer}?"),
