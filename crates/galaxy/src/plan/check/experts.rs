@@ -232,19 +232,26 @@ pub(super) fn compute(call: &Call) -> Result<Vec<TensorSpec>, Refusal> {
         format_args!("two cores for each link: {pair}"),
         multiplexers,
     )?;
-    // Its tables and its own work are no other operation's concern.
+    // Its tables and its own work, in tiles and in rows, are no other operation's concern.
     let table = |shape: &[u32], dtype, layout| TensorSpec { layout, ..TensorSpec::rows(shape, dtype) };
     let (number, work) = (DataType::Uint32, [CORES, local, TILE, hidden]);
     let [columns, lines] = CORE_GRID;
     let grid = CoreRangeSet::rectangle(columns, lines).into();
     let spec = ShardSpec { grid, shape: [1, 4], orientation: ShardOrientation::RowMajor };
-    let per_core = MemoryConfig::sharded(MemoryLayout::HeightSharded, BufferType::L1, spec);
+    let over_cores = |shape| {
+        MemoryConfig::sharded(
+            MemoryLayout::HeightSharded,
+            BufferType::L1,
+            ShardSpec { shape, ..spec.clone() },
+        )
+    };
+    let of_work = over_cores([local * TILE, hidden]);
     Ok(vec![
-        table(&[CORES, 4], number, Layout::RowMajor).placed(per_core),
-        table(&[1, 8 * everyone], number, Layout::RowMajor),
-        table(&[local, 4 * (everyone + 1)], number, Layout::RowMajor),
-        table(&work, DataType::Bfloat16, Layout::Tile),
-        table(&work, DataType::Bfloat16, Layout::RowMajor),
+        table(&[CORES, 4], number, Layout::RowMajor).placed(over_cores([1, 4])),
+        table(&[1, 8 * everyone], number, Layout::RowMajor).placed(MemoryConfig::L1),
+        table(&[local, 4 * (everyone + 1)], number, Layout::RowMajor).placed(MemoryConfig::L1),
+        table(&work, DataType::Bfloat16, Layout::Tile).placed(of_work.clone()),
+        table(&work, DataType::Bfloat16, Layout::RowMajor).placed(of_work),
         combined.clone(),
     ])
 }
