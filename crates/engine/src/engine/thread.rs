@@ -246,6 +246,8 @@ impl EngineHandle {
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = lock(&self.shared.snapshot).clone();
         snapshot.refused += self.shared.refused.load(Ordering::Relaxed);
+        // Those that the engine does not know yet have places, too.
+        snapshot.waiting = snapshot.waiting.max(self.shared.waiting.load(Ordering::Relaxed));
         snapshot
     }
 

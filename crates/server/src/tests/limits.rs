@@ -113,12 +113,10 @@ async fn a_form_is_compiled_for_who_has_a_place_and_holds_up_nobody_without() {
     let busy = server.app.compilers.acquire_many(COMPILERS as u32).await.unwrap();
     let ask = || tokio::spawn(server.router.clone().oneshot(post(COMPLETIONS, form("[0-9]{2}"))));
     let first = ask();
+    server.until(|counts| counts.waiting == 1).await;
     server.ok(COMPLETIONS, &plain).await;
     let second = ask();
-    // Until both wait.
-    while server.post(COMPLETIONS, &plain).await.0 != StatusCode::TOO_MANY_REQUESTS {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    server.until(|counts| counts.waiting == 2).await;
     let refused = server.send(post(COMPLETIONS, form("("))).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS, "it is not looked at");
     drop(busy);

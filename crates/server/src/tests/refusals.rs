@@ -144,7 +144,7 @@ async fn pages_of_other_origins_may_ask_where_that_is_said() {
 
 #[tokio::test]
 async fn while_the_model_is_loaded_all_say_so() {
-    let app = Arc::new(App::new(ServerConfig::default()));
+    let app = Arc::new(App::new(ServerConfig::default(), Ipv4Addr::LOCALHOST.into()));
     let router = routes::router(&app);
     for request in
         [Request::get("/health").body(Body::empty()).unwrap(), post(CHAT, chat(&json!({})).to_string())]
