@@ -2,6 +2,8 @@
 
 use crate::MatrixMut;
 use std::{
+    array::from_fn,
+    iter,
     marker::PhantomData,
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
@@ -42,6 +44,9 @@ unsafe impl<A: Pieces, B: Pieces> Pieces for (A, B) {
     }
 }
 
+/// The most runs of a [`Queue`]; more threads than these share them.
+const MOST_RUNS: usize = 32;
+
 /// Pieces that threads take one by one.
 #[derive(Debug)]
 pub struct Queue<'a, P> {
@@ -49,13 +54,41 @@ pub struct Queue<'a, P> {
     count: usize,
     /// Holds each number below `count` once; without it the pieces come as they lie.
     order: Option<&'a [usize]>,
+    runs: [Run; MOST_RUNS],
+    used_runs: usize,
+    takers: AtomicUsize,
+}
+
+/// Places of a queue that lie one after another.
+#[derive(Debug, Default)]
+struct Run {
     next: AtomicUsize,
+    end: usize,
+}
+
+impl Run {
+    /// A place that nobody has taken yet.
+    fn take(&self) -> Option<usize> {
+        let place = self.next.fetch_add(1, Ordering::Relaxed);
+        if place < self.end {
+            return Some(place);
+        }
+        // Not to overflow, however often this is asked.
+        self.next.store(self.end, Ordering::Relaxed);
+        None
+    }
 }
 
 impl<'a, P: Pieces> Queue<'a, P> {
-    /// The pieces as they lie.
+    /// The pieces as they lie, the first ones first.
     pub fn new(pieces: P) -> Self {
-        Self { count: pieces.count(), pieces, order: None, next: AtomicUsize::new(0) }
+        Self::with_order(pieces, None, 1)
+    }
+
+    /// The pieces as they lie, each of so many threads beginning elsewhere: what one of them takes lies together, until it
+    /// helps another with the rest. For pieces that read memory, which is fast from place to place and slow to jump.
+    pub fn in_runs(pieces: P, threads: usize) -> Self {
+        Self::with_order(pieces, None, threads)
     }
 
     /// The pieces by ascending `key` of their number, and as they lie where keys are equal. `order`, `[count]`, is
@@ -64,14 +97,23 @@ impl<'a, P: Pieces> Queue<'a, P> {
     /// # Panics
     /// If `order` has another length.
     pub fn sorted<K: Ord>(pieces: P, order: &'a mut [usize], key: impl Fn(usize) -> K) -> Self {
-        let count = pieces.count();
-        assert_eq!(order.len(), count, "a place for each piece");
+        assert_eq!(order.len(), pieces.count(), "a place for each piece");
         for (number, place) in order.iter_mut().enumerate() {
             *place = number;
         }
         // Whatever the keys are, each number stays there once.
         order.sort_unstable_by_key(|&number| (key(number), number));
-        Self { pieces, count, order: Some(order), next: AtomicUsize::new(0) }
+        Self::with_order(pieces, Some(order), 1)
+    }
+
+    fn with_order(pieces: P, order: Option<&'a [usize]>, threads: usize) -> Self {
+        let (count, used_runs) = (pieces.count(), threads.clamp(1, MOST_RUNS));
+        let start = |run: usize| count / used_runs * run + (count % used_runs).min(run);
+        let runs = from_fn(|run| match run < used_runs {
+            true => Run { next: AtomicUsize::new(start(run)), end: start(run + 1) },
+            false => Run::default(),
+        });
+        Self { pieces, count, order, runs, used_runs, takers: AtomicUsize::new(0) }
     }
 
     /// How many pieces there are, those that were taken counted.
@@ -79,17 +121,17 @@ impl<'a, P: Pieces> Queue<'a, P> {
         self.count
     }
 
-    /// Takes a piece that nobody has taken yet.
-    pub fn take(&self) -> Option<P::Piece> {
-        let place = self.next.fetch_add(1, Ordering::Relaxed);
-        if place >= self.count {
-            // Not to overflow, however often this is asked.
-            self.next.store(self.count, Ordering::Relaxed);
-            return None;
-        }
-        let number = self.order.map_or(place, |order| order[place]);
-        // SAFETY: every place below `count` is given once, and has a number below `count` of its own.
-        Some(unsafe { self.pieces.piece(number) })
+    /// Takes pieces that nobody has taken yet, until none is left.
+    pub fn drain(&self) -> impl Iterator<Item = P::Piece> {
+        let first = self.takers.fetch_add(1, Ordering::Relaxed);
+        // A run that is empty stays so.
+        let runs = (0..self.used_runs).map(move |step| &self.runs[first.wrapping_add(step) % self.used_runs]);
+        runs.flat_map(|run| iter::from_fn(|| run.take())).map(|place| {
+            let number = self.order.map_or(place, |order| order[place]);
+            // SAFETY: each place below `count` is in one run, which gives it once, and has a number below `count` of its
+            // own.
+            unsafe { self.pieces.piece(number) }
+        })
     }
 }
 
@@ -254,14 +296,15 @@ mod tests {
             (rows, cols) in (0..12_usize, 0..12_usize),
             (row_cuts, col_cuts) in (prop::collection::vec(0..99_usize, 0..4), prop::collection::vec(0..99_usize, 0..4)),
             (row_way, col_way) in (0..3_usize, 0..3_usize),
+            threads in 0..2 * MOST_RUNS,
         ) {
             let (row_ends, col_ends) = (ends(rows, row_cuts), ends(cols, col_cuts));
             let (row_cuts, col_cuts) = (cuts(rows, &row_ends, row_way), cuts(cols, &col_ends, col_way));
             let mut values = vec![0.0; rows * cols];
             let matrix = MatrixMut::new(&mut values, rows, cols);
-            let parts = Queue::new(Parts::new(matrix, row_cuts, col_cuts));
+            let parts = Queue::in_runs(Parts::new(matrix, row_cuts, col_cuts), threads);
             let mut taken = 0;
-            while let Some(mut part) = parts.take() {
+            for mut part in parts.drain() {
                 taken += 1;
                 prop_assert_eq!((part.out.rows(), part.out.cols()), (part.rows.len(), part.cols.len()));
                 for (number, row) in part.rows.clone().enumerate() {
@@ -272,7 +315,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(taken, parts.count());
-            prop_assert!(parts.take().is_none());
+            prop_assert!(parts.drain().next().is_none());
             let expected: Vec<f32> = (1..=rows * cols).map(|number| number as f32).collect();
             prop_assert_eq!(values, expected);
         }
@@ -296,10 +339,10 @@ mod tests {
             let mut values = [0; 10];
             let chunks = Queue::new(Chunks::new(&mut values, cuts));
             assert_eq!(chunks.count(), 3);
-            while let Some((number, chunk)) = chunks.take() {
+            for (number, chunk) in chunks.drain() {
                 chunk.fill(number + 1);
             }
-            assert!(chunks.take().is_none());
+            assert!(chunks.drain().next().is_none());
             assert_eq!(values, [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]);
         }
     }
@@ -310,7 +353,7 @@ mod tests {
         let chunks = Chunks::new(&mut values, Cuts::Every(3));
         let queue = Queue::sorted(chunks, &mut order, |number| [2, 1, 2, 0][number]);
         let mut numbers = Vec::new();
-        while let Some((number, chunk)) = queue.take() {
+        for (number, chunk) in queue.drain() {
             chunk.fill(number);
             numbers.push(number);
         }
@@ -319,11 +362,23 @@ mod tests {
     }
 
     #[test]
+    fn threads_begin_elsewhere_and_help_each_other() {
+        let mut values = [0; 10];
+        let queue = Queue::in_runs(Chunks::new(&mut values, Cuts::Every(1)), 3);
+        let mut threads = [queue.drain(), queue.drain(), queue.drain(), queue.drain()];
+        let mut take = |thread: usize| threads[thread].next().map(|(number, _)| number);
+        // Runs of 4, 3 and 3 pieces; the fourth thread begins where the first does.
+        assert_eq!([take(0), take(1), take(2), take(3)], [Some(0), Some(4), Some(7), Some(1)]);
+        assert_eq!([take(1), take(1), take(1), take(1)], [Some(5), Some(6), Some(8), Some(9)]);
+        assert_eq!([take(1), take(2), take(0)], [Some(2), Some(3), None]);
+    }
+
+    #[test]
     fn pairs_have_one_number() {
         let (mut left, mut right) = ([0; 4], [0; 8]);
         let pairs = (Chunks::new(&mut left, Cuts::Every(2)), Chunks::new(&mut right, Cuts::Every(4)));
         let queue = Queue::new(pairs);
-        while let Some(((number, left), (same, right))) = queue.take() {
+        for ((number, left), (same, right)) in queue.drain() {
             assert_eq!(number, same);
             left.fill(number);
             right.fill(number);

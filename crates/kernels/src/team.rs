@@ -262,7 +262,7 @@ mod tests {
     fn increment(team: &Team, values: &mut [usize]) {
         let chunks = Queue::new(Chunks::new(values, Cuts::Every(3)));
         team.run(|| {
-            while let Some((_, chunk)) = chunks.take() {
+            for (_, chunk) in chunks.drain() {
                 chunk.iter_mut().for_each(|value| *value += 1);
             }
         });

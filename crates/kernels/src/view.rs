@@ -36,6 +36,8 @@ pub struct MatrixView<'a> {
     scales: Option<BlockScales<'a>>,
     /// Whether it is known that the scales are moderate.
     moderate: bool,
+    /// What is read after it, where that is not what lies behind it.
+    next: Option<&'a [u8]>,
 }
 
 /// Magnitudes of moderate scales are below it, 2^68: 2^60 times any of them is finite.
@@ -65,7 +67,7 @@ impl<'a> MatrixView<'a> {
         // SAFETY: any initialised f32 is four initialised bytes, u8 has no alignment, and the length in bytes is
         // that of the same slice, borrowed for the same lifetime.
         let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
-        Self { format: Format::F32, rows, cols, row_stride, bytes, scales: None, moderate: true }
+        Self { format: Format::F32, rows, cols, row_stride, bytes, scales: None, moderate: true, next: None }
     }
 
     /// Rows that follow one another without gaps, in any format.
@@ -95,7 +97,7 @@ impl<'a> MatrixView<'a> {
             let covered = needed.is_some_and(|needed| needed <= scales.bytes.len());
             assert!(rows == 0 || covered, "{} bytes of scales for {end} rows", scales.bytes.len());
         }
-        Self { format, rows, cols, row_stride: cols, bytes, scales, moderate: scales.is_none() }
+        Self { format, rows, cols, row_stride: cols, bytes, scales, moderate: scales.is_none(), next: None }
     }
 
     /// How many rows: outputs of [`matmul`](crate::Kernels::matmul).
@@ -127,7 +129,7 @@ impl<'a> MatrixView<'a> {
         let scales =
             self.scales.map(|scales| BlockScales { first_row: scales.first_row + range.start, ..scales });
         let bytes = self.element_range(range.start, 0, range.len(), self.cols);
-        MatrixView { rows: range.len(), bytes, scales, ..*self }
+        MatrixView { rows: range.len(), bytes, scales, next: None, ..*self }
     }
 
     /// Some of the columns, of every row.
@@ -143,10 +145,11 @@ impl<'a> MatrixView<'a> {
             BlockScales { bytes: scales.bytes.get(skipped..).unwrap_or(&[]), ..scales }
         });
         let bytes = self.element_range(0, range.start, self.rows, range.len());
-        MatrixView { cols: range.len(), bytes, scales, ..*self }
+        MatrixView { cols: range.len(), bytes, scales, next: None, ..*self }
     }
 
     /// The bytes from element `[row, col]` to the end of a submatrix of `rows x cols` that starts there.
+    #[inline]
     fn element_range(&self, row: usize, col: usize, rows: usize, cols: usize) -> &'a [u8] {
         if rows == 0 {
             return &[];
@@ -157,6 +160,7 @@ impl<'a> MatrixView<'a> {
     }
 
     /// The stored bytes of columns `columns` of row `row`.
+    #[inline]
     pub(crate) fn row_bytes(&self, row: usize, columns: Range<usize>) -> &'a [u8] {
         debug_assert!(row < self.rows && columns.end <= self.cols);
         self.element_range(row, columns.start, 1, columns.len())
@@ -199,6 +203,27 @@ impl<'a> MatrixView<'a> {
         Self { moderate: true, ..self }
     }
 
+    /// The same, with a word of what will be read when this is: kernels ask memory for its start before they end. Without
+    /// it they ask for what lies behind.
+    pub fn followed_by(self, next: &MatrixView<'a>) -> Self {
+        Self { next: Some(next.bytes), ..self }
+    }
+
+    /// What is read `ahead` bytes after each byte of a row.
+    pub(crate) fn ahead_of_row(&self, row: usize, ahead: usize) -> AheadOfRow {
+        let stride = self.format.bytes(self.row_stride);
+        let left = (self.rows - row) * stride;
+        let near = self.bytes.as_ptr().wrapping_add(row * stride + ahead);
+        match self.next {
+            Some(next) => AheadOfRow {
+                near,
+                turn: left.saturating_sub(ahead),
+                far: next.as_ptr().wrapping_add(ahead).wrapping_sub(left),
+            },
+            None => AheadOfRow { near, turn: usize::MAX, far: near },
+        }
+    }
+
     /// Whether a row's scale changes only at multiples of `columns`.
     pub(crate) fn scale_ends_at(&self, columns: usize) -> bool {
         self.scales
@@ -211,6 +236,25 @@ impl<'a> MatrixView<'a> {
             let block_row = (scales.first_row + row) / scales.block_rows;
             &scales.bytes[block_row * scales.grid_cols * size_of::<f32>()..]
         }))
+    }
+}
+
+/// Addresses to ask memory for while a row is read; they need not be mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AheadOfRow {
+    /// The address for the row's first byte.
+    near: *const u8,
+    /// The byte from which on another matrix is read.
+    turn: usize,
+    /// What the first byte's address would be, counted back from that matrix.
+    far: *const u8,
+}
+
+impl AheadOfRow {
+    /// The address for a byte of the row.
+    #[inline]
+    pub(crate) fn of(self, byte: usize) -> *const u8 {
+        if byte < self.turn { self.near } else { self.far }.wrapping_add(byte)
     }
 }
 
@@ -288,6 +332,23 @@ mod tests {
                 out
             })
             .collect()
+    }
+
+    #[test]
+    fn memory_is_asked_for_what_is_read_next() {
+        let bytes = [0; 4 * 6 + 8];
+        let view = MatrixView::from_bytes(Format::Bf16, &bytes[..24], 4, 3, None);
+        let next = MatrixView::from_bytes(Format::Bf16, &bytes[28..], 1, 2, None);
+        let at = |view: &MatrixView<'_>, row, byte| {
+            view.ahead_of_row(row, 8).of(byte) as usize - bytes.as_ptr() as usize
+        };
+        // Without a word, what lies behind, even past the end.
+        assert_eq!([at(&view, 0, 0), at(&view, 1, 5), at(&view, 3, 5)], [8, 19, 31]);
+        let view = view.followed_by(&next);
+        // Eight bytes before the end the other begins.
+        assert_eq!([at(&view, 0, 5), at(&view, 2, 3), at(&view, 2, 4), at(&view, 3, 1)], [13, 23, 28, 31]);
+        let part = view.row_range(0..1);
+        assert_eq!(at(&part, 0, 5), 13, "what is read after a part is not what is read after all");
     }
 
     fn spec() -> impl Strategy<Value = Spec> {

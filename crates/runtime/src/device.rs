@@ -88,7 +88,7 @@ impl Device {
         let memory = Queue::new(Chunks::new(&mut memory, Cuts::Every(lines)));
         self.section(pieces, || {
             // A thread that comes when there is none left finds the last pieces at work.
-            if let Some((_, lines)) = memory.take() {
+            if let Some((_, lines)) = memory.drain().next() {
                 f(lines);
             }
         });
@@ -97,7 +97,7 @@ impl Device {
     /// Runs `f` on every piece of a queue.
     pub(crate) fn for_each<P: Pieces>(&self, queue: &Queue<'_, P>, f: impl Fn(P::Piece) + Sync) {
         self.section(queue.count(), || {
-            while let Some(piece) = queue.take() {
+            for piece in queue.drain() {
                 f(piece);
             }
         });
@@ -111,7 +111,7 @@ impl Device {
         f: impl Fn(P::Piece, &mut [Lanes]) + Sync,
     ) {
         self.section_with(queue.count(), lines, |lines| {
-            while let Some(piece) = queue.take() {
+            for piece in queue.drain() {
                 f(piece, lines);
             }
         });

@@ -138,9 +138,10 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let mut common = common.unwrap_or_else(|| Tensor::zeros(0, 0));
         let cut = |config: &ExpertsConfig| Cuts::Every(config.w1.rows_per_task.get());
         let common_cut = shared.map_or(Cuts::Whole, |shared| cut(shared.config));
-        let common_parts = Queue::new(Parts::new(common.as_mut(), Cuts::Whole, common_cut));
+        let common_parts =
+            Queue::in_runs(Parts::new(common.as_mut(), Cuts::Whole, common_cut), device.threads());
         let rows = Cuts::Ends(&dispatch.ends);
-        let routed_parts = Queue::new(Parts::new(routed.as_mut(), rows, cut(config)));
+        let routed_parts = Queue::in_runs(Parts::new(routed.as_mut(), rows, cut(config)), device.threads());
         let up = self.up_values();
         let few = self.few_rows(integers.as_ref()) * x.cols();
         let pieces = common_parts.count() + routed_parts.count();
@@ -149,12 +150,14 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
             let (up, few) = (Lanes::flatten_mut(up), Lanes::flatten_mut(few));
             if let Some(shared) = shared {
                 let inputs = Inputs::new(x, common_integers.as_ref(), order);
-                while let Some(part) = common_parts.take() {
-                    gate_up(&shared.weights, inputs, part, up, device.kernels());
+                for part in common_parts.drain() {
+                    gate_up(&shared.weights, None, inputs, part, up, device.kernels());
                 }
             }
-            while let Some(part) = routed_parts.take() {
+            for part in routed_parts.drain() {
+                let expert = |place: usize| dispatch.experts.get(place).map(|&expert| (self.weights)(expert));
                 let weights = (self.weights)(dispatch.experts[part.row_piece]);
+                let next = expert(part.row_piece + 1).map(|next| next.w1);
                 let rows = part.rows.clone();
                 let inputs = match (&gathered, &integers) {
                     // One token is every row's.
@@ -169,7 +172,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                         Inputs::floats(MatrixRef::new(few, rows.len(), x.cols()), order)
                     }
                 };
-                gate_up(&weights, inputs, part, up, device.kernels());
+                gate_up(&weights, next, inputs, part, up, device.kernels());
             }
         });
         (routed, common)
@@ -259,6 +262,9 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                 let rows = dispatch.range(place);
                 let mut down = zeros(memory, rows.len(), part.cols.len());
                 let w2 = (self.weights)(expert).w2.row_range(part.cols.clone());
+                let next = dispatch.experts.get(place + 1).map(|&expert| (self.weights)(expert).w2);
+                let next = next.or(shared.map(|shared| shared.weights.w2));
+                let w2 = next.map_or(w2, |next| w2.followed_by(&next.row_range(part.cols.clone())));
                 routed.row_range(rows.clone()).matmul_add(&w2, down.reborrow(), kernels);
                 for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {
                     kernels.add_scaled(part.out.row_mut(token), weight, down.row(row));
@@ -276,9 +282,11 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     }
 }
 
-/// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns. `memory` holds as many values.
+/// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns. `memory` holds as many values; `next` is what is
+/// read after the last part.
 fn gate_up(
     weights: &ExpertMatrices<'_>,
+    next: Option<MatrixView<'_>>,
     x: Inputs<'_>,
     part: Part<'_>,
     memory: &mut [f32],
@@ -286,8 +294,12 @@ fn gate_up(
 ) {
     let mut gate = part.out;
     let mut up = zeros(memory, gate.rows(), gate.cols());
-    x.matmul_add(&weights.w1.row_range(part.cols.clone()), gate.reborrow(), kernels);
-    x.matmul_add(&weights.w3.row_range(part.cols), up.reborrow(), kernels);
+    let (gate_rows, up_rows) =
+        (weights.w1.row_range(part.cols.clone()), weights.w3.row_range(part.cols.clone()));
+    let behind = weights.w1.row_range(part.cols.end..weights.w1.rows());
+    let next = if behind.rows() > 0 { Some(behind) } else { next };
+    x.matmul_add(&gate_rows.followed_by(&up_rows), gate.reborrow(), kernels);
+    x.matmul_add(&next.map_or(up_rows, |next| up_rows.followed_by(&next)), up.reborrow(), kernels);
     for token in 0..gate.rows() {
         kernels.silu_mul(gate.row_mut(token), up.row(token));
     }

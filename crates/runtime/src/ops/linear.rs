@@ -9,6 +9,9 @@ use std::num::NonZeroUsize;
 /// Weight elements that one task of a decode step reads: a few microseconds of memory bandwidth, long enough to pay
 /// for handing the task to a thread, short enough that threads end together.
 const DECODE_TASK_ELEMENTS: usize = 1 << 17;
+/// Weight rows that one task of a decode step reads at least: before it reads them it lays out its inputs, in the time that
+/// two rows take.
+const DECODE_TASK_ROWS: usize = 64;
 /// The same for prefill. Each task reads all activations, so its weights must be many enough to pay for that; they stay
 /// in a core's second-level cache meanwhile.
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
@@ -37,13 +40,13 @@ impl LinearConfig {
 
     /// The config of weights `[out, in]` of which `count` are multiplied at once: a part takes the same rows of each.
     pub fn side_by_side(count: usize, mode: Mode, in_features: usize, out_features: usize) -> Self {
-        let elements = match (mode, count) {
-            (Mode::Prefill, _) => PREFILL_TASK_ELEMENTS,
-            (Mode::Decode, 1) => DECODE_TASK_ELEMENTS,
+        let (elements, least) = match (mode, count) {
+            (Mode::Prefill, _) => (PREFILL_TASK_ELEMENTS, ROW_TILE),
+            (Mode::Decode, 1) => (DECODE_TASK_ELEMENTS, DECODE_TASK_ROWS),
             // Each of the weights must pay for its own start.
-            (Mode::Decode, _) => 2 * DECODE_TASK_ELEMENTS,
+            (Mode::Decode, _) => (2 * DECODE_TASK_ELEMENTS, DECODE_TASK_ROWS),
         };
-        let rows = (elements / (count * in_features).max(1)).next_multiple_of(ROW_TILE).max(ROW_TILE);
+        let rows = (elements / (count * in_features).max(1)).next_multiple_of(ROW_TILE).max(least);
         let rows_per_task = NonZeroUsize::new(rows).expect("a tile has rows");
         Self { in_features, out_features, rows_per_task, arithmetic: Arithmetic::Float }
     }
@@ -64,7 +67,7 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
     let inputs = Inputs::new(x, integers.as_ref(), config.arithmetic.order());
     let mut out = Tensor::zeros(x.rows(), w.rows());
     let cuts = Cuts::Every(config.rows_per_task.get());
-    let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, cuts));
+    let parts = Queue::in_runs(Parts::new(out.as_mut(), Cuts::Whole, cuts), device.threads());
     device.for_each(&parts, |part| {
         inputs.matmul_add(&w.row_range(part.cols), part.out, device.kernels());
     });

@@ -8,7 +8,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{AHEAD, LANES, load, padded, prefetch, saw_nan, sum_each, watch_nan};
+use crate::avx2::{LANES, load, padded, prefetch, saw_nan, sum_each, watch_nan};
+use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range};
@@ -22,6 +23,9 @@ const PARTS: usize = UNIT / LANES;
 const COLUMNS: usize = 8192;
 /// Rows whose sums across vectors are taken together.
 const GROUP: usize = 4;
+/// How many bytes ahead memory is asked for: about as much as a core can wait for at a time, for the inputs of rows of
+/// 7168, 28 kB, are to stay in the first cache.
+const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
 /// 2^60: the inputs' factor, and the sums'.
@@ -72,14 +76,12 @@ unsafe fn group_add<const C: usize, const T: usize>(
     inputs: &Inputs<T>,
     out: &mut MatrixMut<'_>,
 ) {
-    // What is read next: the row goes on in the next one, or only some columns of it do.
-    let ahead = if columns.len() == w.row_stride() { AHEAD } else { w.row_stride() };
     let mut vectors = [[_mm256_setzero_ps(); GROUP]; T];
     let mut nan = [false; GROUP];
     for (place, row) in rows.clone().enumerate() {
         let weights = w.row_bytes(row, columns.clone());
         // SAFETY: what the caller promises.
-        let (sums, seen) = unsafe { row_sums::<C, T>(weights, ahead, inputs) };
+        let (sums, seen) = unsafe { row_sums::<C, T>(weights, ahead(w, row, columns), inputs) };
         nan[place] = saw_nan(seen);
         for t in 0..T {
             vectors[t][place] = sums[t];
@@ -153,8 +155,14 @@ fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut MaybeUninit<[f32; UNI
 /// Partial sums by token.
 type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 
+/// What is read next: the row goes on in the next one, or only some columns of it do.
+fn ahead(w: &MatrixView<'_>, row: usize, columns: &Range<usize>) -> AheadOfRow {
+    let ahead = if columns.len() == w.row_stride() { AHEAD } else { w.row_stride() };
+    w.ahead_of_row(row, columns.start + ahead)
+}
+
 /// The products of some columns of a row with all tokens, divided by [`HALF_UNIT`], a part of each in every lane; and
-/// whether there is a NaN, as `watch_nan` keeps it. Asks memory for what lies `ahead` bytes after each of them.
+/// whether there is a NaN, as `watch_nan` keeps it. Asks memory for what is read `ahead` of each of them.
 ///
 /// # Safety
 /// The inputs of these columns are laid out.
@@ -162,7 +170,7 @@ type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 #[inline]
 unsafe fn row_sums<const C: usize, const T: usize>(
     weights: &[u8],
-    ahead: usize,
+    ahead: AheadOfRow,
     inputs: &Inputs<T>,
 ) -> ([__m256; T], __m256i) {
     assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
@@ -170,7 +178,7 @@ unsafe fn row_sums<const C: usize, const T: usize>(
     let mut nan = _mm256_setzero_si256();
     let whole = weights.len() - weights.len() % STEP;
     for column in (0..whole).step_by(STEP) {
-        prefetch(weights.as_ptr().wrapping_add(column + ahead));
+        prefetch(ahead.of(column));
         // SAFETY: the row has these columns, and the inputs are laid out.
         unsafe {
             add_unit(weights.as_ptr().add(column), inputs, column, &mut sums, &mut nan);

@@ -4,6 +4,7 @@
 
 use crate::avx2::{AHEAD, LANES, broadcast_half, load, load8, prefetch, sum};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
+use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -39,6 +40,7 @@ fn rows_add<const R: usize, const T: usize>(
 ) {
     let count = w.cols() / Q8_0_COLS;
     let mut weights: [&[BlockQ8_0]; R] = [&[]; R];
+    let ahead: [AheadOfRow; R] = from_fn(|r| w.ahead_of_row(row + r, AHEAD));
     for r in 0..R {
         weights[r] = &blocks(w.row_bytes(row + r, 0..w.cols()))[..count];
     }
@@ -63,7 +65,7 @@ fn rows_add<const R: usize, const T: usize>(
             }
         }
         for r in 0..R {
-            prefetch(weights[r][block].values.as_ptr().wrapping_add(AHEAD));
+            prefetch(ahead[r].of(block * size_of::<BlockQ8_0>()));
             let scale = broadcast_half(weights[r][block].d);
             for t in 0..T {
                 totals[t][r] = _mm256_fmadd_ps(sums[t][r], scale, totals[t][r]);

@@ -1,20 +1,23 @@
 //! Many tokens: the work is to multiply. Panels of eight rows of weights are turned to f32 in a buffer that stays in
 //! the first cache; tiles of three tokens by four rows keep twelve vectors of partial sums in registers, enough to
-//! hide the latency of FMA, at seven loads for twelve FMAs.
+//! hide the latency of FMA, at seven loads for twelve FMAs. The tokens' columns are copied together before: where rows
+//! lie a power of two apart, as activations do, few sets of a cache would hold them all.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::{Ahead, LANES, first_lanes, sum, sum_each};
 use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
-use std::array::from_fn;
+use std::{array::from_fn, mem::MaybeUninit};
 
 /// Rows of a panel of weights.
 const ROWS: usize = 8;
 /// Columns of a panel of weights.
 const COLUMNS: usize = 512;
-/// Tokens that use a panel before the next panel: their part of `x` (256 kB) stays in the second cache.
-const TOKENS: usize = 128;
+/// Tokens that use a panel before the next panel, whole tiles: their columns (260 kB) stay in the second cache.
+const TOKENS: usize = 126;
+/// From a token's columns to the next one's: a line more than there are, so that tokens lie in different sets of a cache.
+const PITCH: usize = COLUMNS + 16;
 /// Rows of a tile.
 const TILE_ROWS: usize = 4;
 /// Tokens of a tile, at most.
@@ -28,18 +31,23 @@ struct Panel([[f32; COLUMNS]; ROWS]);
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut panel = Panel([[0.0; COLUMNS]; ROWS]);
+    let mut memory = [const { [const { MaybeUninit::uninit() }; PITCH] }; TOKENS];
     for token in (0..x.rows()).step_by(TOKENS) {
         let x = x.row_range(token..x.rows().min(token + TOKENS));
         let (mut block, rest) = out.split_rows_at(x.rows());
         for first in (0..w.cols()).step_by(COLUMNS) {
             let length = COLUMNS.min(w.cols() - first);
+            let mut tokens: [&[f32]; TOKENS] = [&[]; TOKENS];
+            for (t, memory) in memory[..x.rows()].iter_mut().enumerate() {
+                tokens[t] = memory[..length].write_copy_of_slice(&x.row(t)[first..first + length]);
+            }
             for row in (0..w.rows()).step_by(ROWS) {
                 let rows = ROWS.min(w.rows() - row);
                 for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
                     dequantize::avx2::dequantize(w, row + r, first, &mut weights[..length]);
                 }
-                let at = Place { row, first, length, next: next_panel(w, row, first) };
-                panel_add(&panel.0[..rows], at, x, &mut block);
+                let at = Place { row, next: next_panel(w, row, first) };
+                panel_add(&panel.0[..rows], at, &tokens[..x.rows()], &mut block);
             }
         }
         out = rest;
@@ -51,10 +59,6 @@ pub(super) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMu
 struct Place {
     /// Its first row.
     row: usize,
-    /// Its first column.
-    first: usize,
-    /// How many columns it has.
-    length: usize,
     /// The rows of the panel that comes next.
     next: [Ahead; ROWS],
 }
@@ -74,11 +78,11 @@ fn next_panel(w: &MatrixView<'_>, row: usize, first: usize) -> [Ahead; ROWS] {
 
 /// Adds the products of a panel with all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel_add(panel: &[[f32; COLUMNS]], at: Place, x: MatrixRef<'_>, out: &mut MatrixMut<'_>) {
+fn panel_add(panel: &[[f32; COLUMNS]], at: Place, x: &[&[f32]], out: &mut MatrixMut<'_>) {
     let mut token = 0;
-    while token < x.rows() {
+    while token < x.len() {
         // Four are two and two, because a single token keeps too few sums to be fast.
-        let tokens = match x.rows() - token {
+        let tokens = match x.len() - token {
             4 => 2,
             left => left.min(TILE_TOKENS),
         };
@@ -98,17 +102,19 @@ fn tokens_add<const T: usize>(
     panel: &[[f32; COLUMNS]],
     at: Place,
     token: usize,
-    x: MatrixRef<'_>,
+    x: &[&[f32]],
     out: &mut MatrixMut<'_>,
 ) {
-    let x: [&[f32]; T] = from_fn(|t| &x.row(token + t)[at.first..at.first + at.length]);
+    let x: [&[f32]; T] = from_fn(|t| x[token + t]);
     let (tiles, rest) = panel.as_chunks::<TILE_ROWS>();
     for (number, weights) in tiles.iter().enumerate() {
         // The first two groups of tokens ask for the next panel, two rows a tile.
         let group = token / TILE_TOKENS;
         let first = number * TILE_ROWS + 2 * group;
-        let ahead = if group < 2 { [at.next[first], at.next[first + 1]] } else { [Ahead::nothing(panel); 2] };
-        let sums = tile::<T, TILE_ROWS>(weights, x, ahead);
+        let sums = match group {
+            0 | 1 => tile::<T, TILE_ROWS, 2>(weights, x, [at.next[first], at.next[first + 1]]),
+            _ => tile::<T, TILE_ROWS, 0>(weights, x, []),
+        };
         for (t, sums) in sums.into_iter().enumerate() {
             let row = at.row + number * TILE_ROWS;
             let out =
@@ -121,20 +127,21 @@ fn tokens_add<const T: usize>(
         }
     }
     for (r, weights) in rest.as_chunks::<1>().0.iter().enumerate() {
-        let sums = tile::<T, 1>(weights, x, [Ahead::nothing(panel); 2]);
+        let sums = tile::<T, 1, 0>(weights, x, []);
         for (t, sums) in sums.into_iter().enumerate() {
             out.row_mut(token + t)[at.row + panel.len() - rest.len() + r] += sum(sums[0]);
         }
     }
 }
 
-/// The partial sums of `R` rows of weights with `T` tokens, over as many columns as tokens have here.
+/// The partial sums of `R` rows of weights with `T` tokens, over as many columns as tokens have here. Asks memory for what
+/// `A` rows have next.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile<const T: usize, const R: usize>(
+fn tile<const T: usize, const R: usize, const A: usize>(
     weights: &[[f32; COLUMNS]; R],
     x: [&[f32]; T],
-    ahead: [Ahead; 2],
+    ahead: [Ahead; A],
 ) -> [[__m256; R]; T] {
     let length = x[0].len();
     assert!(length <= COLUMNS && x.iter().all(|x| x.len() == length), "tokens of one length");

@@ -41,6 +41,7 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, 
 fn row_add<const T: usize>(w: &MatrixView<'_>, row: usize, x: [Inputs<'_>; T], out: &mut MatrixMut<'_>) {
     let count = w.cols() / Q4K_COLS;
     let weights: &[BlockQ4K] = &blocks(w.row_bytes(row, 0..w.cols()))[..count];
+    let ahead = w.ahead_of_row(row, AHEAD);
     let mut inputs = x;
     for t in 0..T {
         inputs[t] = x[t].first(count);
@@ -48,7 +49,7 @@ fn row_add<const T: usize>(w: &MatrixView<'_>, row: usize, x: [Inputs<'_>; T], o
     let mut totals = [_mm256_setzero_ps(); T];
     for block in 0..count {
         for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
-            prefetch(weights[block].d.as_ptr().wrapping_add(AHEAD + line));
+            prefetch(ahead.of(block * size_of::<BlockQ4K>() + line));
         }
         let (twos, rest) = inputs.as_chunks::<2>();
         for (number, two) in twos.iter().enumerate() {
