@@ -149,6 +149,18 @@ def busy_core(core):
         process.wait()
 
 
+def reread(paths):
+    """Reads files into the page cache anew: what a program has written stays there in scattered pages of 4 kB, and is read
+    slower by everyone than what came from the disk in large ones."""
+    for path in paths:
+        print(f"reading {path} anew", file=sys.stderr, flush=True)
+        with open(path, "rb", buffering=0) as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while file.read(16 << 20):
+                pass
+
+
 def alternate(programs, rounds, work):
     """Samples by program and test: A B, B A, A B, ... so that neither always comes first."""
     samples = {name: {} for name in programs}
@@ -228,6 +240,7 @@ def parse_arguments():
     parser.add_argument("--prompt", type=positive, default=512)
     parser.add_argument("--generate", type=positive, default=64)
     parser.add_argument("--depths", type=depth_list, default=[0, 2048, 4096], help="[default: 0,2048,4096]")
+    parser.add_argument("--reread", action="store_true", help="first read both models into the page cache anew")
     parser.add_argument("--busy", action="store_true", help="also decode while another process keeps core 0 busy")
     parser.add_argument("--json", help="write everything to this file, samples included")
     return parser.parse_args()
@@ -237,6 +250,8 @@ def main():
     args = parse_arguments()
     llama = LlamaBench(args) if args.llama_bench else LlamaPython(args)
     programs = {"dsv3": Dsv3(args), "llama": llama}
+    if args.reread:
+        reread([*sorted(Path(args.model).glob("*.safetensors")), args.gguf])
     quiet = alternate(programs, args.rounds, lambda it: it.measure(args.prompt, args.generate, args.depths))
     tests = list(quiet_tests(args, quiet))
     if args.busy:
