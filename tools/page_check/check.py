@@ -104,10 +104,53 @@ def regenerates_and_edits(page):
     expect(page.answered().locator("> .body")).to_contain_text("28")
 
 
-def stops(page):
+# The embedded model answers faster than anybody can stop it: the page gets its answer in pieces, slowly.
+SLOW = """() => {
+    const real = window.fetch;
+    window.fetch = async (url, options) => {
+        const response = await real(url, options);
+        if (!String(url).includes("completions")) return response;
+        let rest = "";
+        const slow = new TransformStream({
+            async transform(bytes, controller) {
+                const events = (rest + new TextDecoder().decode(bytes, { stream: true })).split("\\n\\n");
+                rest = events.pop();
+                for (const event of events) {
+                    await new Promise((resolve) => setTimeout(resolve, 50));
+                    if (options.signal.aborted) throw options.signal.reason;
+                    controller.enqueue(new TextEncoder().encode(`${event}\\n\\n`));
+                }
+            },
+        });
+        return new Response(response.body.pipeThrough(slow), response);
+    };
+    window.restoreFetch = () => { window.fetch = real; };
+}"""
+
+
+def stops_in_the_middle(page):
     page.page.keyboard.press("Control+Shift+O")
     expect(page.page.locator(".message")).to_have_count(0)
-    # The embedded model answers faster than anybody can stop it: what is asked for is held back.
+    page.page.evaluate(SLOW)
+    page.ask("What is 27 + 58?")
+    thought = page.page.locator(".message.assistant .thought .body")
+    expect(thought).to_contain_text("7", timeout=10_000)
+    page.page.locator("#stop").click()
+    answer = page.answered()
+    expect(answer.locator(".figures")).to_have_text("stopped")
+    text = thought.text_content()
+    page.page.wait_for_timeout(300)
+    assert thought.text_content() == text and "85" not in answer.locator("> .body").text_content()
+    page.page.evaluate("window.restoreFetch()")
+    # It goes on from here as ever.
+    page.page.locator(".message.assistant .regenerate").last.click()
+    expect(page.answered().locator("> .body")).to_contain_text("85")
+    page.page.locator("#conversations .delete").first.click()
+
+
+def stops_before_the_first_token(page):
+    page.page.keyboard.press("Control+Shift+O")
+    expect(page.page.locator(".message")).to_have_count(0)
     page.page.route("**/v1/chat/completions", lambda route: None)
     page.ask("Tell me a story about a bear and a cake.")
     expect(page.page.locator("#stop")).to_be_visible()
@@ -135,6 +178,67 @@ def shows_markup_as_text(page):
     expect(page.page.locator(".message.user > .body")).to_contain_text("<img src=x")
     assert page.page.locator("#messages img").count() == 0
     assert page.page.title() == "dsv3"
+
+
+def renders_what_grows_as_the_whole(page):
+    """Any text, as it comes, must be shown as markdown shows all of it; and what has been shown stays the same element."""
+    wrong = page.page.evaluate(
+        """async () => {
+            const { GrowingMarkdown, markdown } = await import("/markdown.js");
+            const pieces = ["a", " ", "\\n", "\\n\\n", "- ", "1", ". ", "1. b\\n", "```", "```\\n", "# ", ">", "> c\\n", "**d**", "  e",
+                "~~~\\n", "`f`", "\\n  ", "\\t"];
+            let seed = 1;
+            const random = (count) => (seed = (seed * 48271) % 2147483647) % count;
+            for (let text = 0; text < 3000; text += 1) {
+                const [grown, whole] = [document.createElement("div"), document.createElement("div")];
+                const growing = new GrowingMarkdown(grown);
+                for (let length = 0, all = ""; length < 30; length += 1) {
+                    all += pieces[random(pieces.length)];
+                    if (random(3)) continue;
+                    growing.update(all);
+                    whole.replaceChildren(...markdown(all));
+                    if (grown.innerHTML !== whole.innerHTML) return { all, grown: grown.innerHTML, whole: whole.innerHTML };
+                }
+            }
+            const element = document.createElement("div");
+            const growing = new GrowingMarkdown(element);
+            growing.update("one\\n\\ntwo\\n\\nth");
+            const [first] = element.children;
+            growing.update("one\\n\\ntwo\\n\\nthree\\n\\nfour");
+            return element.children[0] === first ? null : "a finished block is made anew";
+        }"""
+    )
+    assert wrong is None, wrong
+
+
+def stays_fast_in_a_long_answer(page):
+    """The time of a frame at the end of an answer of 20,000 tokens, against making all of it anew."""
+    grown, whole = page.page.evaluate(
+        """async () => {
+            const { GrowingMarkdown, markdown } = await import("/markdown.js");
+            const part = "A line with `code` and **strength** that goes on for a while.\\n\\n- one\\n- two\\n\\n```\\nlet x = 1;\\n```\\n\\n";
+            const text = part.repeat(Math.ceil(80_000 / part.length));
+            const box = document.getElementById("messages");
+            const element = document.createElement("div");
+            box.append(element);
+            const time = (update) => {
+                const start = performance.now();
+                for (let frame = 0; frame < 20; frame += 1) {
+                    update(text.slice(0, text.length - 80 + 4 * frame));
+                    box.scrollTop = box.scrollHeight; // and so the layout
+                }
+                return (performance.now() - start) / 20;
+            };
+            const growing = new GrowingMarkdown(element);
+            growing.update(text.slice(0, -80));
+            const grown = time((text) => growing.update(text));
+            const whole = time((text) => element.replaceChildren(...markdown(text)));
+            element.remove();
+            return [grown, whole];
+        }"""
+    )
+    print(f"a frame at 20,000 tokens: {grown:.1f} ms; all anew: {whole:.1f} ms", flush=True)
+    assert grown < whole / 3, "the whole answer is made anew"
 
 
 def keeps_settings(page):
@@ -227,8 +331,9 @@ def main():
         with server(args.dsv3) as address:
             page = Page(browser, address)
             wait_until_ready(page)
-            tests = [asks_and_answers, regenerates_and_edits, stops, keeps_conversations, shows_markup_as_text,
-                     keeps_settings, shows_refusals, is_readable_in_both_themes]
+            tests = [asks_and_answers, regenerates_and_edits, stops_in_the_middle, stops_before_the_first_token,
+                     keeps_conversations, shows_markup_as_text,
+                     renders_what_grows_as_the_whole, stays_fast_in_a_long_answer, keeps_settings, shows_refusals, is_readable_in_both_themes]
             for test in tests:
                 start = time.monotonic()
                 test(page)

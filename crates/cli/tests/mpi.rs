@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
     path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     thread,
@@ -332,4 +333,61 @@ fn a_leader_that_waits_for_its_user_is_not_given_up() {
     stdin.write_all(b"What is 27 + 58?").unwrap();
     drop(stdin);
     assert!(job.end().success().stdout.ends_with("27 + 58 = 85\n"));
+}
+
+/// Starts a server of as many processes, asks it, has `end` end it, and gives its answer and its end.
+fn serve(mesh: &str, processes: usize, end: impl Fn(&Job)) -> (Value, Ended) {
+    let place = Workplace::new();
+    let exact = ["--kv-cache", "f32", "--arithmetic", "float", "--threads", "1"];
+    let args = ["serve", "--port", "0", "--log", "off", "--mesh", mesh];
+    let mut job = Job::start(&place, processes, &[&args[..], &exact].concat());
+    let mut stderr = BufReader::new(job.mpirun.stderr.take().unwrap());
+    let mut said = String::new();
+    let address = loop {
+        let start = said.len();
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "it has ended: {said}");
+        let serving = said[start..].strip_prefix("serving ").and_then(|rest| rest.split_once(" at http://"));
+        if let Some((_, rest)) = serving {
+            break rest.split_whitespace().next().unwrap().to_owned();
+        }
+    };
+    job.mpirun.stderr = Some(stderr.into_inner());
+    let body = r#"{"messages": [{"role": "user", "content": "What is 27 + 58?"}], "max_tokens": 80}"#;
+    let mut stream = TcpStream::connect(&address).unwrap();
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    let answer: Value = serde_json::from_str(body).unwrap();
+    job.start = Instant::now();
+    end(&job);
+    (answer["choices"].clone(), job.end())
+}
+
+#[test]
+fn a_server_answers_as_one_process_and_ends_with_all_ranks_when_told() {
+    let tell_leader = |job: &Job| signal("-TERM", &job.rank(0));
+    let (expected, ended) = serve("1x1", 1, tell_leader);
+    ended.success();
+    assert!(expected[0]["message"]["content"].as_str().unwrap().ends_with("= 85"), "{expected}");
+    for (mesh, processes) in [("1x2", 2), ("2x2", 4)] {
+        let (answer, ended) = serve(mesh, processes, tell_leader);
+        assert_eq!(answer, expected, "{mesh}");
+        let ended = ended.success();
+        assert!(ended.time < END && !ended.stderr.contains("error: "), "{ended:#?}");
+    }
+}
+
+/// The launcher tells all ranks to end, and ends those that take longer than a second.
+#[test]
+fn a_user_who_interrupts_a_server_ends_it_and_nothing_failed() {
+    let (_, ended) = serve("1x2", 2, |job| signal("-INT", &job.mpirun.id().to_string()));
+    assert!(ended.time < END && !ended.stderr.contains("error: "), "{ended:#?}");
 }

@@ -221,7 +221,11 @@ fn over_a_mesh_the_answers_are_the_same() {
     let place = Workplace::new();
     let ask = |args: &[&str]| {
         let server = Server::start(&place, args);
-        server.json(CHAT, &question(&json!({"max_tokens": 80})))["choices"].clone()
+        let answer = server.json(CHAT, &question(&json!({"max_tokens": 80})))["choices"].clone();
+        server.signal("TERM");
+        let run = server.wait().success();
+        assert!(!run.stderr.contains("error"), "all ranks end well: {}", run.stderr);
+        answer
     };
     assert_eq!(ask(&[]), ask(&["--mesh", "1x2", "--threads", "1"]));
 }

@@ -1,7 +1,7 @@
 //! The kept pages on disk, so that a restart does not run again what was run before.
 //!
 //! One file: a line of magic and version; the SHA-256 of what the pages depend on; the sizes; then a record a page, those
-//! before others first: the name of the page before it, its tokens, its bytes, and the SHA-256 of all that. The file is
+//! before others first: the name of the page before it, how many stand before it, its tokens, its bytes, and the SHA-256 of all that. The file is
 //! made beside its place and put there when it is whole. What is read is checked to the last byte before any of it is
 //! used.
 //!
@@ -19,7 +19,7 @@ use crate::files::create_private_directory;
 use crate::{Error, KeptPage, LanguageModel, NewFile, PageKey, PagePool, PageTable};
 
 /// The file's first bytes. The number changes with the layout.
-const MAGIC: &[u8] = b"dsv3 prefix cache 1\n";
+const MAGIC: &[u8] = b"dsv3 prefix cache 2\n";
 /// The beginning of the file's name in its directory.
 const FILE: &str = "prefix-cache";
 /// Bytes of the fingerprint's hash that the name goes on with: enough to tell apart what one directory is used for.
@@ -92,6 +92,7 @@ impl CacheState {
         for (page, content) in &pages {
             record.clear();
             record.extend_from_slice(content.before.bytes());
+            record.extend_from_slice(&content.place.to_le_bytes());
             record.extend(content.tokens.iter().flat_map(|token| token.0.to_le_bytes()));
             model.read_page(*page, &mut record)?;
             let sum = Sha256::digest(&record);
@@ -210,17 +211,19 @@ impl Sizes {
 
     /// Bytes of a record.
     fn record(self) -> usize {
-        2 * HASH + self.tokens * size_of::<u32>() + self.bytes
+        2 * HASH + (1 + self.tokens) * size_of::<u32>() + self.bytes
     }
 
     /// What a record without its sum says, and the page's bytes.
     fn content(self, record: &[u8]) -> (KeptPage, &[u8]) {
         let (before, rest) = record.split_first_chunk().expect("a record begins with a name");
+        let (place, rest) = rest.split_first_chunk().expect("a record has a place");
         let (tokens, bytes) = rest.split_at(self.tokens * size_of::<u32>());
         let tokens: Box<[TokenId]> =
             tokens.as_chunks().0.iter().map(|bytes| TokenId(u32::from_le_bytes(*bytes))).collect();
         let before = PageKey::from_bytes(*before);
-        (KeptPage { key: before.next(&tokens), before, tokens }, bytes)
+        let place = u32::from_le_bytes(*place);
+        (KeptPage { key: before.next(&tokens), before, place, tokens }, bytes)
     }
 }
 
@@ -258,7 +261,8 @@ mod tests {
             for (offset, &token) in tokens.iter().enumerate() {
                 model.cache.insert((0, table.pages()[place], offset), token);
             }
-            table.keep(place, KeptPage { key: names[place], before, tokens: tokens.into() });
+            let content = KeptPage { key: names[place], before, place: place as u32, tokens: tokens.into() };
+            table.keep(place, content);
         }
         drop(table);
         pool

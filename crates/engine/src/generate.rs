@@ -117,7 +117,7 @@ impl<'a, M: LanguageModel> Generator<'a, M> {
         mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
         let (sender, events) = mpsc::channel();
-        let submission = Submission { prompt: prompt.to_vec(), request: request.clone() };
+        let submission = Submission { prompt: prompt.into(), request: request.clone() };
         let id = self.engine.submit(&submission, move |event| match sender.send(event) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),

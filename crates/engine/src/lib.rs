@@ -76,7 +76,7 @@ pub use chat::{
 };
 pub use detokenizer::Detokenizer;
 pub use engine::{
-    Engine, EngineConfig, EngineHandle, EngineThread, Health, Histogram, RequestId, Reuse, Snapshot,
+    Engine, EngineConfig, EngineHandle, EngineThread, Health, Histogram, Place, RequestId, Reuse, Snapshot,
     StepReport, StreamEvent, Submission, Ticket, Usage,
 };
 pub use error::Error;

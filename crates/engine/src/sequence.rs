@@ -4,6 +4,7 @@
 //! [`Sequence::next_token`]), runs it for one sequence or many, and hands the logits back ([`Sequence::accept`]).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use dsv3_runtime::{LogitRows, TokenId};
 
@@ -11,7 +12,7 @@ use crate::adjust::{self, Adjustments};
 use crate::structured::Guide;
 use crate::{
     Constraint, Detokenizer, Error, Finish, GenerationConfig, ModelLimits, PagePool, PageTable, Sampler,
-    SamplingParams, StopMatcher, TokenLogprobs, Tokenizer, check_range, logprobs,
+    SamplingParams, StopMatcher, Submission, TokenLogprobs, Tokenizer, check_range, logprobs,
 };
 
 /// Choices that one request may have.
@@ -122,9 +123,10 @@ pub struct Event {
 /// One choice of a request on its way.
 #[derive(Debug)]
 pub(crate) struct Sequence {
-    /// The prompt, then what was generated.
+    /// Shared among all choices of a request.
+    prompt: Arc<[TokenId]>,
+    /// The prompt, then what was generated; empty until something was.
     tokens: Vec<TokenId>,
-    prompt_len: usize,
     /// Positions that the cache holds.
     cached: usize,
     pub(crate) pages: PageTable,
@@ -146,8 +148,7 @@ impl Sequence {
     /// # Panics
     /// If a stop string is empty.
     pub(crate) fn new(
-        prompt: &[TokenId],
-        request: &Request,
+        Submission { prompt, request }: &Submission,
         choice: usize,
         guide: Option<Guide>,
         (pool, context): (&PagePool, usize),
@@ -157,8 +158,8 @@ impl Sequence {
         let (max_tokens, end) =
             if asked <= context { (asked, Finish::MaxNewTokens) } else { (context, Finish::ContextEnd) };
         Self {
-            tokens: prompt.to_vec(),
-            prompt_len: prompt.len(),
+            prompt: Arc::clone(prompt),
+            tokens: Vec::new(),
             cached: 0,
             pages: pool.table(),
             chooser: Chooser::new(prompt, request, choice, guide),
@@ -183,9 +184,9 @@ impl Sequence {
         page_size: usize,
     ) -> Option<(Range<usize>, LogitRows)> {
         assert!(max_len > 0, "a chunk holds at least one token");
-        let rest = self.prompt_len.checked_sub(self.cached).filter(|&rest| rest > 0)?;
+        let rest = self.prompt_len().checked_sub(self.cached).filter(|&rest| rest > 0)?;
         if rest <= max_len {
-            return Some((self.cached..self.prompt_len, LogitRows::Last));
+            return Some((self.cached..self.prompt_len(), LogitRows::Last));
         }
         let end = self.cached + max_len;
         let whole = end - end % page_size;
@@ -198,10 +199,10 @@ impl Sequence {
     /// If these are fewer than before, more than there are tokens, or more than the pages hold.
     pub(crate) fn set_cached(&mut self, position: usize) {
         assert!(
-            (self.cached..=self.tokens.len()).contains(&position) && position <= self.pages.capacity(),
+            (self.cached..=self.tokens().len()).contains(&position) && position <= self.pages.capacity(),
             "{position} positions cannot be cached: {} were, of {} tokens",
             self.cached,
-            self.tokens.len()
+            self.tokens().len()
         );
         self.cached = position;
     }
@@ -221,7 +222,7 @@ impl Sequence {
     /// If the sequence is finished, or its last token was not run.
     pub(crate) fn accept(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Result<Event, Error> {
         assert!(self.finish.is_none(), "a finished sequence takes no more tokens");
-        assert_eq!(self.cached, self.tokens.len(), "these are not the logits after the last token");
+        assert_eq!(self.cached, self.tokens().len(), "these are not the logits after the last token");
         let start = self.text.len();
         let Some(chosen) = self.chooser.choose(logits)? else {
             self.end_with(Finish::GrammarEnd);
@@ -231,6 +232,9 @@ impl Sequence {
         if chosen.ends_text {
             self.end_with(Finish::EndOfSequence(token));
             return Ok(self.event(None, start));
+        }
+        if self.tokens.is_empty() {
+            self.tokens.extend_from_slice(&self.prompt);
         }
         self.tokens.push(token);
         let mut piece = String::new();
@@ -278,7 +282,7 @@ impl Sequence {
     }
 
     fn limit(&self) -> Option<Finish> {
-        (self.tokens.len() >= self.max_tokens).then(|| self.end.clone())
+        (self.tokens().len() >= self.max_tokens).then(|| self.end.clone())
     }
 
     fn event(&self, token: Option<SampledToken>, start: usize) -> Event {
@@ -287,28 +291,28 @@ impl Sequence {
 
     /// All tokens, the prompt's first.
     pub(crate) fn tokens(&self) -> &[TokenId] {
-        &self.tokens
+        if self.tokens.is_empty() { &self.prompt } else { &self.tokens }
     }
 
     /// Tokens of the prompt.
     pub(crate) fn prompt_len(&self) -> usize {
-        self.prompt_len
+        self.prompt.len()
     }
 
     /// Tokens of the prompt that are to be run.
     pub(crate) fn prompt_rest(&self) -> usize {
-        self.prompt_len.saturating_sub(self.cached)
+        self.prompt_len().saturating_sub(self.cached)
     }
 
     /// The token that a decode step runs: the last one, or, where the sequence has lost its pages, one that is known
     /// already.
     pub(crate) fn next_token(&self) -> TokenId {
-        self.tokens[self.cached]
+        self.tokens()[self.cached]
     }
 
     /// Whether all tokens have been run, and the logits after the last choose the next.
     pub(crate) fn is_caught_up(&self) -> bool {
-        self.cached == self.tokens.len()
+        self.cached == self.tokens().len()
     }
 
     /// Positions that the cache holds; where the next token to run goes.

@@ -10,7 +10,7 @@ use llguidance::{
     earley::SlicedBiasComputer,
     toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{Error, Tokenizer};
 
@@ -27,7 +27,18 @@ pub enum Constraint {
     Lark(String),
 }
 
+/// Where llguidance reads how a schema's JSON is to be written.
+const OPTIONS: &str = "x-guidance";
+/// White space between two words of JSON: a line's end and its indentation. A weak model, or one that would rather say
+/// something else, goes on with white space to the context's end otherwise.
+const SPACE: &str = r"[ \t]{1,64}|\r?\n[ \t]{0,64}";
+
 impl Constraint {
+    /// JSON of a schema, as a part of a [`Lark`](Self::Lark) grammar, with as little white space as JSON by itself.
+    pub fn json_in_lark(schema: Value) -> String {
+        format!("%json {}", with_bounded_space(schema))
+    }
+
     /// What an error calls it.
     fn field(&self) -> &'static str {
         match self {
@@ -39,12 +50,25 @@ impl Constraint {
 
     fn grammar(&self) -> TopLevelGrammar {
         match self {
-            Self::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
-            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Self::JsonObject => {
+                TopLevelGrammar::from_json_schema(with_bounded_space(json!({"type": "object"})))
+            }
+            Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(with_bounded_space(schema.clone())),
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
         }
     }
+}
+
+/// A schema that says how much white space there may be, unless it does so itself.
+fn with_bounded_space(schema: Value) -> Value {
+    let mut fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Bool(true) => Map::new(),
+        other => return other,
+    };
+    fields.entry(OPTIONS).or_insert_with(|| json!({"whitespace_pattern": SPACE}));
+    Value::Object(fields)
 }
 
 /// Makes [`Guide`]s for one tokenizer.
@@ -183,6 +207,39 @@ mod tests {
     use super::*;
     use crate::Bos;
     use crate::testing::{VOCAB_SIZE, tokenizer};
+
+    #[test]
+    fn json_has_as_much_white_space_as_indentation_needs_and_no_more() {
+        let guides = Guides::new(tokenizer()).unwrap();
+        let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+        let loose = json!({"type": "object", "x-guidance": {"whitespace_pattern": r"[ ]{0,2}"}});
+        let lark = |schema| Constraint::Lark(format!("start: {}", Constraint::json_in_lark(schema)));
+        for (constraint, most) in [
+            (Constraint::JsonObject, 64),
+            (Constraint::JsonSchema(schema.clone()), 64),
+            (Constraint::JsonSchema(json!(true)), 64),
+            (lark(schema), 64),
+            (lark(json!(true)), 64),
+            (Constraint::JsonSchema(loose), 2),
+        ] {
+            let mut guide = guides.guide(&constraint).unwrap();
+            let byte = |text: &str| tokenizer().encode(text, Bos::AsWritten).unwrap()[0];
+            guide.push(byte("{")).unwrap();
+            let space = byte(" ");
+            let mut spaces = 0;
+            loop {
+                let mut logits = vec![0.0; VOCAB_SIZE];
+                assert!(guide.mask(&mut logits, &[]).unwrap());
+                if logits[space.0 as usize] == f32::NEG_INFINITY || spaces > 100 {
+                    break;
+                }
+                guide.push(space).unwrap();
+                spaces += 1;
+            }
+            assert_eq!(spaces, most, "{constraint:?}");
+        }
+        assert!(guides.guide(&Constraint::JsonSchema(json!(5))).is_err());
+    }
 
     #[test]
     fn the_tokens_of_a_text_that_is_given_are_the_models_choice() {

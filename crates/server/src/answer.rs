@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use dsv3_engine::{EngineHandle, Error, StreamEvent, Submission, Ticket, Usage};
+use dsv3_engine::{EngineHandle, Error, Place, StreamEvent, Submission, Ticket, Usage};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::{self, Instant},
@@ -34,30 +34,34 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Asks the engine. All prompts are taken, or none.
+    /// Asks the engine, at places that are taken. All requests have one constraint, or none. They have time until the
+    /// deadline, which is so long after they came.
     ///
     /// # Errors
-    /// What the engine says.
+    /// What the engine says; a constraint that cannot be kept to.
     pub(crate) fn submit(
         engine: &EngineHandle,
-        submissions: Vec<Submission>,
-        limit: Option<Duration>,
+        asked: Vec<(Place, Submission)>,
+        deadline: Option<(Instant, Duration)>,
     ) -> Result<Self, Error> {
+        let constraint = asked.first().and_then(|(_, submission)| submission.request.constraint.as_ref());
+        let guide = constraint.map(|constraint| engine.guide(constraint)).transpose()?;
         let (sender, events) = mpsc::channel(EVENTS);
         let overran = Arc::new(AtomicBool::new(false));
-        let open = submissions.len();
-        let tickets = submissions.into_iter().enumerate().map(|(index, submission)| {
+        let open = asked.len();
+        let tickets = asked.into_iter().enumerate().map(|(index, (place, submission))| {
             let (sender, overran) = (sender.clone(), Arc::clone(&overran));
-            engine.submit(submission, move |event| match sender.try_send((index, event)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    overran.fetch_or(matches!(error, TrySendError::Full(_)), Ordering::Relaxed);
-                    ControlFlow::Break(())
+            engine.submit_at(place, submission, guide.clone(), move |event| {
+                match sender.try_send((index, event)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        overran.fetch_or(matches!(error, TrySendError::Full(_)), Ordering::Relaxed);
+                        ControlFlow::Break(())
+                    }
                 }
             })
         });
         let tickets = tickets.collect::<Result<_, _>>()?;
-        let deadline = limit.map(|limit| (Instant::now() + limit, limit));
         Ok(Self { tickets, events, overran, open, deadline, usage: Usage::default() })
     }
 

@@ -1,6 +1,7 @@
 //! What all requests share.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -9,7 +10,7 @@ use dsv3_engine::{ChatTemplate, EngineHandle, GenerationConfig, Health};
 use dsv3_runtime::TokenId;
 use tokio::{sync::Semaphore, task};
 
-use crate::{ApiError, ServerConfig, auth::Keys, metrics::Metrics};
+use crate::{ApiError, ServerConfig, auth::Keys, hosts::Hosts, metrics::Metrics};
 
 /// What is known of a model beside what its engine knows.
 #[derive(Debug)]
@@ -60,24 +61,32 @@ impl Served {
 pub(crate) struct App {
     pub(crate) config: ServerConfig,
     pub(crate) keys: Keys,
+    pub(crate) hosts: Hosts,
     pub(crate) metrics: Metrics,
     /// Empty while the model is loaded.
     pub(crate) model: Arc<OnceLock<Served>>,
     /// Templates and tokenizers run on as many threads at once: the model needs the cores.
     workers: Arc<Semaphore>,
+    /// And as many compile the forms of answers, so that one which takes long holds up no request without.
+    pub(crate) compilers: Arc<Semaphore>,
 }
 
 /// Requests that are made ready at once. One alone could be held up by another's long prompt.
 const WORKERS: usize = 2;
+/// Forms that are compiled at once. What waits for it has a place in the queue, so that they are not many.
+pub(crate) const COMPILERS: usize = 2;
 /// Seconds after which to ask again while the model is loaded.
 const LOADING_RETRY: u64 = 5;
 
 impl App {
-    pub(crate) fn new(config: ServerConfig) -> Self {
+    /// For a server that listens at `address`.
+    pub(crate) fn new(config: ServerConfig, address: IpAddr) -> Self {
         let model = Arc::new(OnceLock::new());
         let keys = Keys::new(&config.api_keys);
+        let [workers, compilers] = [WORKERS, COMPILERS].map(|count| Arc::new(Semaphore::new(count)));
+        let hosts = Hosts::new(&config, address);
         let metrics = Metrics::new(Arc::clone(&model));
-        Self { config, keys, metrics, model, workers: Arc::new(Semaphore::new(WORKERS)) }
+        Self { config, keys, hosts, metrics, model, workers, compilers }
     }
 
     /// The model.
@@ -112,9 +121,28 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&Self, &Served) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        self.one_of(&self.workers, work).await
+    }
+
+    /// As [`work`](Self::work), for what compiles the form of an answer.
+    ///
+    /// # Errors
+    /// As [`work`](Self::work).
+    pub(crate) async fn compile<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self, &Served) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.one_of(&self.compilers, work).await
+    }
+
+    async fn one_of<T: Send + 'static>(
+        self: &Arc<Self>,
+        places: &Arc<Semaphore>,
+        work: impl FnOnce(&Self, &Served) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let app = Arc::clone(self);
         // With the work, not with who waits for it: a client that goes away does not make room for more.
-        let permit = Arc::clone(&self.workers).acquire_owned().await;
+        let permit = Arc::clone(places).acquire_owned().await;
         let work = task::spawn_blocking(move || {
             let result = app.ready().and_then(|served| work(&app, served));
             drop(permit);

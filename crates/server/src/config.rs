@@ -11,6 +11,9 @@ pub struct ServerConfig {
     pub port: u16,
     /// Any of these opens the server to who sends it. Empty: anybody is served.
     pub api_keys: Vec<String>,
+    /// Names by which the server may be asked for beside `localhost`, loopback addresses and its own; `*` is any. Where it
+    /// listens for other machines, and this is empty, it may be asked for by any name.
+    pub allowed_hosts: Vec<String>,
     /// Web pages of these origins may ask; `*` is any.
     pub cors_origins: Vec<String>,
     /// Whether clients may watch which experts are chosen.
@@ -63,6 +66,7 @@ impl Default for ServerConfig {
             host: "127.0.0.1".to_owned(),
             port: 8080,
             api_keys: Vec::new(),
+            allowed_hosts: Vec::new(),
             cors_origins: Vec::new(),
             experts: true,
             limits: Limits::default(),

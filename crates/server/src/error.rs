@@ -110,6 +110,24 @@ impl ApiError {
         Self { code: Some("invalid_api_key"), ..Self::invalid(StatusCode::UNAUTHORIZED, message) }
     }
 
+    /// 403 for a name that is not the server's.
+    pub(crate) fn unknown_host(host: &str) -> Self {
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let message = format!(
+            "this server does not answer to {host:?}: start it with --allowed-host {name} if it is to"
+        );
+        Self { code: Some("host_not_allowed"), ..Self::invalid(StatusCode::FORBIDDEN, message) }
+    }
+
+    /// 403 for a page of another site.
+    pub(crate) fn unknown_origin(origin: &str) -> Self {
+        let message = format!(
+            "this server takes nothing from pages of {origin:?}: start it with --cors-origin {origin} if it is to, or \
+             with --allowed-host if the server has that name"
+        );
+        Self { code: Some("origin_not_allowed"), ..Self::invalid(StatusCode::FORBIDDEN, message) }
+    }
+
     /// 404 for a path.
     pub(crate) fn no_route(path: &str) -> Self {
         let message = format!("there is nothing at {path}: GET /openapi.json says what there is");

@@ -5,7 +5,7 @@ use dsv3_engine::{
     ChatFormat, ChatStart, Constraint, Tokenizer, ToolFormat,
     tags::{CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, END_FENCE, END_THINK, FENCE, SEPARATOR, THINK},
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
     ApiError,
@@ -15,23 +15,19 @@ use crate::{
     },
 };
 
-/// Where llguidance reads how a schema's JSON is to be written.
-const OPTIONS: &str = "x-guidance";
-const SPACE: &str = r"[ \t]{1,64}|\r?\n[ \t]{0,64}";
-
 /// The constraint of a form on an answer that may begin with thoughts.
 pub(crate) fn of_form(form: Form, format: ChatFormat, start: ChatStart, tokenizer: &Tokenizer) -> Constraint {
     let rules = Rules { tokenizer };
     if !format.reasoning || start == ChatStart::Content {
         return match form {
-            Form::Json(schema) => Constraint::JsonSchema(with_bounded_space(schema)),
+            Form::Json(schema) => Constraint::JsonSchema(schema),
             Form::Regex(regex) => Constraint::Regex(regex),
             Form::Choice(choice) => Constraint::Lark(format!("start: {}", alternatives(&choice))),
             Form::Grammar(grammar) => Constraint::Lark(grammar),
         };
     }
     let answer = match form {
-        Form::Json(schema) => format!("answer: %json {}", with_bounded_space(schema)),
+        Form::Json(schema) => format!("answer: {}", Constraint::json_in_lark(schema)),
         Form::Regex(regex) => format!("answer: /{}/", in_slashes(&regex)),
         Form::Choice(choice) => format!("answer: {}", alternatives(&choice)),
         Form::Grammar(grammar) => format!("answer: %lark {{\n{grammar}\n}}"),
@@ -73,7 +69,7 @@ pub(crate) fn of_calls(
             format!("{} {separator}", quoted(name))
         };
         let tail = if after.is_empty() { String::new() } else { quoted(after) };
-        format!("call_{index}: {head} %json {} {tail}\n", with_bounded_space(function.schema()))
+        format!("call_{index}: {head} {} {tail}\n", Constraint::json_in_lark(function.schema()))
     };
     let calls: String = plan.forced.iter().enumerate().map(call).collect();
     let any: Vec<String> = (0..plan.forced.len()).map(|index| format!("call_{index}")).collect();
@@ -106,18 +102,6 @@ impl Rules<'_> {
             None => quoted(tag),
         }
     }
-}
-
-/// A schema that says how much white space there may be between two words of JSON: a line's end and its indentation. A weak
-/// model, or one that would rather say something else, goes on with white space to the context's end otherwise.
-fn with_bounded_space(schema: Value) -> Value {
-    let mut fields = match schema {
-        Value::Object(fields) => fields,
-        // Any JSON.
-        _ => Map::new(),
-    };
-    fields.entry(OPTIONS).or_insert_with(|| serde_json::json!({"whitespace_pattern": SPACE}));
-    Value::Object(fields)
 }
 
 /// A text as Lark writes it, which is as JSON does.

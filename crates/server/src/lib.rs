@@ -20,6 +20,7 @@ mod body;
 mod config;
 mod error;
 mod grammar;
+mod hosts;
 mod log;
 mod metrics;
 mod page;

@@ -124,7 +124,7 @@ impl Served {
             stream: common.streams().then_some(stream_options),
             form_field,
         };
-        Ok((Submission { prompt, request: engine_request }, job))
+        Ok((Submission { prompt: prompt.into(), request: engine_request }, job))
     }
 
     fn constraint(
@@ -190,7 +190,7 @@ impl Served {
             check_prompt(app, &tokens, "prompt")?;
             self.engine.limits().check_prompt(&tokens)?;
             echoes.push(text);
-            submissions.push(Submission { prompt: tokens, request: engine_request.clone() });
+            submissions.push(Submission { prompt: tokens.into(), request: engine_request.clone() });
         }
         Ok(CompletionJob {
             submissions,

@@ -91,7 +91,7 @@ impl Server {
         let listener = StdListener::bind(&addresses[..]).map_err(socket)?;
         listener.set_nonblocking(true).map_err(socket)?;
         let address = listener.local_addr().map_err(socket)?;
-        Ok(Self { listener, address, app: Arc::new(App::new(config)) })
+        Ok(Self { listener, address, app: Arc::new(App::new(config, address.ip())) })
     }
 
     /// Where it listens.

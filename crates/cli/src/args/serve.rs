@@ -45,6 +45,12 @@ pub(crate) struct ListenArgs {
     /// Serve also who sends one of the keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+    /// Answer also to this name, as a proxy or a name of this machine may have it; may be given several times, and * is any
+    ///
+    /// A server that listens for this machine alone answers only to localhost and loopback addresses without it: a page of
+    /// another site could have its own name lead here.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) allowed_host: Vec<String>,
     /// Let web pages of this origin ask, as `https://example.org`; may be given several times, and * is any
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) cors_origin: Vec<String>,

@@ -57,7 +57,7 @@ fn one_error(error: ServeError<anyhow::Error>) -> anyhow::Error {
 }
 
 fn server_config(args: &ServeArgs) -> Result<ServerConfig> {
-    let ListenArgs { host, port, log_prompts, cors_origin, watch_experts, .. } = &args.listen;
+    let ListenArgs { host, port, log_prompts, allowed_host, cors_origin, watch_experts, .. } = &args.listen;
     let api_keys = api_keys(&args.listen)?;
     if api_keys.is_empty() && !is_loopback(host) {
         note(format_args!("warning: anybody who can reach {host} is served: --api-key-file names who may"));
@@ -67,6 +67,7 @@ fn server_config(args: &ServeArgs) -> Result<ServerConfig> {
         host: host.clone(),
         port: *port,
         api_keys,
+        allowed_hosts: allowed_host.clone(),
         cors_origins: cors_origin.clone(),
         experts: *watch_experts || is_loopback(host),
         limits: Limits {
@@ -145,6 +146,7 @@ fn load(args: &ServeArgs) -> Result<Loaded> {
         prefill_chunk: args.sharing.prefill_chunk,
         gap: Some(args.sharing.max_gap),
         reuse: Reuse::Prompts,
+        rows_apart: EngineConfig::default().rows_apart,
         cache_state: cache_state.transpose()?,
     };
     let summary = summary(&info.defaults, &config, room);

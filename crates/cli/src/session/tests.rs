@@ -93,7 +93,7 @@ fn requests(tokenizer: &Tokenizer) -> Vec<Submission> {
         };
         let prompt = tokenizer.encode(&text, Bos::Add).unwrap();
         Submission {
-            prompt,
+            prompt: prompt.into(),
             request: Request { max_new_tokens: 40, logprobs: Some(0), ..Request::of(sampling) },
         }
     };

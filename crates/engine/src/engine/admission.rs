@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use super::{
     Engine, Reuse, StreamEvent, Submission,
     client::RequestId,
-    task::{Names, PromptLogprobs, Task},
+    task::{Forks, Names, PromptLogprobs, Task},
 };
 use crate::sequence::Sequence;
 use crate::structured::Guide;
@@ -14,13 +14,13 @@ use crate::{CachedPrefix, LanguageModel};
 impl<M: LanguageModel> Engine<M> {
     /// The first choice of a request, with the others.
     pub(super) fn task(&self, client: RequestId, submission: &Submission, guide: Option<&Guide>) -> Task {
-        let Submission { prompt, request } = submission;
-        let context = self.limits.context();
-        let sequence = |choice| Sequence::new(prompt, request, choice, guide.cloned(), (&self.pool, context));
+        let request = &submission.request;
+        let forks = (request.choices > 1).then(|| Forks::new(submission.clone(), guide.cloned()));
+        let sequence = Sequence::new(submission, 0, guide.cloned(), (&self.pool, self.limits.context()));
         Task {
-            forks: (1..request.choices).map(|choice| (choice, sequence(choice))).collect(),
+            forks,
             prompt_logprobs: request.prompt_logprobs.map(PromptLogprobs::new),
-            ..Task::new(client, 0, sequence(0), Names::new(&request.cache_salt))
+            ..Task::new(client, 0, sequence, Names::new(&request.cache_salt))
         }
     }
 
@@ -31,7 +31,7 @@ impl<M: LanguageModel> Engine<M> {
             if self.ends_at_once(&mut task) {
                 continue;
             }
-            if self.running.len() + 1 + task.forks.len() > self.config.sequences
+            if self.running.len() + task.choices().len() > self.config.sequences
                 || !self.take_pages(&mut task)
             {
                 self.waiting.push_front(task);
@@ -50,18 +50,23 @@ impl<M: LanguageModel> Engine<M> {
         }
         let Some(event) = task.sequence.end_at_limit() else { return false };
         let client = self.clients.get_mut(&task.client).expect("a task has a client");
-        client.token(task.choice, event);
-        for (choice, fork) in &mut task.forks {
-            client.token(*choice, fork.end_at_limit().expect("all choices have one limit"));
-        }
+        // All choices have one limit.
+        task.choices().for_each(|choice| client.token(choice, event.clone()));
         true
     }
 
     /// Takes pages for all tokens and one more, on the row that has most of them in the cache already, or else most
-    /// room. Every sequence that runs there keeps a page to grow into.
+    /// room; but not on one that would run too many more sequences than another, where that has room. Every sequence that
+    /// runs there keeps a page to grow into.
     fn take_pages(&mut self, task: &mut Task) -> bool {
         let page_size = self.limits.page_size;
         let growing = |row| self.running.iter().filter(|other| other.sequence.pages.row() == row).count();
+        let loads: Vec<usize> = (0..self.limits.rows).map(|row| self.load(row)).collect();
+        let least = loads.iter().min().copied().unwrap_or(0);
+        // Of a row with the least load, any number.
+        let choices = task.choices().len();
+        let is_ahead =
+            |row: usize| loads[row] > least && loads[row] + choices > least + self.config.rows_apart;
         let rows = 0..self.limits.rows;
         let is_whole = task.prompt_logprobs.is_some() || self.config.reuse == Reuse::Off;
         let mut prefixes = if is_whole {
@@ -71,7 +76,8 @@ impl<M: LanguageModel> Engine<M> {
             self.pool.cached_prefixes(names, task.sequence.tokens())
         };
         let room = |row| self.pool.available(row).saturating_sub(growing(row));
-        prefixes.sort_by_key(|prefix| Reverse((prefix.pages.len(), room(prefix.row))));
+        prefixes
+            .sort_by_key(|prefix| (is_ahead(prefix.row), Reverse((prefix.pages.len(), room(prefix.row)))));
         let positions = (task.sequence.tokens().len() + 1).min(self.limits.context());
         for prefix in prefixes {
             if task.sequence.pages.adopt_leaving(&prefix, positions, growing(prefix.row)).is_ok() {
@@ -81,6 +87,12 @@ impl<M: LanguageModel> Engine<M> {
             }
         }
         false
+    }
+
+    /// Sequences that run on a row, or will once their prompts have.
+    fn load(&self, row: usize) -> usize {
+        let there = self.running.iter().filter(|task| task.sequence.pages.row() == row);
+        there.map(|task| task.choices().len()).sum()
     }
 
     /// Tells the client once.

@@ -18,6 +18,9 @@ pub struct EngineConfig {
     pub gap: Option<Duration>,
     /// Which cached pages a request may begin with.
     pub reuse: Reuse,
+    /// By how many sequences a row of a mesh may be ahead of the one that runs fewest, for a prompt whose beginning it has
+    /// cached: all that begin alike would run on one row otherwise.
+    pub rows_apart: usize,
     /// Where an [`EngineThread`](crate::EngineThread) finds its cached pages when it starts, and leaves them when it ends.
     pub cache_state: Option<CacheState>,
 }
@@ -42,6 +45,7 @@ impl Default for EngineConfig {
             prefill_chunk: 512,
             gap: Some(Duration::from_secs(1)),
             reuse: Reuse::Prompts,
+            rows_apart: 4,
             cache_state: None,
         }
     }
@@ -50,7 +54,8 @@ impl Default for EngineConfig {
 impl EngineConfig {
     /// One sequence after another, without a cache between them.
     pub fn single(prefill_chunk: usize) -> Self {
-        Self { queue: 1, sequences: 1, prefill_chunk, gap: None, reuse: Reuse::Off, cache_state: None }
+        let (gap, reuse, cache_state) = (None, Reuse::Off, None);
+        Self { queue: 1, sequences: 1, prefill_chunk, gap, reuse, rows_apart: 0, cache_state }
     }
 
     /// Whether anything can be run.

@@ -34,7 +34,7 @@ pub use client::{RequestId, StreamEvent, Usage};
 pub use config::{EngineConfig, Reuse};
 pub use metrics::{Histogram, Snapshot};
 use task::Task;
-pub use thread::{EngineHandle, EngineThread, Health, Ticket};
+pub use thread::{EngineHandle, EngineThread, Health, Place, Ticket};
 
 use crate::structured::{Guide, Guides};
 use crate::{
@@ -46,7 +46,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submission {
     /// The prompt.
-    pub prompt: Vec<dsv3_runtime::TokenId>,
+    pub prompt: Arc<[dsv3_runtime::TokenId]>,
     /// What is asked for.
     pub request: Request,
 }
@@ -120,15 +120,15 @@ impl<M: LanguageModel> Engine<M> {
         sink: impl FnMut(StreamEvent) -> ControlFlow<()> + Send + 'static,
     ) -> Result<RequestId, Error> {
         check(submission, &self.limits, &self.config)?;
-        let guide = match &submission.request.constraint {
-            Some(constraint) => Some(self.guides()?.guide(constraint)?),
-            None => None,
-        };
         let (waiting, limit) = (self.waiting.len(), self.config.queue);
         if waiting >= limit {
             self.counts.refused += 1;
             return Err(Error::QueueFull { waiting, limit });
         }
+        let guide = match &submission.request.constraint {
+            Some(constraint) => Some(self.guides()?.guide(constraint)?),
+            None => None,
+        };
         let id = RequestId(self.next_id);
         self.next_id += 1;
         self.queue(id, submission, guide.as_ref(), Box::new(sink));
@@ -256,12 +256,9 @@ impl<M: LanguageModel> Engine<M> {
     fn end_choices(&mut self, id: RequestId) {
         let client = self.clients.get_mut(&id).expect("a request that is there");
         let tasks = self.running.iter_mut().chain(&mut self.waiting).filter(|task| task.client == id);
-        for Task { choice, sequence, forks, .. } in tasks {
-            let forks = forks.iter_mut().map(|(choice, sequence)| (*choice, sequence));
-            for (choice, sequence) in std::iter::once((*choice, sequence)).chain(forks) {
-                if let Some(event) = sequence.cancel() {
-                    client.token(choice, event);
-                }
+        for task in tasks {
+            if let Some(event) = task.sequence.cancel() {
+                task.choices().for_each(|choice| client.token(choice, event.clone()));
             }
         }
     }

@@ -1,10 +1,12 @@
 //! A sequence that an engine runs, and what the engine remembers of it.
 
+use std::ops::Range;
 use std::time::Instant;
 
-use super::{Reuse, client::RequestId};
+use super::{Reuse, Submission, client::RequestId};
 use crate::sequence::Sequence;
-use crate::{KeptPage, PageKey, TokenLogprobs};
+use crate::structured::Guide;
+use crate::{KeptPage, PageKey, PagePool, TokenLogprobs};
 
 /// A sequence, waiting or running.
 pub(super) struct Task {
@@ -12,7 +14,7 @@ pub(super) struct Task {
     pub(super) choice: usize,
     pub(super) sequence: Sequence,
     /// The other choices of the request, which begin when the prompt has run.
-    pub(super) forks: Vec<(usize, Sequence)>,
+    pub(super) forks: Option<Forks>,
     pub(super) names: Names,
     /// Of the prompt's tokens, where these were asked for.
     pub(super) prompt_logprobs: Option<PromptLogprobs>,
@@ -25,13 +27,41 @@ pub(super) struct Task {
 impl Task {
     /// A choice without others.
     pub(super) fn new(client: RequestId, choice: usize, sequence: Sequence, names: Names) -> Self {
-        let (forks, prompt_logprobs) = (Vec::new(), None);
+        let (forks, prompt_logprobs) = (None, None);
         Self { client, choice, sequence, forks, names, prompt_logprobs, passed_over: 0, last_token: None }
+    }
+
+    /// Its own choice, and those that are to begin.
+    pub(super) fn choices(&self) -> Range<usize> {
+        self.choice..self.forks.as_ref().map_or(self.choice + 1, Forks::end)
     }
 
     /// Whether its prompt is not in the cache yet.
     pub(super) fn is_in_prompt(&self) -> bool {
         self.sequence.prompt_rest() > 0
+    }
+}
+
+/// The choices of a request beside its first one. Until its prompt has run they have nothing of their own.
+pub(super) struct Forks {
+    submission: Submission,
+    guide: Option<Guide>,
+}
+
+impl Forks {
+    pub(super) fn new(submission: Submission, guide: Option<Guide>) -> Self {
+        Self { submission, guide }
+    }
+
+    /// One more than the last of them.
+    fn end(&self) -> usize {
+        self.submission.request.choices
+    }
+
+    /// Makes their sequences, with pages from a pool for a context.
+    pub(super) fn sequences(self, place: (&PagePool, usize)) -> impl Iterator<Item = (usize, Sequence)> {
+        (1..self.end())
+            .map(move |choice| (choice, Sequence::new(&self.submission, choice, self.guide.clone(), place)))
     }
 }
 
@@ -73,7 +103,8 @@ impl Names {
             if place == self.pages.len() {
                 self.pages.push(before.next(tokens));
             }
-            let content = KeptPage { key: self.pages[place], before, tokens: tokens.into() };
+            let content =
+                KeptPage { key: self.pages[place], before, place: place as u32, tokens: tokens.into() };
             sequence.pages.keep(place, content);
             self.kept += 1;
         }

@@ -1,7 +1,7 @@
 //! An engine on a thread of its own.
 //!
-//! Requests are checked, and constraints compiled, on the thread that submits them; the engine's thread does nothing but
-//! steps. What it counts is published after each.
+//! Requests are checked, and constraints compiled, on the thread that submits them, for who has a place in the queue; the
+//! engine's thread does nothing but steps. What it counts is published after each.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use super::client::Sink;
 use super::{Engine, EngineConfig, RequestId, Snapshot, StreamEvent, Submission, check};
 use crate::structured::{Guide, Guides};
-use crate::{CacheReport, ChosenExperts, Error, LanguageModel, ModelLimits, Tokenizer};
+use crate::{CacheReport, ChosenExperts, Constraint, Error, LanguageModel, ModelLimits, Tokenizer};
 
 /// Whether an engine takes requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,16 +159,51 @@ impl EngineHandle {
     pub fn submit(
         &self,
         submission: Submission,
-        mut sink: impl FnMut(StreamEvent) -> ControlFlow<()> + Send + 'static,
+        sink: impl FnMut(StreamEvent) -> ControlFlow<()> + Send + 'static,
     ) -> Result<Ticket, Error> {
+        let place = self.place(&submission)?;
+        let guide =
+            submission.request.constraint.as_ref().map(|constraint| self.guide(constraint)).transpose()?;
+        self.submit_at(place, submission, guide, sink)
+    }
+
+    /// Takes a place in the queue for a request, which is looked at but for its constraint. Dropping it gives it back.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn place(&self, submission: &Submission) -> Result<Place, Error> {
         let shared = &self.shared;
         shared.check_health()?;
-        check(&submission, &shared.limits, &shared.config)?;
-        let guide = match &submission.request.constraint {
-            Some(constraint) => Some(shared.guides()?.guide(constraint)?),
-            None => None,
-        };
-        let mut place = Some(Place::take(shared)?);
+        check(submission, &shared.limits, &shared.config)?;
+        Place::take(shared)
+    }
+
+    /// Compiles a constraint, which may take long: who has no [place](Self::place) yet need not begin.
+    ///
+    /// # Errors
+    /// [`Error::Constraint`] for one that cannot be kept to.
+    pub fn guide(&self, constraint: &Constraint) -> Result<Guide, Error> {
+        self.shared.guides()?.guide(constraint)
+    }
+
+    /// As [`submit`](Self::submit), at a place that is taken for this request, with the guide of its constraint.
+    ///
+    /// # Errors
+    /// An engine that has ended.
+    ///
+    /// # Panics
+    /// If a guide is missing, or there is one for a request without a constraint.
+    pub fn submit_at(
+        &self,
+        place: Place,
+        submission: Submission,
+        guide: Option<Guide>,
+        mut sink: impl FnMut(StreamEvent) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<Ticket, Error> {
+        let has_constraint = submission.request.constraint.is_some();
+        assert_eq!(guide.is_some(), has_constraint, "a guide keeps to the request's constraint");
+        let shared = &self.shared;
+        let mut place = Some(place);
         let sink = move |event| {
             drop(place.take());
             sink(event)
@@ -211,6 +246,8 @@ impl EngineHandle {
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = lock(&self.shared.snapshot).clone();
         snapshot.refused += self.shared.refused.load(Ordering::Relaxed);
+        // Those that the engine does not know yet have places, too.
+        snapshot.waiting = snapshot.waiting.max(self.shared.waiting.load(Ordering::Relaxed));
         snapshot
     }
 
@@ -291,8 +328,9 @@ impl Shared {
     }
 }
 
-/// A place in the queue, until it is dropped.
-struct Place(Arc<Shared>);
+/// A place in an engine's queue, until it is dropped or its request begins.
+#[must_use = "dropping it gives the place back"]
+pub struct Place(Arc<Shared>);
 
 impl Place {
     fn take(shared: &Arc<Shared>) -> Result<Self, Error> {
@@ -418,7 +456,7 @@ mod tests {
         let (sender, events) = mpsc::channel();
         let submit = |id| {
             let request = Request { max_new_tokens: 3, ..Request::of(SamplingParams::GREEDY) };
-            let submission = Submission { prompt: vec![TokenId(5)], request };
+            let submission = Submission { prompt: [TokenId(5)].into(), request };
             let sender = sender.clone();
             let sink = Box::new(move |event| {
                 sender.send((id, event)).unwrap();

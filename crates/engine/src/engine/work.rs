@@ -100,7 +100,9 @@ impl<M: LanguageModel> Engine<M> {
         let (shared, last) = task.sequence.pages.pages().split_at(whole);
         let (shared, last) =
             (CachedPrefix { row: task.sequence.pages.row(), pages: shared.to_vec() }, last.first().copied());
-        for (choice, mut sequence) in std::mem::take(&mut task.forks) {
+        let (pool, context) = (self.pool.clone(), self.limits.context());
+        let forks = task.forks.take().into_iter();
+        for (choice, mut sequence) in forks.flat_map(|forks| forks.sequences((&pool, context))) {
             let has_pages = sequence.pages.adopt(&shared, prompt).is_ok();
             if let (true, Some(from), Some(&to)) = (has_pages, last, sequence.pages.pages().get(whole)) {
                 self.model.copy_page(shared.row, from, to)?;

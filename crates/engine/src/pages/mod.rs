@@ -355,7 +355,7 @@ mod tests {
         let names = PageKey::chain(PageKey::root(""), tokens, size);
         for (place, (&key, tokens)) in names.iter().zip(tokens.chunks(size)).enumerate() {
             let before = place.checked_sub(1).map_or(PageKey::root(""), |before| names[before]);
-            table.keep(place, KeptPage { key, before, tokens: tokens.into() });
+            table.keep(place, KeptPage { key, before, place: place as u32, tokens: tokens.into() });
         }
         names
     }
@@ -441,5 +441,62 @@ mod tests {
         assert_eq!(pool.free_pages(), 1);
         drop(second);
         assert_eq!(pool.free_pages(), 3);
+    }
+
+    /// What a table of the next test does: begins with what is kept of a sequence, grows to more of its pages and keeps
+    /// them, or is dropped.
+    #[derive(Clone, Debug)]
+    enum Turn {
+        Begin(usize, usize, usize),
+        End(usize),
+    }
+
+    fn turn() -> impl Strategy<Value = Turn> {
+        prop_oneof![
+            3 => (0..4_usize, 0..3_usize, 1..6_usize)
+                .prop_map(|(table, sequence, pages)| Turn::Begin(table, sequence, pages)),
+            1 => (0..4_usize).prop_map(Turn::End),
+        ]
+    }
+
+    proptest! {
+        /// Three sequences that have their first pages in common, two of them more.
+        #[test]
+        fn kept_pages_know_their_place_and_come_behind_those_before_them(turns in prop::collection::vec(turn(), 0..60)) {
+            let pool = pool(9, 1);
+            let tokens = |sequence: usize| -> Vec<TokenId> {
+                let splits = [9, 3, 1];
+                (0..6).map(|place| TokenId(if place < splits[sequence] { place } else { 100 * sequence as u32 + place }))
+                    .collect()
+            };
+            let mut tables: Vec<_> = (0..4).map(|_| pool.table()).collect();
+            for turn in turns {
+                match turn {
+                    Turn::End(table) => tables[table].release(),
+                    Turn::Begin(table, sequence, pages) => {
+                        let table = &mut tables[table];
+                        table.release();
+                        let tokens = &tokens(sequence)[..pages];
+                        let names = PageKey::chain(PageKey::root(""), tokens, 1);
+                        let prefix = pool.cached_prefixes(&names, tokens).remove(0);
+                        if table.adopt(&prefix, pages).is_ok() {
+                            keep(table, tokens);
+                        }
+                    }
+                }
+                let kept = pool.kept_pages(0);
+                let by_name = |name| kept.iter().position(|(_, content)| content.key == name);
+                for (index, (_, content)) in kept.iter().enumerate() {
+                    let before = |&at: &usize| by_name(kept[at].1.before);
+                    let walk: Vec<usize> = std::iter::successors(Some(index), before).collect();
+                    prop_assert!(walk.is_sorted_by(|later, earlier| later > earlier), "{walk:?}");
+                    let first = &kept[*walk.last().unwrap()].1;
+                    prop_assert_eq!(content.place as usize, first.place as usize + walk.len() - 1);
+                    if first.before == PageKey::root("") {
+                        prop_assert_eq!(content.place as usize, walk.len() - 1, "the whole chain is kept");
+                    }
+                }
+            }
+        }
     }
 }

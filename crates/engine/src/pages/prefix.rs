@@ -58,6 +58,8 @@ pub struct KeptPage {
     pub key: PageKey,
     /// The name of the page before it, or the root.
     pub before: PageKey,
+    /// How many pages stand before it in its sequence.
+    pub place: u32,
     /// What it holds. Compared when it is found: no one reads another's page for a hash alone.
     pub tokens: Box<[TokenId]>,
 }

@@ -124,15 +124,11 @@ impl Row {
     pub(super) fn kept_pages(&self) -> Vec<(PageId, KeptPage)> {
         let content =
             |page: &PageId| self.states[page.0 as usize].kept.as_ref().expect("a named page is kept");
-        let depth = |page: &PageId| {
-            let before = |page: &&PageId| self.named.get(&content(page).before);
-            std::iter::successors(Some(page), before).count()
-        };
         // What was used last comes first, of pages that stand at the same place.
         let mut pages: Vec<_> = self
             .named
             .values()
-            .map(|page| (depth(page), u64::MAX - self.states[page.0 as usize].given_back, page))
+            .map(|page| (content(page).place, u64::MAX - self.states[page.0 as usize].given_back, page))
             .collect();
         pages.sort_unstable();
         pages.into_iter().map(|(_, _, &page)| (page, content(&page).clone())).collect()

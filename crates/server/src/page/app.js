@@ -1,7 +1,7 @@
 // The page: one conversation is open, one answer at a time comes in.
 
 import { ExpertsPicture } from "./experts.js";
-import { markdown } from "./markdown.js";
+import { GrowingMarkdown } from "./markdown.js";
 import * as store from "./store.js";
 import { ApiError, answer, models } from "./stream.js";
 
@@ -66,20 +66,28 @@ function messageView(message) {
   view.querySelector(".copy").addEventListener("click", () => navigator.clipboard?.writeText(message.content));
   view.querySelector(".regenerate").addEventListener("click", () => regenerate(message));
   view.querySelector(".edit").addEventListener("click", () => edit(message));
+  const shown = new GrowingMarkdown(body);
   const update = (isRunning) => {
     thought.hidden = !message.reasoning;
     if (message.reasoning) {
-      thought.querySelector(".body").textContent = message.reasoning.trim();
+      showGrown(thought.querySelector(".body"), message.reasoning.trim());
       thought.querySelector("summary").textContent = isRunning && !message.content ? "Thinking…" : "Thought";
     }
     if (message.role === "user") body.textContent = message.content;
-    else body.replaceChildren(...markdown(message.content));
+    else shown.update(message.content);
     body.classList.toggle("waiting", isRunning);
     figures.textContent = message.error ?? message.figures ?? "";
     figures.classList.toggle("error", Boolean(message.error));
   };
   update(false);
   return { view, update };
+}
+
+/** Shows a text in an element that has shown its beginning. */
+function showGrown(element, text) {
+  const shown = element.firstChild?.data ?? "";
+  if (shown && text.startsWith(shown)) element.firstChild.appendData(text.slice(shown.length));
+  else element.textContent = text;
 }
 
 function showMessages() {

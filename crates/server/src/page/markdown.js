@@ -79,13 +79,42 @@ function block(rest) {
   return element("p", ...lines(text.join("\n")));
 }
 
-/** Elements for a text. */
-export function markdown(text) {
-  const rest = text.split("\n");
-  const blocks = [];
+/** Takes blocks from lines, until there are none: `{ element, start }`, where `start` is the block's first line. */
+function blocks(lines) {
+  const rest = [...lines];
+  const found = [];
   while (rest.length) {
-    if (rest[0].trim()) blocks.push(block(rest));
+    const start = lines.length - rest.length;
+    if (rest[0].trim()) found.push({ element: block(rest), start });
     else rest.shift();
   }
-  return blocks;
+  return found;
+}
+
+/** Elements for a text. */
+export function markdown(text) {
+  return blocks(text.split("\n")).map(({ element }) => element);
+}
+
+/**
+ * Shows a text that grows in an element. A block that nothing can change any more is made once: what is made anew each time
+ * begins with the last block of whole lines, for the next line may go on with it, and a line that is not whole may become
+ * anything.
+ */
+export class GrowingMarkdown {
+  constructor(parent) {
+    this.parent = parent;
+    this.done = 0; // characters of the text whose blocks stay
+    this.open = []; // elements of the others
+  }
+
+  update(text) {
+    const rest = text.slice(this.done).split("\n");
+    const found = blocks(rest);
+    const staying = Math.max(0, found.findLastIndex(({ start }) => start < rest.length - 1));
+    this.open.forEach((one) => one.remove());
+    this.parent.append(...found.map(({ element }) => element));
+    this.open = found.slice(staying).map(({ element }) => element);
+    if (staying) this.done += rest.slice(0, found[staying].start).join("\n").length + 1;
+  }
 }

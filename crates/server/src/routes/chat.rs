@@ -11,7 +11,7 @@ use dsv3_engine::{
     ChatAnswer, ChatDelta, ChatParser, Event, Finish, FinishReason, StreamEvent, tags::CALL_END,
 };
 
-use super::{Head, cancelled, log_end};
+use super::{Fields, Head, cancelled, log_end};
 use crate::{
     ApiError,
     answer::Running,
@@ -46,15 +46,15 @@ pub(crate) async fn chat_completions(
     State(app): State<Arc<App>>,
     JsonBody(bytes): JsonBody,
 ) -> Result<Response, ApiError> {
-    let (running, job, head) = app
+    let (submission, job, head) = app
         .work(move |app, served| {
             app.log_body(&bytes);
             let request = ChatRequest::parse(&bytes)?;
             let (submission, job) = served.prepare_chat(app, &request)?;
-            let running = app.submit(served, vec![submission], job.form_field, "messages")?;
-            Ok((running, job, Head::new("chatcmpl", served)))
+            Ok((submission, job, Head::new("chatcmpl", served)))
         })
         .await?;
+    let running = app.submit(vec![submission], Fields { form: job.form_field, prompt: "messages" }).await?;
     let answers = Answers::new(&job, head);
     match job.stream {
         Some(options) => Ok(stream::respond(&app, move |writer| write(running, answers, options, writer))),

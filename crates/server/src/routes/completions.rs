@@ -10,7 +10,7 @@ use axum::{
 use dsv3_engine::{FinishReason, StreamEvent, TokenLogprobs};
 use dsv3_runtime::TokenId;
 
-use super::{Head, cancelled, log_end};
+use super::{Fields, Head, cancelled, log_end};
 use crate::{
     ApiError,
     answer::Running,
@@ -42,17 +42,17 @@ pub(crate) async fn completions(
     State(app): State<Arc<App>>,
     JsonBody(bytes): JsonBody,
 ) -> Result<Response, ApiError> {
-    let (running, texts, stream) = app
+    let (submissions, texts, (form, stream)) = app
         .work(move |app, served| {
             app.log_body(&bytes);
             let request = CompletionRequest::parse(&bytes)?;
             let mut job = served.prepare_completion(app, &request)?;
             let submissions = mem::take(&mut job.submissions);
             let texts = Texts::new(&mut job, &submissions, Head::new("cmpl", served));
-            let running = app.submit(served, submissions, job.form_field, "prompt")?;
-            Ok((running, texts, job.stream))
+            Ok((submissions, texts, (job.form_field, job.stream)))
         })
         .await?;
+    let running = app.submit(submissions, Fields { form, prompt: "prompt" }).await?;
     match stream {
         Some(options) => Ok(stream::respond(&app, move |writer| write(running, texts, options, writer))),
         None => Ok(Json(collect(running, texts).await?).into_response()),
@@ -67,7 +67,7 @@ struct Texts {
     /// The prompts, where the answers begin with them.
     echoes: Option<Vec<String>>,
     /// Their tokens, where these come with log probabilities.
-    prompts: Vec<Vec<TokenId>>,
+    prompts: Vec<Arc<[TokenId]>>,
     has_logprobs: bool,
     /// For each answer: whether its echo is given out, and the characters of its tokens.
     places: Vec<(bool, usize)>,
@@ -81,7 +81,7 @@ impl Texts {
         let echoes = job.echoes.take();
         let prompts = match &echoes {
             Some(_) if has_logprobs => {
-                submissions.iter().map(|submission| submission.prompt.clone()).collect()
+                submissions.iter().map(|submission| Arc::clone(&submission.prompt)).collect()
             }
             _ => Vec::new(),
         };
@@ -158,7 +158,7 @@ impl Texts {
         }
         let logprobs = self.has_logprobs.then(|| {
             let mut logprobs = CompletionLogprobs::default();
-            let tokens = self.prompts.get(prompt).into_iter().flatten();
+            let tokens = self.prompts.get(prompt).into_iter().flat_map(|prompt| prompt.iter());
             for (position, &token) in tokens.enumerate() {
                 let found = found.and_then(|found| found.get(position)?.as_ref());
                 logprobs.push(&self.head.tokenizer, token, found);

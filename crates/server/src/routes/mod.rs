@@ -17,7 +17,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use dsv3_engine::{Submission, Tokenizer, Usage, random_seed};
+use dsv3_engine::{Error, Submission, Tokenizer, Usage, random_seed};
+use tokio::time::Instant;
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, CorsLayer},
@@ -35,7 +36,7 @@ use crate::{
     ApiError,
     answer::Running,
     app::{App, Served, now},
-    auth, log, page,
+    auth, hosts, log, page,
 };
 
 /// What an answer says of itself.
@@ -74,25 +75,49 @@ fn log_end(usage: &Usage) {
     );
 }
 
+/// The fields of a request that errors name.
+#[derive(Clone, Copy)]
+struct Fields {
+    /// The one that asked for a form.
+    form: &'static str,
+    /// The one that is the prompt.
+    prompt: &'static str,
+}
+
+impl Fields {
+    fn name(self, error: &Error, served: &Served) -> ApiError {
+        let queue = served.engine.snapshot().queue_time;
+        let mean = queue.sum() / queue.count().max(1) as f64;
+        let error = ApiError::from(error).with_retry_after((mean.ceil() as u64).clamp(1, 60));
+        let error = error.renamed("prompt", self.prompt);
+        ["json_schema", "regex", "grammar"]
+            .into_iter()
+            .fold(error, |error, field| error.renamed(field, self.form))
+    }
+}
+
 impl App {
-    /// Asks the engine. Errors name the fields of this request: the one that asked for a form, the one that is the prompt.
-    pub(crate) fn submit(
-        &self,
-        served: &Served,
+    /// Asks the engine: takes places in its queue first, and only then compiles the form of the answer, if there is one.
+    ///
+    /// # Errors
+    /// What the engine says.
+    async fn submit(
+        self: &Arc<Self>,
         submissions: Vec<Submission>,
-        form_field: &str,
-        prompt_field: &str,
+        fields: Fields,
     ) -> Result<Running, ApiError> {
-        let limit = self.config.limits.request_time;
-        Running::submit(&served.engine, submissions, limit).map_err(|error| {
-            let queue = served.engine.snapshot().queue_time;
-            let mean = queue.sum() / queue.count().max(1) as f64;
-            let error = ApiError::from(error).with_retry_after((mean.ceil() as u64).clamp(1, 60));
-            let error = error.renamed("prompt", prompt_field);
-            ["json_schema", "regex", "grammar"]
-                .into_iter()
-                .fold(error, |error, field| error.renamed(field, form_field))
-        })
+        let deadline = self.config.limits.request_time.map(|limit| (Instant::now() + limit, limit));
+        let served = self.ready()?;
+        let has_form = submissions.iter().any(|submission| submission.request.constraint.is_some());
+        let places = submissions
+            .into_iter()
+            .map(|submission| Ok((served.engine.place(&submission)?, submission)))
+            .collect::<Result<Vec<_>, Error>>();
+        let asked = places.map_err(|error| fields.name(&error, served))?;
+        let submit = move |served: &Served| {
+            Running::submit(&served.engine, asked, deadline).map_err(|error| fields.name(&error, served))
+        };
+        if has_form { self.compile(move |_, served| submit(served)).await } else { submit(served) }
     }
 }
 
@@ -159,7 +184,9 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router.layer(middleware::from_fn_with_state(Arc::clone(app), log::requests))
+    router
+        .layer(middleware::from_fn_with_state(Arc::clone(app), hosts::check))
+        .layer(middleware::from_fn_with_state(Arc::clone(app), log::requests))
 }
 
 /// The OpenAPI document. It is about itself not.

@@ -1,7 +1,7 @@
 //! What one client may take, and clients that go away or do not read.
 
 use super::*;
-use crate::Limits;
+use crate::{Limits, app::COMPILERS};
 
 fn slow() -> Model {
     Model::Slow(Duration::from_millis(2))
@@ -101,4 +101,28 @@ async fn an_engine_that_ends_says_so() {
         let response = router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
+}
+
+#[tokio::test]
+async fn a_form_is_compiled_for_who_has_a_place_and_holds_up_nobody_without() {
+    let engine = EngineConfig { queue: 2, ..EngineConfig::default() };
+    let server = Fixture::with(Model::Hashes, ServerConfig::default(), engine);
+    let form = |regex: &str| json!({"prompt": "the", "max_tokens": 3, "guided_regex": regex}).to_string();
+    let plain = json!({"prompt": "the", "max_tokens": 1});
+    // What compiles now takes its time.
+    let busy = server.app.compilers.acquire_many(COMPILERS as u32).await.unwrap();
+    let ask = || tokio::spawn(server.router.clone().oneshot(post(COMPLETIONS, form("[0-9]{2}"))));
+    let first = ask();
+    server.until(|counts| counts.waiting == 1).await;
+    server.ok(COMPLETIONS, &plain).await;
+    let second = ask();
+    server.until(|counts| counts.waiting == 2).await;
+    let refused = server.send(post(COMPLETIONS, form("("))).await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS, "it is not looked at");
+    drop(busy);
+    for waiting in [first, second] {
+        assert_eq!(waiting.await.unwrap().unwrap().status(), StatusCode::OK);
+    }
+    let refused = server.send(post(COMPLETIONS, form("("))).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
 }

@@ -6,7 +6,7 @@ mod limits;
 mod page;
 mod refusals;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -84,7 +84,7 @@ impl Fixture {
     fn with(model: Model, config: ServerConfig, engine: EngineConfig) -> Self {
         let open = move || Ok::<_, Error>(FakeModel::new(LIMITS, model.next()));
         let engine = EngineThread::start(Arc::clone(tokenizer()), engine, open).unwrap();
-        let app = Arc::new(App::new(config));
+        let app = Arc::new(App::new(config, Ipv4Addr::LOCALHOST.into()));
         assert!(app.model.set(Served::new(engine.handle(), info())).is_ok());
         Self { router: routes::router(&app), app, engine }
     }

@@ -144,7 +144,7 @@ async fn pages_of_other_origins_may_ask_where_that_is_said() {
 
 #[tokio::test]
 async fn while_the_model_is_loaded_all_say_so() {
-    let app = Arc::new(App::new(ServerConfig::default()));
+    let app = Arc::new(App::new(ServerConfig::default(), Ipv4Addr::LOCALHOST.into()));
     let router = routes::router(&app);
     for request in
         [Request::get("/health").body(Body::empty()).unwrap(), post(CHAT, chat(&json!({})).to_string())]
@@ -173,4 +173,32 @@ fn the_lists_of_fields_are_those_of_the_document() {
         known.sort_unstable();
         assert_eq!(own, known, "{schema}");
     }
+}
+
+#[tokio::test]
+async fn who_asks_by_another_sites_name_is_refused_everywhere() {
+    let server = Fixture::new(Model::Hashes);
+    let asks = |path: &str, host: &str, origin: Option<&str>| {
+        let mut request = post(path, chat(&json!({"max_tokens": 1})).to_string());
+        request.headers_mut().insert(header::HOST, host.parse().unwrap());
+        if let Some(origin) = origin {
+            request.headers_mut().insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        server.send(request)
+    };
+    for path in [CHAT, "/", "/health", "/nowhere"] {
+        let response = asks(path, "evil.example:8080", None).await;
+        assert_eq!(response.status(), StatusCode::FORBIDDEN, "{path}");
+        let answer: Value = serde_json::from_str(&text(response).await).unwrap();
+        let error = &answer["error"];
+        assert_eq!(
+            (&error["code"], &error["type"]),
+            (&json!("host_not_allowed"), &json!("invalid_request_error"))
+        );
+        assert!(error["message"].as_str().unwrap().contains("--allowed-host evil.example"), "{answer}");
+    }
+    let other = asks(CHAT, "localhost:8080", Some("http://evil.example")).await;
+    assert_eq!(other.status(), StatusCode::FORBIDDEN);
+    assert!(text(other).await.contains("origin_not_allowed"));
+    assert_eq!(asks(CHAT, "localhost:8080", Some("http://localhost:8080")).await.status(), StatusCode::OK);
 }

@@ -14,7 +14,7 @@ fn choices_share_the_prompt_and_draw_for_themselves() {
         let mut engine = engine(LIMITS, CONFIG);
         let sampling = SamplingParams::new(1.0, 0, 1.0, 9).unwrap();
         let request = Request { choices: 5, sampling, ..request(6) };
-        let submission = Submission { prompt: ids(0..prompt_len), request };
+        let submission = Submission { prompt: ids(0..prompt_len).into(), request };
         let (_, answer) = submit(&mut engine, submission.clone(), None).unwrap();
         engine.step().unwrap();
         if prompt_len == 8 {
@@ -35,7 +35,7 @@ fn choices_for_which_there_are_no_pages_run_the_prompt_for_themselves() {
     let mut engine = engine(limits, EngineConfig { reuse: Reuse::Off, ..CONFIG });
     let request =
         Request { choices: 4, sampling: SamplingParams::new(1.0, 0, 1.0, 9).unwrap(), ..request(9) };
-    let submission = Submission { prompt: ids(0..10), request };
+    let submission = Submission { prompt: ids(0..10).into(), request };
     let (_, answer) = submit(&mut engine, submission.clone(), None).unwrap();
     run(&mut engine);
     assert_eq!(answer.lock().unwrap().tokens, alone(&submission, 20));
@@ -86,7 +86,8 @@ fn the_prompts_own_log_probabilities_come_where_they_are_asked_for() {
     let prompt = ids(0..21);
     for max_new_tokens in [0, 2] {
         let request = Request { prompt_logprobs: Some(2), logprobs: Some(0), ..request(max_new_tokens) };
-        let (_, answer) = submit(&mut engine, Submission { prompt: prompt.clone(), request }, None).unwrap();
+        let (_, answer) =
+            submit(&mut engine, Submission { prompt: prompt.clone().into(), request }, None).unwrap();
         run(&mut engine);
         let answer = answer.lock().unwrap();
         assert_eq!((answer.prompt_logprobs.len(), answer.prompt_logprobs[0].clone()), (21, None));
@@ -106,7 +107,7 @@ fn biases_and_penalties_change_what_is_chosen() {
     let sampling = SamplingParams::GREEDY.with_penalties(penalties).unwrap();
     let bias = vec![(TokenId(7), 2.5), (TokenId(8), 2.5)];
     let request = Request { sampling, logit_bias: bias, ..request(8) };
-    let (_, answer) = submit(&mut engine, Submission { prompt: ids(0..3), request }, None).unwrap();
+    let (_, answer) = submit(&mut engine, Submission { prompt: ids(0..3).into(), request }, None).unwrap();
     run(&mut engine);
     let tokens = answer.lock().unwrap().tokens[0].clone();
     // Logits are below 4: a bias of 2.5 decides once or twice, then a penalty of 4 takes it away.
@@ -131,7 +132,8 @@ fn an_answer_keeps_the_form_that_was_asked_for() {
             let request =
                 Request { sampling, constraint: Some(constraint.clone()), choices: 3, ..request(60) };
             let prompt = tokenizer().encode("?", Bos::AsWritten).unwrap();
-            let (_, answer) = submit(&mut engine, Submission { prompt, request }, None).unwrap();
+            let (_, answer) =
+                submit(&mut engine, Submission { prompt: prompt.into(), request }, None).unwrap();
             run(&mut engine);
             let answer = answer.lock().unwrap();
             for (text, finish) in answer.texts.iter().zip(&answer.finishes) {
@@ -157,7 +159,7 @@ fn a_form_that_is_none_is_refused_by_name() {
     let mut engine = engine(LIMITS, CONFIG);
     let mut refused = |constraint| {
         let request = Request { constraint: Some(constraint), ..request(5) };
-        submit(&mut engine, Submission { prompt: ids(0..3), request }, None).unwrap_err().to_string()
+        submit(&mut engine, Submission { prompt: ids(0..3).into(), request }, None).unwrap_err().to_string()
     };
     let error = refused(Constraint::JsonSchema(json!({"type": "nonsense"})));
     assert!(error.starts_with("json_schema: ") && !error.contains('\n'), "{error}");
@@ -241,7 +243,7 @@ fn no_step_is_run_for_an_answer_that_has_ended() {
     let next = |tokens: &[TokenId]| one_hot(TokenId(if tokens.len() < 6 { 50 } else { 1 }));
     let mut engine = Engine::new(FakeModel::new(LIMITS, next), Arc::clone(tokenizer()), CONFIG).unwrap();
     let request = Request { eos_token_ids: vec![TokenId(1)], ..request(40) };
-    let (_, answer) = submit(&mut engine, Submission { prompt: ids(10..13), request }, None).unwrap();
+    let (_, answer) = submit(&mut engine, Submission { prompt: ids(10..13).into(), request }, None).unwrap();
     run(&mut engine);
     assert_eq!(answer.lock().unwrap().finishes, [Some(Finish::EndOfSequence(TokenId(1)))]);
     assert_eq!(answer.lock().unwrap().tokens[0].len(), 3);

@@ -23,6 +23,7 @@ const CONFIG: EngineConfig = EngineConfig {
     prefill_chunk: 8,
     gap: None,
     reuse: Reuse::Prompts,
+    rows_apart: 4,
     cache_state: None,
 };
 
@@ -46,7 +47,7 @@ fn request(max_new_tokens: usize) -> Request {
 }
 
 fn submission(prompt: Vec<TokenId>, max_new_tokens: usize) -> Submission {
-    Submission { prompt, request: request(max_new_tokens) }
+    Submission { prompt: prompt.into(), request: request(max_new_tokens) }
 }
 
 /// What a request has brought.
@@ -129,7 +130,7 @@ fn alone(submission: &Submission, context: usize) -> Vec<Vec<TokenId>> {
     let Submission { prompt, request } = submission;
     let answer = |choice| {
         let mut sampler = Sampler::of_choice(request.sampling, choice);
-        let mut tokens = prompt.clone();
+        let mut tokens = prompt.to_vec();
         while tokens.len() < context && tokens.len() - prompt.len() < request.max_new_tokens {
             tokens.push(sampler.sample(&hashed(&tokens)).unwrap());
         }

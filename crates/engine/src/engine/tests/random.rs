@@ -36,7 +36,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     );
     let submit = submit.prop_map(|(prompt, max_new_tokens, choices, sampling, patience, prompt_logprobs)| {
         let request = Request { sampling, choices, prompt_logprobs, ..request(max_new_tokens) };
-        Operation::Submit { submission: Box::new(Submission { prompt, request }), patience }
+        Operation::Submit { submission: Box::new(Submission { prompt: prompt.into(), request }), patience }
     });
     prop_oneof![
         3 => submit,

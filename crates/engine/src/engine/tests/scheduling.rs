@@ -103,7 +103,7 @@ fn a_full_queue_refuses_and_what_can_never_run_is_refused_at_once() {
     assert_eq!(refused(submission(ids(0..65), 4)), "the prompt has 65 tokens, but the context holds 64");
     assert_eq!(refused(submission(Vec::new(), 4)), "the prompt is empty: there is nothing to continue");
     let many = Request { choices: 17, ..request(4) };
-    let error = refused(Submission { prompt: ids(0..4), request: many });
+    let error = refused(Submission { prompt: ids(0..4).into(), request: many });
     assert_eq!(error, "n is 17, but must be no more than sequences that may run at once");
     engine.step().unwrap();
     submit(&mut engine, submission(ids(0..4), 4), None).unwrap();
@@ -136,7 +136,7 @@ fn a_sequence_that_loses_its_pages_goes_on_where_it_was() {
         let sampling = SamplingParams::new(1.0, 0, 0.95, 3).unwrap();
         let requests: Vec<_> = (0..4_u32)
             .map(|n| Submission {
-                prompt: ids(20 * n..20 * n + 6),
+                prompt: ids(20 * n..20 * n + 6).into(),
                 request: Request { sampling, ..request(20 + n as usize) },
             })
             .collect();
@@ -166,7 +166,7 @@ fn a_prefix_is_run_once() {
     // Of 23 tokens 5 pages are whole.
     assert_eq!(cached(&mut engine, submission(long.clone(), 4)), 20);
     let salted = Request { cache_salt: "mine".to_owned(), ..request(4) };
-    assert_eq!(cached(&mut engine, Submission { prompt: long.clone(), request: salted }), 0);
+    assert_eq!(cached(&mut engine, Submission { prompt: long.clone().into(), request: salted }), 0);
     // The last token is always run: its logits are needed.
     assert_eq!(cached(&mut engine, submission(long[..20].to_vec(), 4)), 16);
     let mut other = long.clone();
@@ -224,4 +224,72 @@ fn a_sequence_goes_to_the_row_that_has_its_prefix_and_else_to_the_emptiest() {
     assert_eq!(again.lock().unwrap().cached, Some(8));
     assert_eq!(first.lock().unwrap().tokens, alone(&submission(ids(0..9), 30), 64));
     assert_eq!(second.lock().unwrap().tokens, alone(&submission(ids(100..109), 30), 64));
+}
+
+#[test]
+fn a_beginning_that_all_have_does_not_bring_all_to_one_row() {
+    let limits = ModelLimits { rows: 4, page_count: 256, ..LIMITS };
+    for rows_apart in [0, 1, 4] {
+        let mut engine = engine(limits, EngineConfig { sequences: 64, rows_apart, ..CONFIG });
+        let loads = |engine: &Engine<Hashed>| {
+            let on = |row| engine.running.iter().filter(|task| task.sequence.pages.row() == row).count();
+            [0, 1, 2, 3].map(on)
+        };
+        let (system, mut widest, mut answers) = (ids(0..17), 0, Vec::new());
+        for n in 0..40 {
+            let request = submission([&system[..], &ids(100 + n..103 + n)].concat(), 40);
+            let answer = submit(&mut engine, request.clone(), None).unwrap().1;
+            answers.push((request, answer));
+            let before = loads(&engine);
+            engine.admit();
+            let row = engine.running.last().unwrap().sequence.pages.row();
+            let ahead = before[row] - before.iter().min().unwrap();
+            assert!(ahead == 0 || ahead < rows_apart, "{before:?}: row {row}");
+            widest = widest.max(ahead);
+            while engine.snapshot().prefilling > 0 {
+                engine.step().unwrap();
+            }
+        }
+        assert_eq!(
+            widest,
+            rows_apart.saturating_sub(1),
+            "as far as it may, it goes where the beginning is cached"
+        );
+        run(&mut engine);
+        for (request, answer) in answers {
+            assert_eq!(answer.lock().unwrap().tokens, alone(&request, 64));
+        }
+        assert_eq!(engine.snapshot().cached_tokens, (40 - 4) * 16, "each row runs the beginning once");
+    }
+}
+
+#[test]
+fn choices_that_are_to_begin_count_for_their_row() {
+    let limits = ModelLimits { rows: 2, page_count: 64, ..LIMITS };
+    let mut engine = engine(limits, EngineConfig { rows_apart: 2, ..CONFIG });
+    let many = Request { choices: 6, ..request(20) };
+    submit(&mut engine, Submission { prompt: ids(0..9).into(), request: many }, None).unwrap();
+    submit(&mut engine, submission(ids(0..10), 20), None).unwrap();
+    engine.admit();
+    assert_eq!([0, 1].map(|index: usize| engine.running[index].sequence.pages.row()), [0, 1]);
+    run(&mut engine);
+}
+
+#[test]
+fn a_prompt_that_waits_is_there_once() {
+    let mut engine = engine(LIMITS, EngineConfig { sequences: 8, ..CONFIG });
+    submit(&mut engine, submission(ids(50..60), 30), None).unwrap();
+    engine.step().unwrap();
+    let request = Request { choices: 8, ..request(4) };
+    let prompt: Arc<[TokenId]> = ids(0..40).into();
+    let submission = Submission { prompt: Arc::clone(&prompt), request };
+    let (_, answer) = submit(&mut engine, submission.clone(), None).unwrap();
+    engine.step().unwrap();
+    let [task] = engine.waiting.iter().collect::<Vec<_>>()[..] else { panic!("it has no place to run") };
+    assert_eq!((task.sequence.tokens().as_ptr(), task.choices()), (prompt.as_ptr(), 0..8));
+    // Here, in the submission, in the first choice, and in what the others begin with.
+    assert_eq!(Arc::strong_count(&prompt), 4);
+    run(&mut engine);
+    assert_eq!(answer.lock().unwrap().tokens, alone(&submission, 64));
+    assert_eq!(Arc::strong_count(&prompt), 2);
 }

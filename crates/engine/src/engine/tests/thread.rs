@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::answers::Failing;
 use super::*;
+use crate::Constraint;
 
 fn start(config: EngineConfig) -> EngineThread {
     let open = || Ok::<_, Error>(model(LIMITS));
@@ -184,4 +185,39 @@ fn a_restart_finds_what_was_run_before() {
     assert_eq!(answer(&start(config)), 20, "another model's cache has not taken its place");
     let error = start(CONFIG).handle().save_cache().unwrap_err().to_string();
     assert_eq!(error, "cache-state is not set, but must be a directory for the cache to be saved");
+}
+
+#[test]
+fn a_constraint_is_compiled_for_who_has_a_place_and_no_one_else() {
+    let engine = start(EngineConfig { queue: 1, ..CONFIG });
+    let handle = engine.handle();
+    let plain = submission(ids(0..3), 5);
+    let bad = Constraint::Regex("(".to_owned());
+    let constrained = Submission {
+        request: Request { constraint: Some(bad.clone()), ..plain.request.clone() },
+        ..plain.clone()
+    };
+    let place = handle.place(&plain).unwrap();
+    assert!(matches!(
+        handle.submit(constrained.clone(), |_| ControlFlow::Continue(())),
+        Err(Error::QueueFull { .. })
+    ));
+    assert_eq!(handle.snapshot().refused, 1);
+    drop(place);
+    for _ in 0..2 {
+        let refused = handle.submit(constrained.clone(), |_| ControlFlow::Continue(()));
+        assert!(matches!(refused, Err(Error::Constraint { .. })), "it gives its place back");
+    }
+    let good = Constraint::Regex("[a-z]{3}".to_owned());
+    let guide = handle.guide(&good).unwrap();
+    let request = Request { constraint: Some(good), ..plain.request };
+    let submission = Submission { request, ..constrained };
+    let place = handle.place(&submission).unwrap();
+    let (sender, events) = mpsc::channel();
+    let sink = move |event| {
+        let _ = sender.send(event);
+        ControlFlow::Continue(())
+    };
+    let _ticket = handle.submit_at(place, submission, Some(guide), sink).unwrap();
+    assert!(tokens(&events).len() <= 3);
 }
