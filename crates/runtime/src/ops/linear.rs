@@ -12,9 +12,10 @@ const DECODE_TASK_ELEMENTS: usize = 1 << 17;
 /// Weight rows that one task of a decode step reads at least: before it reads them it lays out its inputs, in the time that
 /// two rows take.
 const DECODE_TASK_ROWS: usize = 64;
-/// The same for prefill. Each task reads all activations, so its weights must be many enough to pay for that; they stay
-/// in a core's second-level cache meanwhile.
+/// The same for prefill: they stay in a core's second-level cache meanwhile.
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
+/// Each task reads all activations, from memory where they are long, so its rows must be many enough to pay for that.
+const PREFILL_TASK_ROWS: usize = 256;
 /// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
 const ROW_TILE: usize = 8;
 
@@ -41,7 +42,7 @@ impl LinearConfig {
     /// The config of weights `[out, in]` of which `count` are multiplied at once: a part takes the same rows of each.
     pub fn side_by_side(count: usize, mode: Mode, in_features: usize, out_features: usize) -> Self {
         let (elements, least) = match (mode, count) {
-            (Mode::Prefill, _) => (PREFILL_TASK_ELEMENTS, ROW_TILE),
+            (Mode::Prefill, _) => (PREFILL_TASK_ELEMENTS, PREFILL_TASK_ROWS),
             (Mode::Decode, 1) => (DECODE_TASK_ELEMENTS, DECODE_TASK_ROWS),
             // Each of the weights must pay for its own start.
             (Mode::Decode, _) => (2 * DECODE_TASK_ELEMENTS, DECODE_TASK_ROWS),
