@@ -67,7 +67,8 @@ pub(crate) struct App {
     pub(crate) model: Arc<OnceLock<Served>>,
     /// Templates and tokenizers run on as many threads at once: the model needs the cores.
     workers: Arc<Semaphore>,
-    /// And as many compile the forms of answers, so that one which takes long holds up no request without.
+    /// And as many compile the forms of answers, so that one which takes long holds up no request without while the
+    /// queue has a place.
     pub(crate) compilers: Arc<Semaphore>,
 }
 

@@ -112,7 +112,7 @@ impl ApiError {
 
     /// 403 for a name that is not the server's.
     pub(crate) fn unknown_host(host: &str) -> Self {
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let name = crate::hosts::plain(host);
         let message = format!(
             "this server does not answer to {host:?}: start it with --allowed-host {name} if it is to"
         );

@@ -26,7 +26,8 @@ impl Hosts {
     /// them only where it is told some.
     pub(crate) fn new(config: &ServerConfig, address: IpAddr) -> Self {
         let is_any = config.allowed_hosts.iter().any(|name| name == "*");
-        let is_checked = !is_any && (address.is_loopback() || !config.allowed_hosts.is_empty());
+        let is_checked =
+            !is_any && (address.to_canonical().is_loopback() || !config.allowed_hosts.is_empty());
         let own = [config.host.clone(), address.to_string()];
         let named = || config.allowed_hosts.iter().chain(&own).map(|name| plain(name)).collect();
         Self { named: is_checked.then(named), has_cors: !config.cors_origins.is_empty() }
@@ -62,13 +63,13 @@ fn admits(named: &[String], authority: &str) -> bool {
     let Ok(authority) = authority.parse::<Authority>() else { return false };
     // What stands before an @ is for the server that is asked, and no browser sends it.
     let name = plain(authority.host());
-    let is_loopback = name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let is_loopback = name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
     let is_local = name == "localhost" || name.ends_with(".localhost");
     is_loopback || is_local || named.contains(&name)
 }
 
 /// A name as names are compared: without a port, brackets, the final dot and capital letters.
-fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     let bare = name.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
     let host = bare.unwrap_or_else(|| match name.split_once(':') {
         // An address of IPv6 without brackets has several colons.
@@ -121,6 +122,7 @@ mod tests {
             "127.1.2.3",
             "[::1]",
             "[::1]:8080",
+            "[::ffff:127.0.0.1]:8080",
             "chat.example.org:443",
             "box",
             "box:9",

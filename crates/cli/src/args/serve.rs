@@ -49,7 +49,7 @@ pub(crate) struct ListenArgs {
     ///
     /// A server that listens for this machine alone answers only to localhost and loopback addresses without it: a page of
     /// another site could have its own name lead here.
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
     pub(crate) allowed_host: Vec<String>,
     /// Let web pages of this origin ask, as `https://example.org`; may be given several times, and * is any
     #[arg(long, value_name = "ORIGIN")]
@@ -137,6 +137,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
     duration.filter(|duration| !duration.is_zero()).ok_or_else(|| "expected seconds, more than 0".to_owned())
 }
 
+/// A name as `Host` has it, or `*`.
+fn host_name(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains(['/', '@', ' ']) {
+        true => Err("expected a name, as `chat.example.org`, or an address".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,5 +156,15 @@ mod tests {
         }
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         assert_eq!(positive("7"), Ok(7));
+    }
+
+    #[test]
+    fn a_host_is_a_name_and_no_address_of_a_page() {
+        for text in ["", "https://chat.example.org", "chat.example.org/", "me@chat.example.org", "a b"] {
+            assert!(host_name(text).is_err(), "{text}");
+        }
+        for text in ["chat.example.org", "chat.example.org:8080", "[::2]", "*"] {
+            assert_eq!(host_name(text).as_deref(), Ok(text));
+        }
     }
 }

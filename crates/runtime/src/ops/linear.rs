@@ -12,12 +12,14 @@ const DECODE_TASK_ELEMENTS: usize = 1 << 17;
 /// Weight rows that one task of a decode step reads at least: before it reads them it lays out its inputs, in the time that
 /// two rows take.
 const DECODE_TASK_ROWS: usize = 64;
-/// The same for prefill: they stay in a core's second-level cache meanwhile.
+/// The same for prefill, where rows are short: they stay in a core's second-level cache meanwhile.
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
 /// Each task reads all activations, from memory where they are long, so its rows must be many enough to pay for that.
 const PREFILL_TASK_ROWS: usize = 256;
 /// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
 const ROW_TILE: usize = 8;
+/// Tasks of a product for each thread at least, as far as rows make whole tiles: threads are to end together.
+const THREAD_TASKS: usize = 2;
 
 /// Config of [`linear`], for this device's part of the weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +55,14 @@ impl LinearConfig {
     }
 }
 
+impl LinearConfig {
+    /// Weight rows of a task on a device: fewer than the config has where there would not be enough for its threads.
+    pub(super) fn task_rows(&self, device: &Device) -> usize {
+        let share = self.out_features.div_ceil(THREAD_TASKS * device.threads()).next_multiple_of(ROW_TILE);
+        self.rows_per_task.get().min(share.max(ROW_TILE))
+    }
+}
+
 /// `x` times the weight's transpose.
 ///
 /// # Shapes
@@ -67,7 +77,7 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
     let integers = Integers::quantize(x, &w, config.arithmetic, device);
     let inputs = Inputs::new(x, integers.as_ref(), config.arithmetic.order());
     let mut out = Tensor::zeros(x.rows(), w.rows());
-    let cuts = Cuts::Every(config.rows_per_task.get());
+    let cuts = Cuts::Every(config.task_rows(device));
     let parts = Queue::in_runs(Parts::new(out.as_mut(), Cuts::Whole, cuts), device.threads());
     device.for_each(&parts, |part| {
         inputs.matmul_add(&w.row_range(part.cols), part.out, device.kernels());

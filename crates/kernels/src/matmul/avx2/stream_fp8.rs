@@ -18,8 +18,7 @@ use std::{mem::MaybeUninit, ops::Range};
 const UNIT: usize = 32;
 /// Vectors of f32 of a unit: bytes of a double word.
 const PARTS: usize = UNIT / LANES;
-/// Columns whose inputs lie ready, 32 kB a token: from the second cache they come fast enough, and rows of 7168 are read
-/// in one run.
+/// Columns whose inputs lie ready, 32 kB a token, so that rows of 7168 are read in one run.
 const COLUMNS: usize = 8192;
 /// Rows whose sums across vectors are taken together.
 const GROUP: usize = 4;
@@ -158,6 +157,8 @@ type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 /// What is read next: the row goes on in the next one, or only some columns of it do.
 fn ahead(w: &MatrixView<'_>, row: usize, columns: &Range<usize>) -> AheadOfRow {
     let ahead = if columns.len() == w.row_stride() { AHEAD } else { w.row_stride() };
+    // What follows the matrix is not read yet where columns are left.
+    let w = if columns.end == w.cols() { *w } else { w.row_range(0..w.rows()) };
     w.ahead_of_row(row, columns.start + ahead)
 }
 

@@ -109,7 +109,7 @@ fn tokens_add<const T: usize>(
     let (tiles, rest) = panel.as_chunks::<TILE_ROWS>();
     for (number, weights) in tiles.iter().enumerate() {
         // The first two groups of tokens ask for the next panel, two rows a tile.
-        let group = token / TILE_TOKENS;
+        let group = token.div_ceil(TILE_TOKENS);
         let first = number * TILE_ROWS + 2 * group;
         let sums = match group {
             0 | 1 => tile::<T, TILE_ROWS, 2>(weights, x, [at.next[first], at.next[first + 1]]),
