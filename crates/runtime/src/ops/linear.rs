@@ -98,3 +98,29 @@ pub fn add_bias(x: &mut Tensor, bias: Option<&Weight>, device: &Device) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thread_has_tasks_where_there_are_rows() {
+        // 671B's gate, latent projection, and down projection of an expert.
+        for (rows, cols) in [(256, 7168), (576, 7168), (7168, 2048)] {
+            for mode in [Mode::Prefill, Mode::Decode] {
+                let config = LinearConfig::new(mode, cols, rows);
+                for threads in [1, 2, 7, 24] {
+                    let task = config.task_rows(&Device::single(threads).unwrap());
+                    let most = rows.div_ceil(ROW_TILE); // a task is a tile at least
+                    assert!(task.is_multiple_of(ROW_TILE) && task <= config.rows_per_task.get());
+                    // Tiles are whole, so that a task may have almost one more than its share.
+                    let least = (THREAD_TASKS * threads).min(most) / 2;
+                    assert!(
+                        rows.div_ceil(task) >= least,
+                        "{rows} rows by {task}, {threads} threads, {mode:?}"
+                    );
+                }
+            }
+        }
+    }
+}
