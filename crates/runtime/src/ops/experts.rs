@@ -120,6 +120,11 @@ struct Mixture<'a, F> {
 }
 
 impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
+    /// The weights of the chosen expert at this place, if there is one.
+    fn expert(&self, place: usize) -> Option<ExpertMatrices<'w>> {
+        self.dispatch.experts.get(place).map(|&expert| (self.weights)(expert))
+    }
+
     /// `silu(w1 x) * w3 x` of the routed experts' rows, and of the shared expert's.
     ///
     /// # Shapes
@@ -155,9 +160,8 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                 }
             }
             for part in routed_parts.drain() {
-                let expert = |place: usize| dispatch.experts.get(place).map(|&expert| (self.weights)(expert));
-                let weights = (self.weights)(dispatch.experts[part.row_piece]);
-                let next = expert(part.row_piece + 1).map(|next| next.w1);
+                let weights = self.expert(part.row_piece).expect("a piece of rows is an expert's");
+                let next = self.expert(part.row_piece + 1).map(|next| next.w1);
                 let rows = part.rows.clone();
                 let inputs = match (&gathered, &integers) {
                     // One token is every row's.
@@ -198,7 +202,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
 
     /// Whether both products of the chosen expert at this place take the integers, for so many rows.
     fn suit(&self, place: usize, rows: usize, integers: &Integers) -> bool {
-        let ExpertMatrices { w1, w3, .. } = (self.weights)(self.dispatch.experts[place]);
+        let ExpertMatrices { w1, w3, .. } = self.expert(place).expect("a place of a chosen expert");
         let order = self.config.w1.arithmetic.order();
         [w1, w3].iter().all(|w| integers.suit(w, rows, order, self.device.kernels()))
     }
@@ -223,7 +227,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     fn gather_integers(&self) -> Option<Integers> {
         let &Self { x, dispatch, config, device, .. } = self;
         let (arithmetic, most) = (config.w1.arithmetic, dispatch.most());
-        let w1 = (self.weights)(*dispatch.experts.first()?).w1;
+        let w1 = self.expert(0)?.w1;
         let width = Integers::width(&w1, most, arithmetic, device.kernels())?;
         let all = Integers::of_width(x, width, device);
         if x.rows() == 1 {
@@ -236,7 +240,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     /// What the routed experts' down projections take.
     fn routed_integers(&self, routed: &Tensor) -> Option<Integers> {
         let &Self { dispatch, config, device, .. } = self;
-        let w2 = (self.weights)(*dispatch.experts.first()?).w2;
+        let w2 = self.expert(0)?.w2;
         let width = Integers::width(&w2, dispatch.most(), config.w2.arithmetic, device.kernels())?;
         Some(Integers::of_width(routed, width, device))
     }
@@ -262,8 +266,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                 let rows = dispatch.range(place);
                 let mut down = zeros(memory, rows.len(), part.cols.len());
                 let w2 = (self.weights)(expert).w2.row_range(part.cols.clone());
-                let next = dispatch.experts.get(place + 1).map(|&expert| (self.weights)(expert).w2);
-                let next = next.or(shared.map(|shared| shared.weights.w2));
+                let next = self.expert(place + 1).or(shared.map(|shared| shared.weights)).map(|next| next.w2);
                 let w2 = next.map_or(w2, |next| w2.followed_by(&next.row_range(part.cols.clone())));
                 routed.row_range(rows.clone()).matmul_add(&w2, down.reborrow(), kernels);
                 for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {

@@ -53,9 +53,7 @@ impl LinearConfig {
         let rows_per_task = NonZeroUsize::new(rows).expect("a tile has rows");
         Self { in_features, out_features, rows_per_task, arithmetic: Arithmetic::Float }
     }
-}
 
-impl LinearConfig {
     /// Weight rows of a task on a device: fewer than the config has where there would not be enough for its threads.
     pub(super) fn task_rows(&self, device: &Device) -> usize {
         let share = self.out_features.div_ceil(THREAD_TASKS * device.threads()).next_multiple_of(ROW_TILE);
