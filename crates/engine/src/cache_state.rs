@@ -1,9 +1,9 @@
 //! The kept pages on disk, so that a restart does not run again what was run before.
 //!
 //! One file: a line of magic and version; the SHA-256 of what the pages depend on; the sizes; then a record a page, those
-//! before others first: the name of the page before it, how many stand before it, its tokens, its bytes, and the SHA-256 of all that. The file is
-//! made beside its place and put there when it is whole. What is read is checked to the last byte before any of it is
-//! used.
+//! before others first: the name of the page before it, how many stand before it, its tokens, its bytes, and the SHA-256
+//! of all that. The file is made beside its place and put there when it is whole. What is read is checked to the last byte
+//! before any of it is used.
 //!
 //! Tokens of prompts stand in it, so none but its owner may read it. Its name begins the hash of what the pages depend on:
 //! who runs another model on the same directory does not lose it.
