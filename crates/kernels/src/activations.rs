@@ -70,6 +70,16 @@ impl<'a> MatrixRef<'a> {
         let values = if range.is_empty() { &[] } else { &self.values[range.start * self.row_stride..] };
         MatrixRef { values, rows: range.len(), ..*self }
     }
+
+    /// Some of the columns, of every row.
+    ///
+    /// # Panics
+    /// If the range ends past the last column.
+    pub(crate) fn column_range(&self, range: Range<usize>) -> MatrixRef<'a> {
+        assert!(range.start <= range.end && range.end <= self.cols, "columns {range:?} of {}", self.cols);
+        let values = if self.rows == 0 { &[] } else { &self.values[range.start..] };
+        MatrixRef { values, cols: range.len(), ..*self }
+    }
 }
 
 /// Activations `[rows, cols]` to write. Can be split into rows or columns that threads write at the same time;

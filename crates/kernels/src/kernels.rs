@@ -6,7 +6,7 @@ use crate::{
 };
 use crate::{BLOCK_FLOATS, BlockElement, BlockRounding};
 use crate::{
-    activation, attention, block_float, ceiling, dequantize, elementwise, matmul, matmul_integer,
+    activation, attention, block_float, ceiling, dequantize, elementwise, lanes, matmul, matmul_integer,
     matmul_transposed, quantize, reduce, rope, to_integers,
 };
 use std::{fmt, sync::OnceLock};
@@ -82,8 +82,8 @@ static SCALAR: Kernels = Kernels {
     xor_words: ceiling::scalar::xor_words,
     fma_rounds: ceiling::scalar::fma_rounds,
     int8_rounds: ceiling::scalar::int8_rounds,
-    pack_lanes: attention::scalar::pack_lanes,
-    matmul_lanes: attention::scalar::matmul_lanes,
+    pack_lanes: lanes::scalar::pack_lanes,
+    matmul_lanes: lanes::scalar::matmul_lanes,
     attend: attention::scalar::attend,
     merge_attention: attention::scalar::merge_attention,
     finish_attention: attention::scalar::finish_attention,
@@ -110,8 +110,8 @@ static AVX2: Kernels = Kernels {
     xor_words: ceiling::avx2::xor_words,
     fma_rounds: ceiling::avx2::fma_rounds,
     int8_rounds: ceiling::avx2::int8_rounds,
-    pack_lanes: attention::avx2::pack_lanes,
-    matmul_lanes: attention::avx2::matmul_lanes,
+    pack_lanes: lanes::avx2::pack_lanes,
+    matmul_lanes: lanes::avx2::matmul_lanes,
     attend: attention::avx2::attend,
     merge_attention: attention::avx2::merge_attention,
     finish_attention: attention::avx2::finish_attention,

@@ -1,7 +1,7 @@
 //! What the tests of the kernels share: random weights whose values are known in f64, and the error that f32 may
 //! make.
 
-use crate::{BlockScales, Format, Isa, Kernels, MatrixView, fp8_e4m3_to_f32};
+use crate::{BlockScales, Format, Isa, Kernels, MatrixRef, MatrixView, fp8_e4m3_to_f32};
 
 /// Half of the distance from 1 to the next f32: the relative error of one rounding.
 const ROUNDING: f64 = f32::EPSILON as f64 / 2.0;
@@ -43,6 +43,27 @@ impl Random {
 
     pub(crate) fn values(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.value()).collect()
+    }
+}
+
+/// A random matrix with a gap between rows that must not be read.
+pub(crate) struct Rows {
+    pub(crate) values: Vec<f32>,
+    pub(crate) rows: usize,
+    cols: usize,
+}
+
+/// Values between the rows of [`Rows`].
+pub(crate) const GAP: usize = 3;
+
+impl Rows {
+    pub(crate) fn random(rows: usize, cols: usize, random: &mut Random) -> Self {
+        let row = |_| [random.values(cols), vec![f32::NAN; GAP]].concat();
+        Self { values: (0..rows).flat_map(row).collect(), rows, cols }
+    }
+
+    pub(crate) fn view(&self) -> MatrixRef<'_> {
+        MatrixRef::strided(&self.values, self.rows, self.cols, self.cols + GAP)
     }
 }
 

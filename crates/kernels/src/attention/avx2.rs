@@ -3,89 +3,19 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
-use super::{AttentionState, KeyValues, LANES, Lanes, Queries};
+use super::{AttentionState, KeyValues, Queries};
 use crate::activation::avx2::exp8;
 use crate::avx2::LANES as VECTOR;
-use crate::{MatrixMut, MatrixRef};
+use crate::lanes::avx2::{Pair, TILE, load, products, store, transpose};
+use crate::{LANES, Lanes, MatrixMut, MatrixRef};
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
-/// Rows of a tile, at most.
-const TILE: usize = 6;
-/// Features of queries that are used together: 20 kB stay in the first cache while all keys go by.
-const FEATURES: usize = 320;
 /// Keys whose scores are held at once.
 const KEYS: usize = 128;
 
 /// Keys to a request of memory ahead.
 const AHEAD_KEYS: usize = 4;
-
-/// A vector of lanes twice.
-type Pair = [__m256; 2];
-
-/// `out[c][lane] = x[lane, c] * factor`; zero in lanes that x has no row for.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
-    const NONE: [f32; VECTOR] = [0.0; VECTOR];
-    let whole = out.len() / VECTOR * VECTOR;
-    let factor_vector = _mm256_set1_ps(factor);
-    for (block, out) in out[..whole].chunks_exact_mut(VECTOR).enumerate() {
-        for half in 0..2 {
-            let rows: [__m256; VECTOR] = from_fn(|r| {
-                let row = half * VECTOR + r;
-                let values = if row < x.rows() { &x.row(row)[block * VECTOR..][..VECTOR] } else { &NONE[..] };
-                // SAFETY: a slice of eight floats; the load needs no alignment.
-                _mm256_mul_ps(unsafe { _mm256_loadu_ps(values.as_ptr()) }, factor_vector)
-            });
-            for (column, out) in transpose(rows).into_iter().zip(out.iter_mut()) {
-                // SAFETY: a line holds two vectors, aligned to 64 bytes.
-                unsafe { _mm256_store_ps(out.0.as_mut_ptr().add(half * VECTOR), column) };
-            }
-        }
-    }
-    for (c, out) in out.iter_mut().enumerate().skip(whole) {
-        *out = Lanes(from_fn(|lane| if lane < x.rows() { x.row(lane)[c] * factor } else { 0.0 }));
-    }
-}
-
-/// Element `j` of vector `i` becomes element `i` of vector `j`.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn transpose(r: [__m256; VECTOR]) -> [__m256; VECTOR] {
-    let low: [__m256; 4] = from_fn(|i| _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]));
-    let high: [__m256; 4] = from_fn(|i| _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
-    // Columns 0 to 3 of rows 0 to 3 in `top`, of rows 4 to 7 in `bottom`; columns 4 to 7 in the upper halves.
-    let fours = |i: usize| {
-        [
-            _mm256_shuffle_ps::<0x44>(low[i], low[i + 1]),
-            _mm256_shuffle_ps::<0xee>(low[i], low[i + 1]),
-            _mm256_shuffle_ps::<0x44>(high[i], high[i + 1]),
-            _mm256_shuffle_ps::<0xee>(high[i], high[i + 1]),
-        ]
-    };
-    let (top, bottom) = (fours(0), fours(2));
-    from_fn(|column| match column {
-        0..4 => _mm256_permute2f128_ps::<0x20>(top[column], bottom[column]),
-        _ => _mm256_permute2f128_ps::<0x31>(top[column - 4], bottom[column - 4]),
-    })
-}
-
-/// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
-    let mut sums = [Lanes::ZERO; KEYS];
-    for first in (0..x.rows()).step_by(KEYS) {
-        let rows = KEYS.min(x.rows() - first);
-        products(x.row_range(first..first + rows), w, &mut sums[..rows]);
-        for (row, sums) in sums[..rows].iter().enumerate() {
-            let out = out.row_mut(first + row);
-            match out.first_chunk_mut() {
-                Some(out) => *out = sums.0,
-                None => out.copy_from_slice(&sums.0[..out.len()]),
-            }
-        }
-    }
-}
 
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -150,55 +80,6 @@ pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_
         for (out, sums) in out.iter_mut().zip(rest) {
             *out = sums.0[lane] * factors[lane];
         }
-    }
-}
-
-/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
-    assert_eq!(
-        (x.rows(), x.cols()),
-        (out.len(), w.len()),
-        "a line of w for each feature, one of out for each row"
-    );
-    out.fill(Lanes::ZERO);
-    let parts = w.len().div_ceil(FEATURES);
-    for part in 0..parts {
-        let features = w.len() * part / parts..w.len() * (part + 1) / parts;
-        let w = &w[features.clone()];
-        let tiles = x.rows().div_ceil(TILE);
-        for tile in 0..tiles {
-            let (first, end) = (x.rows() * tile / tiles, x.rows() * (tile + 1) / tiles);
-            let out = &mut out[first..end];
-            match end - first {
-                1 => rows_tile::<1>(x, first, features.start, w, out),
-                2 => rows_tile::<2>(x, first, features.start, w, out),
-                3 => rows_tile::<3>(x, first, features.start, w, out),
-                4 => rows_tile::<4>(x, first, features.start, w, out),
-                5 => rows_tile::<5>(x, first, features.start, w, out),
-                _ => rows_tile::<TILE>(x, first, features.start, w, out),
-            }
-        }
-    }
-}
-
-/// Adds the products of `R` rows of x from `row` on, columns `column..column + w.len()`, to `out`.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn rows_tile<const R: usize>(x: MatrixRef<'_>, row: usize, column: usize, w: &[Lanes], out: &mut [Lanes]) {
-    let x: [&[f32]; R] = from_fn(|r| &x.row(row + r)[column..column + w.len()]);
-    let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    for (c, w) in w.iter().enumerate() {
-        let w = load(w);
-        for r in 0..R {
-            // SAFETY: `c` is below the length of w, which is that of each row's part.
-            let value = _mm256_set1_ps(unsafe { *x[r].get_unchecked(c) });
-            sums[r] = multiply_add(value, w, sums[r]);
-        }
-    }
-    for (out, sums) in out.iter_mut().zip(sums) {
-        let before = load(out);
-        store(out, [_mm256_add_ps(before[0], sums[0]), _mm256_add_ps(before[1], sums[1])]);
     }
 }
 
@@ -312,25 +193,6 @@ fn softmax(scores: &mut [Lanes], max: &mut Lanes, sum: &mut Lanes) -> Pair {
 #[inline]
 fn multiply_add(value: __m256, w: Pair, sums: Pair) -> Pair {
     [_mm256_fmadd_ps(value, w[0], sums[0]), _mm256_fmadd_ps(value, w[1], sums[1])]
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load(lanes: &Lanes) -> Pair {
-    let start = lanes.0.as_ptr();
-    // SAFETY: a line is sixteen floats, aligned to 64 bytes.
-    unsafe { [_mm256_load_ps(start), _mm256_load_ps(start.add(VECTOR))] }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn store(lanes: &mut Lanes, vectors: Pair) {
-    let start = lanes.0.as_mut_ptr();
-    // SAFETY: a line is sixteen floats, aligned to 64 bytes.
-    unsafe {
-        _mm256_store_ps(start, vectors[0]);
-        _mm256_store_ps(start.add(VECTOR), vectors[1]);
-    }
 }
 
 /// Bytes that are asked for from memory a little at each step of the work that hides them.

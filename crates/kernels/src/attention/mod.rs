@@ -8,10 +8,10 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
-mod lanes;
 pub(crate) mod scalar;
+mod state;
 
 #[cfg(test)]
 mod tests;
 
-pub use lanes::{AttentionState, KeyValues, LANES, Lanes, Queries};
+pub use state::{AttentionState, KeyValues, Queries};

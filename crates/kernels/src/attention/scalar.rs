@@ -1,23 +1,8 @@
 //! The specification.
 
-use super::{AttentionState, KeyValues, LANES, Lanes, Queries};
-use crate::{MatrixMut, MatrixRef};
-
-/// `out[c][lane] = x[lane, c] * factor`; zero in lanes that x has no row for.
-pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
-    for (c, out) in out.iter_mut().enumerate() {
-        *out = Lanes(std::array::from_fn(|lane| if lane < x.rows() { x.row(lane)[c] * factor } else { 0.0 }));
-    }
-}
-
-/// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
-pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
-    for t in 0..x.rows() {
-        let sums = lane_sums(x.row(t), w);
-        let out = out.row_mut(t);
-        out.copy_from_slice(&sums.0[..out.len()]);
-    }
-}
+use super::{AttentionState, KeyValues, Queries};
+use crate::lanes::scalar::lane_sums;
+use crate::{LANES, MatrixMut};
 
 /// Takes in a block of keys and values.
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
@@ -62,14 +47,4 @@ pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_
             *out = sums.0[lane] * factor;
         }
     }
-}
-
-fn lane_sums(x: &[f32], w: &[Lanes]) -> Lanes {
-    let mut sums = Lanes::ZERO;
-    for (x, w) in x.iter().zip(w) {
-        for lane in 0..LANES {
-            sums.0[lane] += x * w.0[lane];
-        }
-    }
-    sums
 }

@@ -1,74 +1,9 @@
 //! Every table against f64: strips of every filling, blocks of lengths around those of the tiles and of the scores
 //! that are held at once, features and values of awkward counts, gaps between rows.
 
-use super::{AttentionState, KeyValues, LANES, Lanes, Queries};
-use crate::testing::{Random, sum_error, tables};
-use crate::{Kernels, MatrixMut, MatrixRef};
-
-/// A random matrix with a gap between rows that must not be read.
-struct Rows {
-    values: Vec<f32>,
-    rows: usize,
-    cols: usize,
-}
-
-const GAP: usize = 3;
-
-impl Rows {
-    fn random(rows: usize, cols: usize, random: &mut Random) -> Self {
-        let row = |_| [random.values(cols), vec![f32::NAN; GAP]].concat();
-        Self { values: (0..rows).flat_map(row).collect(), rows, cols }
-    }
-
-    fn view(&self) -> MatrixRef<'_> {
-        MatrixRef::strided(&self.values, self.rows, self.cols, self.cols + GAP)
-    }
-}
-
-#[test]
-fn rows_become_lanes() {
-    let mut random = Random(1);
-    for rows in 1..=LANES {
-        for cols in [1, 5, 8, 9, 24, 31] {
-            let x = Rows::random(rows, cols, &mut random);
-            for kernels in tables() {
-                let mut out = vec![Lanes([f32::NAN; LANES]); cols];
-                kernels.pack_lanes(x.view(), 0.5, &mut out);
-                for (c, line) in out.iter().enumerate() {
-                    for (lane, &value) in line.0.iter().enumerate() {
-                        let expected = if lane < rows { x.view().row(lane)[c] * 0.5 } else { 0.0 };
-                        assert_eq!(value, expected, "{kernels:?} {rows} x {cols}");
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn products_with_lanes_agree_with_f64() {
-    let mut random = Random(2);
-    let shapes = [(1, 1, 1), (5, 7, 16), (6, 320, 3), (7, 321, 16), (13, 700, 16), (129, 64, 15)];
-    for (rows, features, cols) in shapes {
-        let x = Rows::random(rows, features, &mut random);
-        let w: Vec<Lanes> = (0..features).map(|_| Lanes(std::array::from_fn(|_| random.value()))).collect();
-        for kernels in tables() {
-            let mut out = vec![f32::NAN; rows * (cols + GAP)];
-            kernels.matmul_lanes(x.view(), &w, MatrixMut::strided(&mut out[..], rows, cols, cols + GAP));
-            for row in 0..rows {
-                for lane in 0..cols {
-                    let products = || {
-                        x.view().row(row).iter().zip(&w).map(|(x, w)| f64::from(*x) * f64::from(w.0[lane]))
-                    };
-                    let expected: f64 = products().sum();
-                    let error = (f64::from(out[row * (cols + GAP) + lane]) - expected).abs();
-                    let bound = sum_error(features, products().map(f64::abs).sum());
-                    assert!(error <= bound, "{kernels:?} {rows} x {features} x {cols}: {error} > {bound}");
-                }
-            }
-        }
-    }
-}
+use super::{AttentionState, KeyValues, Queries};
+use crate::testing::{GAP, Random, Rows, sum_error, tables};
+use crate::{Kernels, LANES, Lanes, MatrixMut, MatrixRef};
 
 /// A case of attention: blocks of keys one after another.
 struct Case {

@@ -2,7 +2,10 @@
 //! scale.
 
 use super::scalar;
-use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, half, load8, load16, padded, saw_nan, store, watch_nan};
+use crate::avx2::{
+    Bf16, Encoding, F32, FP8_FIELDS_UNIT, Fp8, LANES, fp8_fields, half, load8, load16, padded, saw_nan,
+    store, watch_nan,
+};
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_COLS, Q4K_GROUP, Q8_0_COLS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
@@ -89,7 +92,7 @@ fn dequantize_q4k(block: &BlockQ4K, out: &mut [f32; Q4K_COLS]) {
 #[inline]
 fn dequantize_block<E: Encoding>(bytes: &[u8], scale: f32, out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * E::BYTES, "bytes of {} elements", out.len());
-    let factor = scale * E::UNIT;
+    let factor = scale * unit::<E>();
     let (steps, rest) = out.as_chunks_mut::<STEP>();
     let (weights, rest_bytes) = bytes.split_at(steps.len() * STEP * E::BYTES);
     let mut nan = _mm256_setzero_si256();
@@ -111,6 +114,26 @@ fn dequantize_block<E: Encoding>(bytes: &[u8], scale: f32, out: &mut [f32]) {
     }
 }
 
+/// What the values that [`dequantize_step`] multiplies by the scale are multiplied by, too.
+const fn unit<E: Encoding>() -> f32 {
+    match E::FORMAT {
+        Format::Fp8 => FP8_FIELDS_UNIT,
+        _ => E::UNIT,
+    }
+}
+
+/// Sixteen bytes, each to the top of a double word.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn fp8_tops(both: __m256i) -> [__m256i; 2] {
+    let places = |first: i8| {
+        let word = |byte: i8| i32::from_le_bytes([-1_i8, -1, -1, byte].map(i8::cast_unsigned));
+        let [a, b, c, d, e, f, g, h] = std::array::from_fn(|byte| word(first + byte as i8));
+        _mm256_setr_epi32(a, b, c, d, e, f, g, h)
+    };
+    [_mm256_shuffle_epi8(both, places(0)), _mm256_shuffle_epi8(both, places(8))]
+}
+
 /// Gives `nan` with what was met of NaN added.
 ///
 /// # Safety
@@ -123,15 +146,16 @@ unsafe fn dequantize_step<E: Encoding>(
     out: &mut [f32; STEP],
     mut nan: __m256i,
 ) -> __m256i {
-    // SAFETY: what the caller promises is what `load16` asks for.
-    let mut values = unsafe { load16::<E>(weights) };
-    if E::FORMAT == Format::Fp8 {
-        let factor = _mm256_set1_ps(factor);
-        values = [_mm256_mul_ps(values[0], factor), _mm256_mul_ps(values[1], factor)];
+    let values = if E::FORMAT == Format::Fp8 {
         // SAFETY: `STEP` elements of FP8 are 16 bytes; the load needs no alignment.
-        let bytes = _mm256_zextsi128_si256(unsafe { _mm_loadu_si128(weights.cast()) });
+        let bytes = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(weights.cast()) });
         nan = watch_nan(nan, bytes);
-    }
+        let factor = _mm256_set1_ps(factor);
+        fp8_tops(bytes).map(|tops| _mm256_mul_ps(fp8_fields(_mm256_srai_epi32::<4>(tops)), factor))
+    } else {
+        // SAFETY: what the caller promises is what `load16` asks for.
+        unsafe { load16::<E>(weights) }
+    };
     // SAFETY: `out` holds two vectors; the stores need no alignment.
     unsafe {
         _mm256_storeu_ps(out.as_mut_ptr(), values[0]);

@@ -8,7 +8,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, load, padded, prefetch, saw_nan, sum_each, watch_nan};
+use crate::avx2::{LANES, fp8_fields, load, padded, prefetch, saw_nan, sum_each, watch_nan};
 use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -29,8 +29,6 @@ const AHEAD: usize = 1536;
 const STEP: usize = 2 * UNIT;
 /// 2^60: the inputs' factor, and the sums'.
 const HALF_UNIT: f32 = f32::from_bits((127 + 60) << 23);
-/// Sign, exponent and mantissa of an FP8 number at the top of a double word.
-const FIELDS: i32 = 0x87f0_0000_u32.cast_signed();
 
 /// Whether the matrix is cut into blocks only where units end, or not at all, and no scale is beyond all reason.
 pub(super) fn fits(w: &MatrixView<'_>) -> bool {
@@ -238,16 +236,9 @@ fn take_apart(bytes: __m256i) -> [__m256; PARTS] {
     let upper = _mm256_srai_epi16::<4>(bytes);
     let lower = _mm256_srai_epi16::<4>(_mm256_bslli_epi128::<1>(bytes));
     [
-        fields(_mm256_bslli_epi128::<2>(lower)),
-        fields(_mm256_bslli_epi128::<2>(upper)),
-        fields(lower),
-        fields(upper),
+        fp8_fields(_mm256_bslli_epi128::<2>(lower)),
+        fp8_fields(_mm256_bslli_epi128::<2>(upper)),
+        fp8_fields(lower),
+        fp8_fields(upper),
     ]
-}
-
-/// What is an FP8 number at the top of each double word, as f32.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn fields(words: __m256i) -> __m256 {
-    _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(FIELDS)))
 }

@@ -1,180 +1,186 @@
-//! Many tokens: the work is to multiply. Panels of eight rows of weights are turned to f32 in a buffer that stays in
-//! the first cache; tiles of three tokens by four rows keep twelve vectors of partial sums in registers, enough to
-//! hide the latency of FMA, at seven loads for twelve FMAs. The tokens' columns are copied together before: where rows
-//! lie a power of two apart, as activations do, few sets of a cache would hold them all.
+//! Many tokens: the work is to multiply. Sixteen tokens lie side by side in lanes, and rows of weights, turned to f32 as
+//! they are stored in a buffer that stays in the first cache, are broadcast to them.
 
-#![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
-
-use crate::avx2::{Ahead, LANES, first_lanes, sum, sum_each};
-use crate::{MatrixMut, MatrixRef, MatrixView, dequantize};
+use crate::avx2::LANES as VECTOR;
+use crate::lanes::avx2::{STEP, TILE, add_to_rows, load, pack, store, tile};
+use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::{array::from_fn, mem::MaybeUninit};
 
-/// Rows of a panel of weights.
-const ROWS: usize = 8;
+/// Rows of a panel of weights: two tiles for sixteen tokens, one for eight.
+const ROWS: usize = 2 * TILE;
 /// Columns of a panel of weights.
 const COLUMNS: usize = 512;
-/// Tokens that use a panel before the next panel, whole tiles: their columns (260 kB) stay in the second cache.
-const TOKENS: usize = 126;
-/// From a token's columns to the next one's: a line more than there are, so that tokens lie in different sets of a cache.
-const PITCH: usize = COLUMNS + 16;
-/// Rows of a tile.
-const TILE_ROWS: usize = 4;
-/// Tokens of a tile, at most.
-const TILE_TOKENS: usize = 3;
+/// From a row of a panel to the next one: a line more than it has columns, so that rows lie in different sets of a cache.
+const PITCH: usize = COLUMNS + LANES;
+/// Tokens that use a panel before the next panel: their columns (256 kB) stay in the second cache.
+const TOKENS: usize = GROUPS * LANES;
+/// Lanes of tokens.
+const GROUPS: usize = 8;
+/// Rows whose sums are kept in lanes until all columns have gone by, 132 kB.
+const SUMS: usize = 22 * ROWS;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
-/// A panel of weights as f32, 16 kB.
+/// A panel of weights as f32, 25 kB.
 #[repr(align(64))]
-struct Panel([[f32; COLUMNS]; ROWS]);
+struct Panel([[f32; PITCH]; ROWS]);
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-    let mut panel = Panel([[0.0; COLUMNS]; ROWS]);
-    let mut memory = [const { [const { MaybeUninit::uninit() }; PITCH] }; TOKENS];
+    let mut columns_memory = [const { [const { MaybeUninit::uninit() }; COLUMNS] }; GROUPS];
+    let mut sums_memory = [const { [const { MaybeUninit::uninit() }; SUMS] }; GROUPS];
     for token in (0..x.rows()).step_by(TOKENS) {
         let x = x.row_range(token..x.rows().min(token + TOKENS));
         let (mut block, rest) = out.split_rows_at(x.rows());
-        for first in (0..w.cols()).step_by(COLUMNS) {
-            let length = COLUMNS.min(w.cols() - first);
-            let mut tokens: [&[f32]; TOKENS] = [&[]; TOKENS];
-            for (t, memory) in memory[..x.rows()].iter_mut().enumerate() {
-                tokens[t] = memory[..length].write_copy_of_slice(&x.row(t)[first..first + length]);
-            }
-            for row in (0..w.rows()).step_by(ROWS) {
-                let rows = ROWS.min(w.rows() - row);
-                for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
-                    dequantize::avx2::dequantize(w, row + r, first, &mut weights[..length]);
-                }
-                let at = Place { row, next: next_panel(w, row, first) };
-                panel_add(&panel.0[..rows], at, &tokens[..x.rows()], &mut block);
-            }
+        for row in (0..w.rows()).step_by(SUMS) {
+            let w = w.row_range(row..w.rows().min(row + SUMS));
+            let (now, after) = block.split_columns_at(w.rows());
+            block_add(&w, x, now, &mut columns_memory, &mut sums_memory);
+            block = after;
         }
         out = rest;
     }
 }
 
-/// Where a panel lies in the matrix.
-#[derive(Clone, Copy)]
-struct Place {
-    /// Its first row.
-    row: usize,
-    /// The rows of the panel that comes next.
-    next: [Ahead; ROWS],
-}
-
-/// The panel after that at `row` and `first`, a row an element: the rows below, or the next columns from the top. The
-/// matrix may end before.
-fn next_panel(w: &MatrixView<'_>, row: usize, first: usize) -> [Ahead; ROWS] {
-    let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
-    let origin = w.row_bytes(0, 0..0).as_ptr();
-    // A panel takes `COLUMNS / LANES` requests.
-    let step = w.format().bytes(COLUMNS) / (COLUMNS / LANES);
-    from_fn(|r| {
-        let offset = (row + r) * w.format().bytes(w.row_stride()) + w.format().bytes(first);
-        Ahead { start: origin.wrapping_add(offset), step }
-    })
-}
-
-/// Adds the products of a panel with all tokens.
+/// As [`matmul_add`], of at most [`SUMS`] rows and [`TOKENS`] tokens; with memory for the tokens' columns and the sums.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn panel_add(panel: &[[f32; COLUMNS]], at: Place, x: &[&[f32]], out: &mut MatrixMut<'_>) {
-    let mut token = 0;
-    while token < x.len() {
-        // Four are two and two, because a single token keeps too few sums to be fast.
-        let tokens = match x.len() - token {
-            4 => 2,
-            left => left.min(TILE_TOKENS),
-        };
-        match tokens {
-            1 => tokens_add::<1>(panel, at, token, x, out),
-            2 => tokens_add::<2>(panel, at, token, x, out),
-            _ => tokens_add::<TILE_TOKENS>(panel, at, token, x, out),
-        }
-        token += tokens;
-    }
-}
-
-/// Adds the products of a panel with tokens `token..token + T`.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn tokens_add<const T: usize>(
-    panel: &[[f32; COLUMNS]],
-    at: Place,
-    token: usize,
-    x: &[&[f32]],
-    out: &mut MatrixMut<'_>,
+fn block_add(
+    w: &MatrixView<'_>,
+    x: MatrixRef<'_>,
+    mut out: MatrixMut<'_>,
+    columns_memory: &mut [[MaybeUninit<Lanes>; COLUMNS]; GROUPS],
+    sums_memory: &mut [[MaybeUninit<Lanes>; SUMS]; GROUPS],
 ) {
-    let x: [&[f32]; T] = from_fn(|t| x[token + t]);
-    let (tiles, rest) = panel.as_chunks::<TILE_ROWS>();
-    for (number, weights) in tiles.iter().enumerate() {
-        // The first two groups of tokens ask for the next panel, two rows a tile.
-        let group = token.div_ceil(TILE_TOKENS);
-        let first = number * TILE_ROWS + 2 * group;
-        let sums = match group {
-            0 | 1 => tile::<T, TILE_ROWS, 2>(weights, x, [at.next[first], at.next[first + 1]]),
-            _ => tile::<T, TILE_ROWS, 0>(weights, x, []),
-        };
-        for (t, sums) in sums.into_iter().enumerate() {
-            let row = at.row + number * TILE_ROWS;
-            let out =
-                out.row_mut(token + t)[row..].first_chunk_mut::<TILE_ROWS>().expect("a row of the tile");
-            // SAFETY: `out` is four floats, borrowed exclusively; load and store need no alignment.
-            unsafe {
-                let old = _mm_loadu_ps(out.as_ptr());
-                _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(old, sum_each(sums)));
+    let mut panel = Panel([[0.0; PITCH]; ROWS]);
+    let groups = x.rows().div_ceil(LANES);
+    let group_rows = |group: usize| group * LANES..x.rows().min((group + 1) * LANES);
+    let mut sums: [&mut [Lanes]; GROUPS] = Default::default();
+    for (sums, memory) in sums.iter_mut().zip(sums_memory).take(groups) {
+        *sums = zeros(&mut memory[..w.rows()]);
+    }
+    for first in (0..w.cols()).step_by(COLUMNS) {
+        let columns = first..w.cols().min(first + COLUMNS);
+        let mut tokens: [&[Lanes]; GROUPS] = [&[]; _];
+        for (group, memory) in columns_memory[..groups].iter_mut().enumerate() {
+            let x = x.row_range(group_rows(group)).column_range(columns.clone());
+            tokens[group] = pack(x, 1.0, &mut memory[..columns.len()]);
+        }
+        for row in (0..w.rows()).step_by(ROWS) {
+            let rows = row..w.rows().min(row + ROWS);
+            let panel = &mut panel.0[..rows.len()];
+            for (row, weights) in rows.clone().zip(&mut *panel) {
+                dequantize::avx2::dequantize(w, row, first, &mut weights[..columns.len()]);
+            }
+            for (group, tokens) in tokens[..groups].iter().enumerate() {
+                // The first group asks for the next panel.
+                let next = (group == 0).then(|| Next::after(w, row, first));
+                let sums = &mut sums[group][rows.clone()];
+                match group_rows(group).len() <= VECTOR {
+                    true => add_group::<1>(panel, tokens, next, sums),
+                    false => add_group::<2>(panel, tokens, next, sums),
+                }
             }
         }
     }
-    for (r, weights) in rest.as_chunks::<1>().0.iter().enumerate() {
-        let sums = tile::<T, 1, 0>(weights, x, []);
-        for (t, sums) in sums.into_iter().enumerate() {
-            out.row_mut(token + t)[at.row + panel.len() - rest.len() + r] += sum(sums[0]);
+    for (group, sums) in sums[..groups].iter().enumerate() {
+        let (mut now, rest) = out.split_rows_at(group_rows(group).len());
+        add_to_rows(sums, &mut now);
+        out = rest;
+    }
+}
+
+/// Lines of zeros.
+fn zeros(memory: &mut [MaybeUninit<Lanes>]) -> &mut [Lanes] {
+    for line in &mut *memory {
+        line.write(Lanes::ZERO);
+    }
+    // SAFETY: every line has been written.
+    unsafe { memory.assume_init_mut() }
+}
+
+/// The panel that comes next, to be asked for from memory.
+#[derive(Clone, Copy)]
+struct Next {
+    start: *const u8,
+    /// Bytes from a row to the next.
+    row_stride: usize,
+    /// Bytes of [`STEP`] columns of a row.
+    step: usize,
+}
+
+impl Next {
+    /// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end
+    /// before.
+    fn after(w: &MatrixView<'_>, row: usize, first: usize) -> Self {
+        let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
+        let row_stride = w.format().bytes(w.row_stride());
+        let offset = row * row_stride + w.format().bytes(first);
+        Self {
+            start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset),
+            row_stride,
+            step: w.format().bytes(COLUMNS) / (COLUMNS / STEP),
+        }
+    }
+
+    /// Asks for a step of the columns of `rows` rows from `row` on. A prefetch never faults and reads nothing that the program
+    /// can see.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn request(self, row: usize, rows: usize, step: usize) {
+        for row in row..row + rows {
+            let start = self.start.wrapping_add(row * self.row_stride + step * self.step);
+            for line in (0..self.step).step_by(LINE) {
+                _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast());
+            }
         }
     }
 }
 
-/// The partial sums of `R` rows of weights with `T` tokens, over as many columns as tokens have here. Asks memory for what
-/// `A` rows have next.
+/// Adds the products of a panel with a group of tokens, of which `V` vectors hold any.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_group<const V: usize>(
+    panel: &[[f32; PITCH]],
+    group: &[Lanes],
+    next: Option<Next>,
+    sums: &mut [Lanes],
+) {
+    if V == 1 && panel.len() == ROWS {
+        // One vector of tokens and as many rows again keep as many sums.
+        return add_rows::<ROWS, V>(panel, 0, group, next, sums);
+    }
+    let tiles = panel.len().div_ceil(TILE);
+    for number in 0..tiles {
+        let (first, end) = (panel.len() * number / tiles, panel.len() * (number + 1) / tiles);
+        match end - first {
+            1 => add_rows::<1, V>(panel, first, group, next, sums),
+            2 => add_rows::<2, V>(panel, first, group, next, sums),
+            3 => add_rows::<3, V>(panel, first, group, next, sums),
+            4 => add_rows::<4, V>(panel, first, group, next, sums),
+            5 => add_rows::<5, V>(panel, first, group, next, sums),
+            _ => add_rows::<TILE, V>(panel, first, group, next, sums),
+        }
+    }
+}
+
+/// As [`add_group`], of `R` rows from `first` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn tile<const T: usize, const R: usize, const A: usize>(
-    weights: &[[f32; COLUMNS]; R],
-    x: [&[f32]; T],
-    ahead: [Ahead; A],
-) -> [[__m256; R]; T] {
-    let length = x[0].len();
-    assert!(length <= COLUMNS && x.iter().all(|x| x.len() == length), "tokens of one length");
-    let mut sums = [[_mm256_setzero_ps(); R]; T];
-    let whole = length - length % LANES;
-    for column in (0..whole).step_by(LANES) {
-        for ahead in ahead {
-            ahead.request(column / LANES);
-        }
-        let mut inputs = [_mm256_setzero_ps(); T];
-        for t in 0..T {
-            // SAFETY: `column + LANES <= length`, which all tokens have and rows of a panel exceed or equal.
-            inputs[t] = unsafe { _mm256_loadu_ps(x[t].as_ptr().add(column)) };
-        }
-        for r in 0..R {
-            // SAFETY: as above.
-            let weights = unsafe { _mm256_loadu_ps(weights[r].as_ptr().add(column)) };
-            for t in 0..T {
-                sums[t][r] = _mm256_fmadd_ps(inputs[t], weights, sums[t][r]);
-            }
-        }
+fn add_rows<const R: usize, const V: usize>(
+    panel: &[[f32; PITCH]],
+    first: usize,
+    group: &[Lanes],
+    next: Option<Next>,
+    sums: &mut [Lanes],
+) {
+    let rows: [&[f32]; R] = from_fn(|r| &panel[first + r][..]);
+    let products = match next {
+        Some(next) => tile::<R, V>(rows, group, |step| next.request(first, R, step)),
+        None => tile::<R, V>(rows, group, |_| ()),
+    };
+    for (sums, products) in sums[first..first + R].iter_mut().zip(products) {
+        let before = load(sums);
+        store(sums, from_fn(|v| if v < V { _mm256_add_ps(before[v], products[v]) } else { before[v] }));
     }
-    if whole < length {
-        let mask = first_lanes(length - whole);
-        for t in 0..T {
-            // SAFETY: a masked load touches only the lanes of the mask: `whole..length`.
-            let input = unsafe { _mm256_maskload_ps(x[t].as_ptr().add(whole), mask) };
-            for r in 0..R {
-                // SAFETY: as above.
-                let weights = unsafe { _mm256_maskload_ps(weights[r].as_ptr().add(whole), mask) };
-                sums[t][r] = _mm256_fmadd_ps(input, weights, sums[t][r]);
-            }
-        }
-    }
-    sums
 }

@@ -1,38 +1,6 @@
 //! What the attention kernels read and write.
 
-use crate::MatrixRef;
-
-/// Queries that a kernel takes together.
-pub const LANES: usize = 16;
-
-/// One value of each of [`LANES`] queries: a line of the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[repr(C, align(64))]
-pub struct Lanes(pub [f32; LANES]);
-
-impl Lanes {
-    /// Zeros.
-    pub const ZERO: Self = Self([0.0; LANES]);
-
-    /// The values one after another.
-    #[inline]
-    pub fn flatten(lines: &[Self]) -> &[f32] {
-        let values = lines.len() * LANES;
-        // SAFETY: a line is `repr(C)`, made of `LANES` f32 and nothing else (its size is a multiple of its
-        // alignment), so the slice is that many f32; the result borrows it.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), values) }
-    }
-
-    /// The values one after another: lines as memory for any f32.
-    #[inline]
-    pub fn flatten_mut(lines: &mut [Self]) -> &mut [f32] {
-        let values = lines.len() * LANES;
-        // SAFETY: as for `flatten`, borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), values) }
-    }
-}
-
-const _: () = assert!(size_of::<Lanes>() == LANES * size_of::<f32>());
+use crate::{LANES, Lanes, MatrixRef};
 
 /// A block of keys and their values.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,212 @@
+//! Tiles of six rows by sixteen lanes: twelve vectors of sums hide the latency of FMA, at eight loads for twelve FMAs.
+
+#![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
+
+use super::Lanes;
+use crate::avx2::LANES as VECTOR;
+use crate::{MatrixMut, MatrixRef};
+use std::arch::x86_64::*;
+use std::array::from_fn;
+use std::mem::MaybeUninit;
+
+/// Rows of a tile, at most.
+pub(crate) const TILE: usize = 6;
+/// Features that are used together: 20 kB of lanes stay in the first cache while all rows go by.
+const FEATURES: usize = 320;
+/// Rows whose sums are held at once.
+const ROWS: usize = 128;
+/// Lines of a tile between two calls of what it does besides.
+pub(crate) const STEP: usize = 64;
+
+/// A vector of lanes twice.
+pub(crate) type Pair = [__m256; 2];
+
+/// `out[c][lane] = x[lane, c] * factor`; zero in lanes that x has no row for.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
+    let lines = out.len();
+    // SAFETY: the same lines as memory for lines; `pack` only writes lines there.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<MaybeUninit<Lanes>>(), lines) };
+    pack(x, factor, out);
+}
+
+/// As [`pack_lanes`], into memory that holds nothing yet; gives it back filled.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn pack<'a>(x: MatrixRef<'_>, factor: f32, out: &'a mut [MaybeUninit<Lanes>]) -> &'a [Lanes] {
+    const NONE: [f32; VECTOR] = [0.0; VECTOR];
+    assert_eq!(x.cols(), out.len(), "columns of x and lines of out");
+    let whole = out.len() / VECTOR * VECTOR;
+    let factor_vector = _mm256_set1_ps(factor);
+    for (block, out) in out[..whole].chunks_exact_mut(VECTOR).enumerate() {
+        for half in 0..2 {
+            let rows: [__m256; VECTOR] = from_fn(|r| {
+                let row = half * VECTOR + r;
+                let values = if row < x.rows() { &x.row(row)[block * VECTOR..][..VECTOR] } else { &NONE[..] };
+                // SAFETY: a slice of eight floats; the load needs no alignment.
+                _mm256_mul_ps(unsafe { _mm256_loadu_ps(values.as_ptr()) }, factor_vector)
+            });
+            for (column, out) in transpose(rows).into_iter().zip(out.iter_mut()) {
+                // SAFETY: a line holds two vectors, aligned to 64 bytes.
+                unsafe { _mm256_store_ps(out.as_mut_ptr().cast::<f32>().add(half * VECTOR), column) };
+            }
+        }
+    }
+    for (c, out) in out.iter_mut().enumerate().skip(whole) {
+        let lane = |lane| if lane < x.rows() { x.row(lane)[c] * factor } else { 0.0 };
+        out.write(Lanes(from_fn(lane)));
+    }
+    // SAFETY: both halves of every line of a whole block, and every line after them, have been written.
+    unsafe { out.assume_init_ref() }
+}
+
+/// Element `j` of vector `i` becomes element `i` of vector `j`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn transpose(r: [__m256; VECTOR]) -> [__m256; VECTOR] {
+    let low: [__m256; 4] = from_fn(|i| _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]));
+    let high: [__m256; 4] = from_fn(|i| _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    // Columns 0 to 3 of rows 0 to 3 in `top`, of rows 4 to 7 in `bottom`; columns 4 to 7 in the upper halves.
+    let fours = |i: usize| {
+        [
+            _mm256_shuffle_ps::<0x44>(low[i], low[i + 1]),
+            _mm256_shuffle_ps::<0xee>(low[i], low[i + 1]),
+            _mm256_shuffle_ps::<0x44>(high[i], high[i + 1]),
+            _mm256_shuffle_ps::<0xee>(high[i], high[i + 1]),
+        ]
+    };
+    let (top, bottom) = (fours(0), fours(2));
+    from_fn(|column| match column {
+        0..4 => _mm256_permute2f128_ps::<0x20>(top[column], bottom[column]),
+        _ => _mm256_permute2f128_ps::<0x31>(top[column - 4], bottom[column - 4]),
+    })
+}
+
+/// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
+    let mut sums = [Lanes::ZERO; ROWS];
+    for first in (0..x.rows()).step_by(ROWS) {
+        let rows = ROWS.min(x.rows() - first);
+        products(x.row_range(first..first + rows), w, &mut sums[..rows]);
+        for (row, sums) in sums[..rows].iter().enumerate() {
+            let out = out.row_mut(first + row);
+            match out.first_chunk_mut() {
+                Some(out) => *out = sums.0,
+                None => out.copy_from_slice(&sums.0[..out.len()]),
+            }
+        }
+    }
+}
+
+/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
+    assert_eq!(
+        (x.rows(), x.cols()),
+        (out.len(), w.len()),
+        "a line of w for each feature, one of out for each row"
+    );
+    out.fill(Lanes::ZERO);
+    let parts = w.len().div_ceil(FEATURES);
+    for part in 0..parts {
+        let features = w.len() * part / parts..w.len() * (part + 1) / parts;
+        let w = &w[features.clone()];
+        let tiles = x.rows().div_ceil(TILE);
+        for tile in 0..tiles {
+            let (first, end) = (x.rows() * tile / tiles, x.rows() * (tile + 1) / tiles);
+            let out = &mut out[first..end];
+            match end - first {
+                1 => rows_tile::<1>(x, first, features.start, w, out),
+                2 => rows_tile::<2>(x, first, features.start, w, out),
+                3 => rows_tile::<3>(x, first, features.start, w, out),
+                4 => rows_tile::<4>(x, first, features.start, w, out),
+                5 => rows_tile::<5>(x, first, features.start, w, out),
+                _ => rows_tile::<TILE>(x, first, features.start, w, out),
+            }
+        }
+    }
+}
+
+/// Adds the products of `R` rows of x from `row` on, columns `column..column + w.len()`, to `out`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn rows_tile<const R: usize>(x: MatrixRef<'_>, row: usize, column: usize, w: &[Lanes], out: &mut [Lanes]) {
+    let sums = tile::<R, 2>(from_fn(|r| &x.row(row + r)[column..]), w, |_| ());
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let before = load(out);
+        store(out, [_mm256_add_ps(before[0], sums[0]), _mm256_add_ps(before[1], sums[1])]);
+    }
+}
+
+/// `sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes. Before each [`STEP`] lines it calls
+/// `besides`, with the step's number.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn tile<const R: usize, const V: usize>(
+    rows: [&[f32]; R],
+    w: &[Lanes],
+    mut besides: impl FnMut(usize),
+) -> [[__m256; V]; R] {
+    let rows = rows.map(|row| &row[..w.len()]);
+    let mut sums = [[_mm256_setzero_ps(); V]; R];
+    for (step, lines) in w.chunks(STEP).enumerate() {
+        besides(step);
+        for (c, line) in lines.iter().enumerate() {
+            let line = load(line);
+            for r in 0..R {
+                // SAFETY: a line is one of `w`, of which each row has as many values.
+                let value = _mm256_set1_ps(unsafe { *rows[r].get_unchecked(step * STEP + c) });
+                for v in 0..V {
+                    sums[r][v] = _mm256_fmadd_ps(value, line[v], sums[r][v]);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// `out[lane, r] += sums[r][lane]`, for as many lanes as out has rows.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn add_to_rows(sums: &[Lanes], out: &mut MatrixMut<'_>) {
+    let (blocks, rest) = sums.as_chunks::<VECTOR>();
+    for (block, sums) in blocks.iter().enumerate() {
+        for first in (0..out.rows()).step_by(VECTOR) {
+            let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c])[first / VECTOR]);
+            for (lane, values) in (first..out.rows()).zip(transpose(columns)) {
+                let out = &mut out.row_mut(lane)[block * VECTOR..][..VECTOR];
+                // SAFETY: a slice of eight floats; load and store need no alignment.
+                unsafe {
+                    let before = _mm256_loadu_ps(out.as_ptr());
+                    _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(before, values));
+                }
+            }
+        }
+    }
+    for lane in 0..out.rows() {
+        let out = &mut out.row_mut(lane)[blocks.len() * VECTOR..];
+        for (out, sums) in out.iter_mut().zip(rest) {
+            *out += sums.0[lane];
+        }
+    }
+}
+
+/// The lanes of a line.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn load(lanes: &Lanes) -> Pair {
+    let start = lanes.0.as_ptr();
+    // SAFETY: a line is sixteen floats, aligned to 64 bytes.
+    unsafe { [_mm256_load_ps(start), _mm256_load_ps(start.add(VECTOR))] }
+}
+
+/// Writes the lanes of a line.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn store(lanes: &mut Lanes, vectors: Pair) {
+    let start = lanes.0.as_mut_ptr();
+    // SAFETY: a line is sixteen floats, aligned to 64 bytes.
+    unsafe {
+        _mm256_store_ps(start, vectors[0]);
+        _mm256_store_ps(start.add(VECTOR), vectors[1]);
+    }
+}
