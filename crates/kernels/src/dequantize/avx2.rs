@@ -9,6 +9,7 @@ use crate::avx2::{
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_COLS, Q4K_GROUP, Q8_0_COLS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Weights converted at a time.
 const STEP: usize = 2 * LANES;
@@ -21,34 +22,71 @@ pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
 
 /// Columns `first..first + out.len()` of row `row` of `w`: whole blocks of the format.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
+fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
+    let columns = first..first + out.len();
+    dequantize_rows(w, row, columns, &mut [out]);
+}
+
+/// Columns `columns` of rows `row..row + out.len()` of `w`: whole blocks of the format. Rows of `out` are as long at least.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dequantize_rows<O: AsMut<[f32]>>(
+    w: &MatrixView<'_>,
+    row: usize,
+    columns: Range<usize>,
+    out: &mut [O],
+) {
     match w.format() {
-        Format::F32 => dequantize_as::<F32>(w, row, first, out),
-        Format::Bf16 => dequantize_as::<Bf16>(w, row, first, out),
-        Format::Fp8 => dequantize_as::<Fp8>(w, row, first, out),
+        Format::F32 => dequantize_as::<F32, O>(w, row, columns, out),
+        Format::Bf16 => dequantize_as::<Bf16, O>(w, row, columns, out),
+        Format::Fp8 => dequantize_as::<Fp8, O>(w, row, columns, out),
         Format::Q8_0 => {
-            let bytes = w.row_bytes(row, first..first + out.len());
-            for (out, block) in out.as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
-                dequantize_q8_0(block, out);
+            for (row, out) in (row..).zip(out) {
+                let bytes = w.row_bytes(row, columns.clone());
+                for (out, block) in out.as_mut().as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
+                    dequantize_q8_0(block, out);
+                }
             }
         }
         Format::Q4K => {
-            let bytes = w.row_bytes(row, first..first + out.len());
-            for (out, block) in out.as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
-                dequantize_q4k(block, out);
+            for (row, out) in (row..).zip(out) {
+                let bytes = w.row_bytes(row, columns.clone());
+                for (out, block) in out.as_mut().as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
+                    dequantize_q4k(block, out);
+                }
             }
         }
     }
 }
 
-/// As [`dequantize`], of a matrix that is stored as `E`.
+/// As [`dequantize_rows`], of a matrix that is stored as `E`. Blocks of scales are looked for once for all rows: that takes
+/// divisions.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn dequantize_as<E: Encoding>(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
-    let scales = w.row_scales(row);
-    for block in w.column_blocks(first..first + out.len()) {
-        let out = &mut out[block.start - first..block.end - first];
-        dequantize_block::<E>(w.row_bytes(row, block.start..block.end), scales.of(block), out);
+fn dequantize_as<E: Encoding, O: AsMut<[f32]>>(
+    w: &MatrixView<'_>,
+    row: usize,
+    columns: Range<usize>,
+    out: &mut [O],
+) {
+    let (mut nan, mut all_finite) = (_mm256_setzero_si256(), true);
+    for rows in w.row_range(row..row + out.len()).row_blocks() {
+        let scales = w.row_scales(row + rows.start);
+        for block in w.column_blocks(columns.clone()) {
+            let factor = scales.of(block) * unit::<E>();
+            all_finite &= factor.is_finite();
+            for r in rows.clone() {
+                let out = &mut out[r].as_mut()[block.start - columns.start..block.end - columns.start];
+                let bytes = w.row_bytes(row + r, block.start..block.end);
+                nan = dequantize_block::<E>(bytes, factor, out, nan);
+            }
+        }
+    }
+    // A NaN was taken for a number, or a scale is so large that times the unit it is none: both are rare enough to start
+    // over.
+    if E::FORMAT == Format::Fp8 && (saw_nan(nan) || !all_finite) {
+        for (row, out) in (row..).zip(out) {
+            scalar::dequantize(w, row, columns.start, &mut out.as_mut()[..columns.len()]);
+        }
     }
 }
 
@@ -87,15 +125,13 @@ fn dequantize_q4k(block: &BlockQ4K, out: &mut [f32; Q4K_COLS]) {
     }
 }
 
-/// Elements that share a scale.
+/// Elements that share a scale. Gives `nan` with what was met of NaN added.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn dequantize_block<E: Encoding>(bytes: &[u8], scale: f32, out: &mut [f32]) {
+fn dequantize_block<E: Encoding>(bytes: &[u8], factor: f32, out: &mut [f32], mut nan: __m256i) -> __m256i {
     assert_eq!(bytes.len(), out.len() * E::BYTES, "bytes of {} elements", out.len());
-    let factor = scale * unit::<E>();
     let (steps, rest) = out.as_chunks_mut::<STEP>();
     let (weights, rest_bytes) = bytes.split_at(steps.len() * STEP * E::BYTES);
-    let mut nan = _mm256_setzero_si256();
     for (weights, out) in weights.chunks_exact(STEP * E::BYTES).zip(steps) {
         // SAFETY: the chunk holds `STEP` elements.
         nan = unsafe { dequantize_step::<E>(weights.as_ptr(), factor, out, nan) };
@@ -107,11 +143,7 @@ fn dequantize_block<E: Encoding>(bytes: &[u8], scale: f32, out: &mut [f32]) {
         nan = unsafe { dequantize_step::<E>(weights.as_ptr(), factor, &mut all, nan) };
         rest.copy_from_slice(&all[..rest.len()]);
     }
-    // A NaN was taken for a number, or a scale is so large that times UNIT it is none: both are rare enough to start
-    // over.
-    if E::FORMAT == Format::Fp8 && (saw_nan(nan) || !factor.is_finite()) {
-        scalar::dequantize_block(E::FORMAT, bytes, scale, out);
-    }
+    nan
 }
 
 /// What the values that [`dequantize_step`] multiplies by the scale are multiplied by, too.

@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
 use super::Lanes;
-use crate::avx2::LANES as VECTOR;
+use crate::avx2::{LANES as VECTOR, load as load_vector};
 use crate::{MatrixMut, MatrixRef};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -15,8 +15,12 @@ pub(crate) const TILE: usize = 6;
 const FEATURES: usize = 320;
 /// Rows whose sums are held at once.
 const ROWS: usize = 128;
-/// Lines of a tile between two calls of what it does besides.
+/// Columns that are packed together: a line of the cache of each row.
+const COLUMNS: usize = 2 * VECTOR;
+/// Lines of a tile between two requests to memory.
 pub(crate) const STEP: usize = 64;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// A vector of lanes twice.
 pub(crate) type Pair = [__m256; 2];
@@ -33,26 +37,30 @@ pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
 /// As [`pack_lanes`], into memory that holds nothing yet; gives it back filled.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn pack<'a>(x: MatrixRef<'_>, factor: f32, out: &'a mut [MaybeUninit<Lanes>]) -> &'a [Lanes] {
-    const NONE: [f32; VECTOR] = [0.0; VECTOR];
     assert_eq!(x.cols(), out.len(), "columns of x and lines of out");
-    let whole = out.len() / VECTOR * VECTOR;
     let factor_vector = _mm256_set1_ps(factor);
-    for (block, out) in out[..whole].chunks_exact_mut(VECTOR).enumerate() {
+    let (blocks, rest) = out.as_chunks_mut::<COLUMNS>();
+    let whole = blocks.len() * COLUMNS;
+    for (block, out) in blocks.iter_mut().enumerate() {
         for half in 0..2 {
-            let rows: [__m256; VECTOR] = from_fn(|r| {
-                let row = half * VECTOR + r;
-                let values = if row < x.rows() { &x.row(row)[block * VECTOR..][..VECTOR] } else { &NONE[..] };
-                // SAFETY: a slice of eight floats; the load needs no alignment.
-                _mm256_mul_ps(unsafe { _mm256_loadu_ps(values.as_ptr()) }, factor_vector)
-            });
-            for (column, out) in transpose(rows).into_iter().zip(out.iter_mut()) {
-                // SAFETY: a line holds two vectors, aligned to 64 bytes.
-                unsafe { _mm256_store_ps(out.as_mut_ptr().cast::<f32>().add(half * VECTOR), column) };
+            // A line of the cache of each row, for rows may lie so that the cache keeps few of them.
+            let mut columns = [[_mm256_setzero_ps(); VECTOR]; 2];
+            for r in 0..VECTOR.min(x.rows().saturating_sub(half * VECTOR)) {
+                let (values, _) = x.row(half * VECTOR + r)[block * COLUMNS..][..COLUMNS].as_chunks();
+                for part in 0..2 {
+                    columns[part][r] = _mm256_mul_ps(load_vector(&values[part]), factor_vector);
+                }
+            }
+            for (columns, out) in columns.into_iter().zip(out.as_chunks_mut::<VECTOR>().0) {
+                for (column, out) in transpose(columns).into_iter().zip(out) {
+                    // SAFETY: a line holds two vectors, aligned to 64 bytes.
+                    unsafe { _mm256_store_ps(out.as_mut_ptr().cast::<f32>().add(half * VECTOR), column) };
+                }
             }
         }
     }
-    for (c, out) in out.iter_mut().enumerate().skip(whole) {
-        let lane = |lane| if lane < x.rows() { x.row(lane)[c] * factor } else { 0.0 };
+    for (c, out) in rest.iter_mut().enumerate() {
+        let lane = |lane| if lane < x.rows() { x.row(lane)[whole + c] * factor } else { 0.0 };
         out.write(Lanes(from_fn(lane)));
     }
     // SAFETY: both halves of every line of a whole block, and every line after them, have been written.
@@ -131,26 +139,61 @@ pub(crate) fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_tile<const R: usize>(x: MatrixRef<'_>, row: usize, column: usize, w: &[Lanes], out: &mut [Lanes]) {
-    let sums = tile::<R, 2>(from_fn(|r| &x.row(row + r)[column..]), w, |_| ());
+    let sums = tile::<R, 2>(from_fn(|r| &x.row(row + r)[column..]), w, None);
     for (out, sums) in out.iter_mut().zip(sums) {
         let before = load(out);
         store(out, [_mm256_add_ps(before[0], sums[0]), _mm256_add_ps(before[1], sums[1])]);
     }
 }
 
-/// `sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes. Before each [`STEP`] lines it calls
-/// `besides`, with the step's number.
+/// Rows that are read later, whose parts are asked for from memory a little at a time. They need not be mapped: a prefetch
+/// never faults and reads nothing that the program can see.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsAhead {
+    /// The start of the first row.
+    pub(crate) start: *const u8,
+    /// Bytes from a row to the next.
+    pub(crate) stride: usize,
+    /// Bytes of a row in a step.
+    pub(crate) step: usize,
+}
+
+impl RowsAhead {
+    /// The rows from `row` on.
+    pub(crate) fn from_row(self, row: usize) -> Self {
+        Self { start: self.start.wrapping_add(row * self.stride), ..self }
+    }
+
+    /// Asks for a step of `rows` rows.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn request(self, rows: usize, step: usize) {
+        for row in 0..rows {
+            let start = self.start.wrapping_add(row * self.stride + step * self.step);
+            for line in (0..self.step).step_by(LINE) {
+                _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast());
+            }
+        }
+    }
+}
+
+/// `sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes. With each [`STEP`] lines it asks for a step of
+/// as many rows `ahead`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(crate) fn tile<const R: usize, const V: usize>(
-    rows: [&[f32]; R],
+    mut rows: [&[f32]; R],
     w: &[Lanes],
-    mut besides: impl FnMut(usize),
+    ahead: Option<RowsAhead>,
 ) -> [[__m256; V]; R] {
-    let rows = rows.map(|row| &row[..w.len()]);
+    for r in 0..R {
+        rows[r] = &rows[r][..w.len()];
+    }
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for (step, lines) in w.chunks(STEP).enumerate() {
-        besides(step);
+        if let Some(ahead) = ahead {
+            ahead.request(R, step);
+        }
         for (c, line) in lines.iter().enumerate() {
             let line = load(line);
             for r in 0..R {

@@ -2,7 +2,7 @@
 //! they are stored in a buffer that stays in the first cache, are broadcast to them.
 
 use crate::avx2::LANES as VECTOR;
-use crate::lanes::avx2::{STEP, TILE, add_to_rows, load, pack, store, tile};
+use crate::lanes::avx2::{RowsAhead, STEP, TILE, add_to_rows, load, pack, store, tile};
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::{array::from_fn, mem::MaybeUninit};
@@ -19,8 +19,6 @@ const TOKENS: usize = GROUPS * LANES;
 const GROUPS: usize = 8;
 /// Rows whose sums are kept in lanes until all columns have gone by, 132 kB.
 const SUMS: usize = 22 * ROWS;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// A panel of weights as f32, 25 kB.
 #[repr(align(64))]
@@ -70,12 +68,10 @@ fn block_add(
         for row in (0..w.rows()).step_by(ROWS) {
             let rows = row..w.rows().min(row + ROWS);
             let panel = &mut panel.0[..rows.len()];
-            for (row, weights) in rows.clone().zip(&mut *panel) {
-                dequantize::avx2::dequantize(w, row, first, &mut weights[..columns.len()]);
-            }
+            dequantize::avx2::dequantize_rows(w, row, columns.clone(), panel);
             for (group, tokens) in tokens[..groups].iter().enumerate() {
                 // The first group asks for the next panel.
-                let next = (group == 0).then(|| Next::after(w, row, first));
+                let next = (group == 0).then(|| next_panel(w, row, first));
                 let sums = &mut sums[group][rows.clone()];
                 match group_rows(group).len() <= VECTOR {
                     true => add_group::<1>(panel, tokens, next, sums),
@@ -100,42 +96,13 @@ fn zeros(memory: &mut [MaybeUninit<Lanes>]) -> &mut [Lanes] {
     unsafe { memory.assume_init_mut() }
 }
 
-/// The panel that comes next, to be asked for from memory.
-#[derive(Clone, Copy)]
-struct Next {
-    start: *const u8,
-    /// Bytes from a row to the next.
-    row_stride: usize,
-    /// Bytes of [`STEP`] columns of a row.
-    step: usize,
-}
-
-impl Next {
-    /// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end
-    /// before.
-    fn after(w: &MatrixView<'_>, row: usize, first: usize) -> Self {
-        let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
-        let row_stride = w.format().bytes(w.row_stride());
-        let offset = row * row_stride + w.format().bytes(first);
-        Self {
-            start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset),
-            row_stride,
-            step: w.format().bytes(COLUMNS) / (COLUMNS / STEP),
-        }
-    }
-
-    /// Asks for a step of the columns of `rows` rows from `row` on. A prefetch never faults and reads nothing that the program
-    /// can see.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn request(self, row: usize, rows: usize, step: usize) {
-        for row in row..row + rows {
-            let start = self.start.wrapping_add(row * self.row_stride + step * self.step);
-            for line in (0..self.step).step_by(LINE) {
-                _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast());
-            }
-        }
-    }
+/// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end before.
+fn next_panel(w: &MatrixView<'_>, row: usize, first: usize) -> RowsAhead {
+    let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
+    let stride = w.format().bytes(w.row_stride());
+    let offset = row * stride + w.format().bytes(first);
+    let start = w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset);
+    RowsAhead { start, stride, step: w.format().bytes(COLUMNS) / (COLUMNS / STEP) }
 }
 
 /// Adds the products of a panel with a group of tokens, of which `V` vectors hold any.
@@ -143,7 +110,7 @@ impl Next {
 fn add_group<const V: usize>(
     panel: &[[f32; PITCH]],
     group: &[Lanes],
-    next: Option<Next>,
+    next: Option<RowsAhead>,
     sums: &mut [Lanes],
 ) {
     if V == 1 && panel.len() == ROWS {
@@ -171,14 +138,11 @@ fn add_rows<const R: usize, const V: usize>(
     panel: &[[f32; PITCH]],
     first: usize,
     group: &[Lanes],
-    next: Option<Next>,
+    next: Option<RowsAhead>,
     sums: &mut [Lanes],
 ) {
     let rows: [&[f32]; R] = from_fn(|r| &panel[first + r][..]);
-    let products = match next {
-        Some(next) => tile::<R, V>(rows, group, |step| next.request(first, R, step)),
-        None => tile::<R, V>(rows, group, |_| ()),
-    };
+    let products = tile::<R, V>(rows, group, next.map(|next| next.from_row(first)));
     for (sums, products) in sums[first..first + R].iter_mut().zip(products) {
         let before = load(sums);
         store(sums, from_fn(|v| if v < V { _mm256_add_ps(before[v], products[v]) } else { before[v] }));

@@ -32,9 +32,7 @@ pub(super) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut ou
         let rows = ROWS.min(w.rows() - row);
         for first in (0..w.cols()).step_by(COLUMNS) {
             let columns = COLUMNS.min(w.cols() - first);
-            for (r, weights) in panel.0[..rows].iter_mut().enumerate() {
-                dequantize::avx2::dequantize(w, row + r, first, &mut weights[..columns]);
-            }
+            dequantize::avx2::dequantize_rows(w, row, first..first + columns, &mut panel.0[..rows]);
             for column in (0..columns).step_by(TILE_COLUMNS) {
                 let ahead = below_or_right(w, row, first, column);
                 let weights = Strip { panel: &panel.0[..rows], column, ahead };
