@@ -160,7 +160,7 @@ pub(crate) struct RowsAhead {
 
 impl RowsAhead {
     /// The rows from `row` on.
-    pub(crate) fn from_row(self, row: usize) -> Self {
+    pub(crate) fn below(self, row: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.stride), ..self }
     }
 

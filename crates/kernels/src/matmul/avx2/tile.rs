@@ -142,7 +142,7 @@ fn add_rows<const R: usize, const V: usize>(
     sums: &mut [Lanes],
 ) {
     let rows: [&[f32]; R] = from_fn(|r| &panel[first + r][..]);
-    let products = tile::<R, V>(rows, group, next.map(|next| next.from_row(first)));
+    let products = tile::<R, V>(rows, group, next.map(|next| next.below(first)));
     for (sums, products) in sums[first..first + R].iter_mut().zip(products) {
         let before = load(sums);
         store(sums, from_fn(|v| if v < V { _mm256_add_ps(before[v], products[v]) } else { before[v] }));
