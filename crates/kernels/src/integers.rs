@@ -1,7 +1,7 @@
 //! Activations as integers: blocks of 32 columns of a row, a scale each. What integer products of quantised weights
 //! take on their other side.
 
-use crate::{Chunks, Cuts, LANES, Lanes, Pieces};
+use crate::{Chunks, Cuts, LANES, Lanes, MatrixRef, Pieces};
 use std::ops::Range;
 
 /// Columns of a row that share a scale: the block of ggml's `q8_0` and the group of its `q4_K`.
@@ -175,6 +175,13 @@ impl<'a> IntegerRef<'a> {
     pub(crate) fn int16(&self, row: usize) -> &'a [[i16; BLOCK]] {
         assert_eq!(self.width(), IntegerWidth::Int16, "16 bits are asked for");
         Lanes::int16(self.lines(row, 0, self.layout.integers))
+    }
+
+    /// The columns of [`IntegerWidth::Int16`] in pairs, each the bits of an f32: `[rows, 16 * blocks]`.
+    pub(crate) fn pairs(&self) -> MatrixRef<'a> {
+        assert_eq!(self.width(), IntegerWidth::Int16, "16 bits are asked for");
+        let stride = self.layout.row() * LANES;
+        MatrixRef::strided(Lanes::flatten(self.lines), self.rows, self.layout.integers * LANES, stride)
     }
 
     /// The scales of the blocks of a row.

@@ -2,6 +2,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
+pub(crate) mod panels;
+
 use super::Lanes;
 use crate::avx2::{LANES as VECTOR, load as load_vector};
 use crate::{MatrixMut, MatrixRef};
@@ -31,14 +33,15 @@ pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
     let lines = out.len();
     // SAFETY: the same lines as memory for lines; `pack` only writes lines there.
     let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<MaybeUninit<Lanes>>(), lines) };
-    pack(x, factor, out);
+    pack(x, Some(factor), out);
 }
 
-/// As [`pack_lanes`], into memory that holds nothing yet; gives it back filled.
+/// As [`pack_lanes`], into memory that holds nothing yet; gives it back filled. Without a factor the bits of `x` stay as
+/// they are, and need not mean f32.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn pack<'a>(x: MatrixRef<'_>, factor: f32, out: &'a mut [MaybeUninit<Lanes>]) -> &'a [Lanes] {
+#[inline]
+pub(crate) fn pack<'a>(x: MatrixRef<'_>, factor: Option<f32>, out: &'a mut [MaybeUninit<Lanes>]) -> &'a [Lanes] {
     assert_eq!(x.cols(), out.len(), "columns of x and lines of out");
-    let factor_vector = _mm256_set1_ps(factor);
     let (blocks, rest) = out.as_chunks_mut::<COLUMNS>();
     let whole = blocks.len() * COLUMNS;
     for (block, out) in blocks.iter_mut().enumerate() {
@@ -48,7 +51,10 @@ pub(crate) fn pack<'a>(x: MatrixRef<'_>, factor: f32, out: &'a mut [MaybeUninit<
             for r in 0..VECTOR.min(x.rows().saturating_sub(half * VECTOR)) {
                 let (values, _) = x.row(half * VECTOR + r)[block * COLUMNS..][..COLUMNS].as_chunks();
                 for part in 0..2 {
-                    columns[part][r] = _mm256_mul_ps(load_vector(&values[part]), factor_vector);
+                    columns[part][r] = load_vector(&values[part]);
+                    if let Some(factor) = factor {
+                        columns[part][r] = _mm256_mul_ps(columns[part][r], _mm256_set1_ps(factor));
+                    }
                 }
             }
             for (columns, out) in columns.into_iter().zip(out.as_chunks_mut::<VECTOR>().0) {
@@ -60,7 +66,9 @@ pub(crate) fn pack<'a>(x: MatrixRef<'_>, factor: f32, out: &'a mut [MaybeUninit<
         }
     }
     for (c, out) in rest.iter_mut().enumerate() {
-        let lane = |lane| if lane < x.rows() { x.row(lane)[whole + c] * factor } else { 0.0 };
+        let value = |lane| x.row(lane)[whole + c];
+        let scaled = |lane| factor.map_or(value(lane), |factor| value(lane) * factor);
+        let lane = |lane| if lane < x.rows() { scaled(lane) } else { 0.0 };
         out.write(Lanes(from_fn(lane)));
     }
     // SAFETY: both halves of every line of a whole block, and every line after them, have been written.
@@ -167,7 +175,7 @@ impl RowsAhead {
     /// Asks for a step of `rows` rows.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    fn request(self, rows: usize, step: usize) {
+    pub(crate) fn request(self, rows: usize, step: usize) {
         for row in 0..rows {
             let start = self.start.wrapping_add(row * self.stride + step * self.step);
             for line in (0..self.step).step_by(LINE) {

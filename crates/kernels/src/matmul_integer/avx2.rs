@@ -2,10 +2,10 @@
 //! rows are interleaved, so that a vector has the same columns of eight rows and sums need not be added across it.
 
 mod panel;
-mod panel_int16;
 mod panel_q4k;
 mod q4k;
 mod stream_q4k;
+mod tile_int16;
 
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 
@@ -31,8 +31,7 @@ pub(crate) fn matmul_integer_add(
         }
         Format::Q4K if order == Order::Fastest && x.rows() <= STREAMED => stream_q4k_add(w, x, out),
         Format::Q4K => panel::matmul_add::<panel_q4k::Panel>(w, x, out),
-        Format::Q8_0 => panel::matmul_add::<panel_int16::Panel<panel_int16::Q8_0>>(w, x, out),
-        Format::Fp8 => panel::matmul_add::<panel_int16::Panel<panel_int16::Fp8>>(w, x, out),
+        Format::Q8_0 | Format::Fp8 => tile_int16::matmul_add(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
     }
 }
