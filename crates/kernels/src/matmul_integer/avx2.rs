@@ -1,5 +1,6 @@
-//! Few tokens read each weight once and use it from the register (`stream_q4k`); more share panels of weights whose
-//! rows are interleaved, so that a vector has the same columns of eight rows and sums need not be added across it.
+//! Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`); more share panels of weights
+//! whose rows are interleaved, so that a vector has the same columns of eight rows and sums need not be added across it.
+//! Of the others, tokens lie side by side in lanes (`tile_int16`).
 
 mod panel;
 mod panel_q4k;
@@ -30,7 +31,7 @@ pub(crate) fn matmul_integer_add(
             }
         }
         Format::Q4K if order == Order::Fastest && x.rows() <= STREAMED => stream_q4k_add(w, x, out),
-        Format::Q4K => panel::matmul_add::<panel_q4k::Panel>(w, x, out),
+        Format::Q4K => panel::matmul_add(w, x, out),
         Format::Q8_0 | Format::Fp8 => tile_int16::matmul_add(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
     }

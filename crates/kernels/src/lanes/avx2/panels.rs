@@ -1,7 +1,7 @@
 //! A matrix times many tokens, sixteen of them side by side in lanes: blocks of tokens, columns and rows so that a panel of
 //! weights stays in the first cache, and the tokens' part of it and the sums in the second.
 
-use super::{RowsAhead, TILE, VECTOR, add_to_rows};
+use super::{RowsAhead, TILE, VECTOR, add_to_rows, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
@@ -122,22 +122,10 @@ fn block_add<X: Copy, P: Panel<X>>(
     }
 }
 
-/// Lines of zeros.
-fn zeros(memory: &mut [MaybeUninit<Lanes>]) -> &mut [Lanes] {
-    for line in &mut *memory {
-        line.write(Lanes::ZERO);
-    }
-    // SAFETY: every line has been written.
-    unsafe { memory.assume_init_mut() }
-}
-
 /// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end before.
 fn next_panel<X: Copy, P: Panel<X>>(w: &MatrixView<'_>, row: usize, first: usize) -> RowsAhead {
     let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + P::COLUMNS) };
-    let stride = w.format().bytes(w.row_stride());
-    let offset = row * stride + w.format().bytes(first);
-    let start = w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset);
-    RowsAhead { start, stride, step: w.format().bytes(P::COLUMNS) / (P::COLUMNS / P::STEP) }
+    RowsAhead::new(w, row, first, w.format().bytes(P::COLUMNS) / (P::COLUMNS / P::STEP))
 }
 
 /// Adds the products of a panel with a group of tokens, of which `V` vectors hold any.

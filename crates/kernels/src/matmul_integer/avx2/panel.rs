@@ -1,60 +1,33 @@
-//! Many tokens: blocks of tokens, columns and rows so that a panel of weights stays in the first cache and the
+//! Many tokens times `q4_K`: blocks of tokens, columns and rows so that a panel of weights stays in the first cache and the
 //! tokens' part of it in the second.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, load, prefetch, store};
+use super::panel_q4k::{Panel, ROWS};
+use crate::avx2::{load, prefetch, store};
+use crate::quantized::Q4K_COLS;
 use crate::{IntegerRef, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Rows of a panel: the lanes of a vector of sums.
-pub(super) const ROWS: usize = LANES;
-/// Tokens that use a panel before the next panel: their part of `x` (128 kB at most) stays in the second cache.
+/// Tokens that use a panel before the next panel: their part of `x` (32 kB) stays in the second cache.
 const TOKENS: usize = 128;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// `ROWS` rows and some columns of weights, interleaved.
-pub(super) trait Panel: Sized {
-    /// Columns at most.
-    const COLUMNS: usize;
-
-    /// One without weights.
-    fn new() -> Self;
-
-    /// Fills in columns `columns` of rows `row..row + ROWS`; where the matrix has ended, any values.
-    ///
-    /// # Safety
-    /// The processor has AVX2, FMA and F16C.
-    unsafe fn pack(&mut self, w: &MatrixView<'_>, row: usize, columns: Range<usize>);
-
-    /// The products of the columns of `V` panels with tokens `token..token + T`.
-    ///
-    /// # Safety
-    /// The processor has AVX2, FMA and F16C.
-    unsafe fn multiply<const V: usize, const T: usize>(
-        panels: &[Self; V],
-        columns: Range<usize>,
-        x: IntegerRef<'_>,
-        token: usize,
-    ) -> [[__m256; T]; V];
-}
-
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add<P: Panel>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
-    let mut panels = [P::new(), P::new()];
+pub(super) fn matmul_add(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
+    let mut panels = [Panel::new(), Panel::new()];
     for token in (0..x.rows()).step_by(TOKENS) {
         let x = x.row_range(token..x.rows().min(token + TOKENS));
         let (mut block, rest) = out.split_rows_at(x.rows());
-        for first in (0..w.cols()).step_by(P::COLUMNS) {
-            let columns = first..w.cols().min(first + P::COLUMNS);
+        for first in (0..w.cols()).step_by(Q4K_COLS) {
+            let columns = first..first + Q4K_COLS;
             for row in (0..w.rows()).step_by(2 * ROWS) {
                 let rows = ROWS * 2.min((w.rows() - row).div_ceil(ROWS));
                 for (number, panel) in panels[..rows / ROWS].iter_mut().enumerate() {
-                    // SAFETY: this function has the features that are asked for.
-                    unsafe { panel.pack(w, row + number * ROWS, columns.clone()) }
+                    panel.pack(w, row + number * ROWS, columns.clone());
                 }
                 let ahead = Upcoming::after(w, row + rows, columns.clone());
                 let place = Place { row, columns: columns.clone() };
@@ -123,8 +96,8 @@ impl Upcoming {
 
 /// Adds the products of `V` panels with all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tokens_add<P: Panel, const V: usize>(
-    panels: &[P; V],
+fn tokens_add<const V: usize>(
+    panels: &[Panel; V],
     at: &Place,
     x: IntegerRef<'_>,
     mut ahead: Upcoming,
@@ -139,9 +112,9 @@ fn tokens_add<P: Panel, const V: usize>(
         // As even as can be.
         let tokens = (x.rows() - token).div_ceil(tiles - tile);
         match tokens {
-            1 => tile_add::<P, V, 1>(panels, at, x, token, out),
-            2 => tile_add::<P, V, 2>(panels, at, x, token, out),
-            _ => tile_add::<P, V, MOST>(panels, at, x, token, out),
+            1 => tile_add::<V, 1>(panels, at, x, token, out),
+            2 => tile_add::<V, 2>(panels, at, x, token, out),
+            _ => tile_add::<V, MOST>(panels, at, x, token, out),
         }
         token += tokens;
     }
@@ -149,15 +122,14 @@ fn tokens_add<P: Panel, const V: usize>(
 
 /// Adds the products of `V` panels with tokens `token..token + T`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn tile_add<P: Panel, const V: usize, const T: usize>(
-    panels: &[P; V],
+fn tile_add<const V: usize, const T: usize>(
+    panels: &[Panel; V],
     at: &Place,
     x: IntegerRef<'_>,
     token: usize,
     out: &mut MatrixMut<'_>,
 ) {
-    // SAFETY: this function has the features that are asked for.
-    let sums = unsafe { P::multiply::<V, T>(panels, at.columns.clone(), x, token) };
+    let sums = Panel::multiply::<V, T>(panels, at.columns.clone(), x, token);
     for t in 0..T {
         let out = &mut out.row_mut(token + t)[at.row..];
         for v in 0..V {
@@ -171,23 +143,4 @@ fn tile_add<P: Panel, const V: usize, const T: usize>(
             }
         }
     }
-}
-
-/// Sixteen bytes of each of eight rows: row `r` in the lower, row `r + 4` in the upper half of vector `r`. From here each
-/// format interleaves rows by as many bytes as it puts side by side.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-pub(super) fn rows_side_by_side(rows: [&[u8; 16]; ROWS]) -> [__m256i; 4] {
-    let mut pairs = [_mm256_setzero_si256(); 4];
-    for r in 0..pairs.len() {
-        pairs[r] = _mm256_set_m128i(load16_bytes(rows[r + 4]), load16_bytes(rows[r]));
-    }
-    pairs
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
-    // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }

@@ -2,15 +2,16 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use super::panel::{self, ROWS, rows_side_by_side};
 use super::q4k::{nibbles, scales_and_minima};
-use crate::avx2::{in_order, load, load32, store};
+use crate::avx2::{LANES, in_order, load, load32, store};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::{IntegerRef, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+/// Rows of a panel: the lanes of a vector of sums.
+pub(super) const ROWS: usize = LANES;
 /// Four neighbouring columns: what a vector holds of each row.
 const FOURS: usize = BLOCK / 4;
 
@@ -29,10 +30,9 @@ pub(super) struct Panel {
     d: [f32; ROWS],
 }
 
-impl panel::Panel for Panel {
-    const COLUMNS: usize = Q4K_COLS;
-
-    fn new() -> Self {
+impl Panel {
+    /// One without weights.
+    pub(super) fn new() -> Self {
         Self {
             groups: [[[0; 4 * ROWS]; FOURS]; Q4K_GROUPS],
             scales: [[0; 2 * ROWS]; Q4K_GROUPS],
@@ -41,8 +41,9 @@ impl panel::Panel for Panel {
         }
     }
 
+    /// Fills in a block's columns `columns` of rows `row..row + ROWS`; where the matrix has ended, any values.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn pack(&mut self, w: &MatrixView<'_>, row: usize, columns: Range<usize>) {
+    pub(super) fn pack(&mut self, w: &MatrixView<'_>, row: usize, columns: Range<usize>) {
         let block = |r: usize| &blocks(w.row_bytes((row + r).min(w.rows() - 1), columns.clone()))[0];
         let mut rows: [&BlockQ4K; ROWS] = [block(0); ROWS];
         for r in 1..ROWS {
@@ -52,9 +53,10 @@ impl panel::Panel for Panel {
         self.pack_scales(rows);
     }
 
+    /// The products of the columns of `V` panels with tokens `token..token + T`.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn multiply<const V: usize, const T: usize>(
+    pub(super) fn multiply<const V: usize, const T: usize>(
         panels: &[Self; V],
         columns: Range<usize>,
         x: IntegerRef<'_>,
@@ -102,48 +104,7 @@ impl panel::Panel for Panel {
         }
         totals
     }
-}
 
-/// The products of a group of columns, two neighbours for each row: 16 products of at most 15 * 127 each.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn group_sums<const V: usize, const T: usize>(
-    weights: [&[Fours; FOURS]; V],
-    x: [&[i8; BLOCK]; T],
-) -> [[__m256i; T]; V] {
-    let mut sums = [[_mm256_setzero_si256(); T]; V];
-    for four in 0..FOURS {
-        let mut inputs = [_mm256_setzero_si256(); T];
-        for t in 0..T {
-            inputs[t] = broadcast_four(x[t], four);
-        }
-        for v in 0..V {
-            let weights = load32(&weights[v][four]);
-            for t in 0..T {
-                sums[v][t] = in_order(_mm256_add_epi16(sums[v][t], _mm256_maddubs_epi16(weights, inputs[t])));
-            }
-        }
-    }
-    sums
-}
-
-/// Four neighbouring columns in every lane of 32 bits.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn broadcast_four(x: &[i8; BLOCK], four: usize) -> __m256i {
-    let (fours, _) = x.as_chunks::<4>();
-    // SAFETY: a reference to four bytes, any of which are an i32; the read needs no alignment.
-    _mm256_set1_epi32(unsafe { fours[four].as_ptr().cast::<i32>().read_unaligned() })
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load_scales(scales: &[i16; 2 * ROWS]) -> __m256i {
-    // SAFETY: a reference to 32 bytes; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) }
-}
-
-impl Panel {
     /// Bits of two groups lie in one byte and stay together while rows are interleaved.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
@@ -184,6 +145,45 @@ impl Panel {
             store(&mut self.minima[group], _mm256_mul_ps(minimum, minus_dmin));
         }
     }
+}
+
+/// The products of a group of columns, two neighbours for each row: 16 products of at most 15 * 127 each.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn group_sums<const V: usize, const T: usize>(
+    weights: [&[Fours; FOURS]; V],
+    x: [&[i8; BLOCK]; T],
+) -> [[__m256i; T]; V] {
+    let mut sums = [[_mm256_setzero_si256(); T]; V];
+    for four in 0..FOURS {
+        let mut inputs = [_mm256_setzero_si256(); T];
+        for t in 0..T {
+            inputs[t] = broadcast_four(x[t], four);
+        }
+        for v in 0..V {
+            let weights = load32(&weights[v][four]);
+            for t in 0..T {
+                sums[v][t] = in_order(_mm256_add_epi16(sums[v][t], _mm256_maddubs_epi16(weights, inputs[t])));
+            }
+        }
+    }
+    sums
+}
+
+/// Four neighbouring columns in every lane of 32 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn broadcast_four(x: &[i8; BLOCK], four: usize) -> __m256i {
+    let (fours, _) = x.as_chunks::<4>();
+    // SAFETY: a reference to four bytes, any of which are an i32; the read needs no alignment.
+    _mm256_set1_epi32(unsafe { fours[four].as_ptr().cast::<i32>().read_unaligned() })
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load_scales(scales: &[i16; 2 * ROWS]) -> __m256i {
+    // SAFETY: a reference to 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -245,4 +245,22 @@ fn lower_halves(lanes: __m256i) -> __m256 {
     let lanes = _mm256_and_si256(lanes, _mm256_set1_epi32(0xffff));
     let (low, high) = (_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
     _mm256_cvtph_ps(_mm_packus_epi32(low, high))
+}
+
+/// Sixteen bytes of each of eight rows: row `r` in the lower, row `r + 4` in the upper half of vector `r`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn rows_side_by_side(rows: [&[u8; 16]; ROWS]) -> [__m256i; 4] {
+    let mut pairs = [_mm256_setzero_si256(); 4];
+    for r in 0..pairs.len() {
+        pairs[r] = _mm256_set_m128i(load16_bytes(rows[r + 4]), load16_bytes(rows[r]));
+    }
+    pairs
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: a reference to 16 bytes; the load needs no alignment.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }

@@ -95,12 +95,12 @@ impl panels::Panel<IntegerRef<'_>> for Panel {
         sums: &mut [Lanes; R],
     ) {
         const { assert!(R * V <= PAIRS, "a pair of columns for each vector that is finished meanwhile") };
-        let rows = Rows::<R> {
-            values: self.values[first..].first_chunk().expect("rows of the panel"),
-            scales: self.scales[first..].first_chunk().expect("rows of the panel"),
-        };
+        let rows: &[_; R] = self.values[first..].first_chunk().expect("rows of the panel");
+        let scales: &[_; R] = self.scales[first..].first_chunk().expect("rows of the panel");
         let (group, _) = group.as_chunks::<BLOCK_LINES>();
         assert!(group.len() <= BLOCKS, "columns of a panel");
+        // What a block's products still lack is done while the next one's are made, a vector at each pair of columns: done at
+        // once, it would take the multiplier's turns.
         let mut last = [[_mm256_setzero_si256(); V]; R];
         for (block, lines) in group.iter().enumerate() {
             if let Some(ahead) = ahead {
@@ -111,62 +111,54 @@ impl panels::Panel<IntegerRef<'_>> for Panel {
             if let Some(before) = block.checked_sub(1) {
                 for r in 0..R {
                     for v in 0..V {
-                        rows.add_pair::<V>(block, pair, lines, &mut products);
-                        rows.finish(r, v, before, &group[before][0], last[r][v], &mut sums[r]);
+                        add_pair(rows, block, pair, &lines[1 + pair], &mut products);
+                        add_scaled(&mut sums[r], v, last[r][v], scales[r][before], &group[before][0]);
                         pair += 1;
                     }
                 }
             }
             for pair in pair..PAIRS {
-                rows.add_pair::<V>(block, pair, lines, &mut products);
+                add_pair(rows, block, pair, &lines[1 + pair], &mut products);
             }
             last = products;
         }
         if let Some(block) = group.len().checked_sub(1) {
             for r in 0..R {
                 for v in 0..V {
-                    rows.finish(r, v, block, &group[block][0], last[r][v], &mut sums[r]);
+                    add_scaled(&mut sums[r], v, last[r][v], scales[r][block], &group[block][0]);
                 }
             }
         }
     }
 }
 
-/// Rows of a panel that are multiplied together.
-struct Rows<'a, const R: usize> {
-    values: &'a [[[i16; BLOCK]; PITCH]; R],
-    scales: &'a [[f32; BLOCKS]; R],
-}
-
-impl<const R: usize> Rows<'_, R> {
-    /// Adds the products of a pair of columns of a block.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn add_pair<const V: usize>(
-        &self,
-        block: usize,
-        pair: usize,
-        lines: &[Lanes; BLOCK_LINES],
-        products: &mut [[__m256i; V]; R],
-    ) {
-        let line = load(&lines[1 + pair]).map(|half| _mm256_castps_si256(half));
-        for r in 0..R {
-            let value = broadcast_pair(&self.values[r][block], pair);
-            for v in 0..V {
-                products[r][v] = in_order(_mm256_add_epi32(products[r][v], _mm256_madd_epi16(value, line[v])));
-            }
+/// Adds the products of a pair of columns of a block with a line of tokens.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_pair<const R: usize, const V: usize>(
+    rows: &[[[i16; BLOCK]; PITCH]; R],
+    block: usize,
+    pair: usize,
+    line: &Lanes,
+    products: &mut [[__m256i; V]; R],
+) {
+    let line = load(line).map(|half| _mm256_castps_si256(half));
+    for r in 0..R {
+        let value = broadcast_pair(&rows[r][block], pair);
+        for v in 0..V {
+            products[r][v] = in_order(_mm256_add_epi32(products[r][v], _mm256_madd_epi16(value, line[v])));
         }
     }
+}
 
-    /// Adds the products of a block, one row's with one vector of lanes, times their scales.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    #[inline]
-    fn finish(&self, r: usize, v: usize, block: usize, x_scales: &Lanes, products: __m256i, sums: &mut Lanes) {
-        let x_scale = load_vector(&x_scales.0.as_chunks().0[v]);
-        let scale = _mm256_mul_ps(_mm256_set1_ps(self.scales[r][block]), x_scale);
-        let total = &mut sums.0.as_chunks_mut().0[v];
-        store_vector(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, load_vector(total)));
-    }
+/// Adds the products of a row's block with vector `v` of lanes, times the scales of both sides.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_scaled(sums: &mut Lanes, v: usize, products: __m256i, scale: f32, x_scales: &Lanes) {
+    let x_scale = load_vector(&x_scales.0.as_chunks().0[v]);
+    let scale = _mm256_mul_ps(_mm256_set1_ps(scale), x_scale);
+    let total = &mut sums.0.as_chunks_mut().0[v];
+    store_vector(total, _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, load_vector(total)));
 }
 
 /// Two neighbouring columns in every lane of 32 bits.
