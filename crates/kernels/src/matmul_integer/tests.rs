@@ -258,7 +258,7 @@ fn formats_have_the_integers_that_they_should() {
     for (format, block, few, many) in cases {
         let spec = Spec { format, rows: 2, cols: 256, block, first_row: 0, offset: 0 };
         let weights = Weights::random(spec, &mut Random(7));
-        let got = (width(&weights.view(), 4), width(&weights.view(), 9));
+        let got = (width(&weights.view(), 4), width(&weights.view(), 13));
         assert_eq!(got, (few, many), "{format} in blocks of {block:?}");
     }
 }

@@ -18,7 +18,7 @@ const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
 /// that; whole panels of the kernels.
 const PREFILL_TASK_ROWS: usize = 264;
 /// Tokens from which on a decode step's tasks are cut as those of prefill: that many are copied, too.
-const MANY_TOKENS: usize = 9;
+const MANY_TOKENS: usize = 13;
 /// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
 const ROW_TILE: usize = 8;
 /// Tasks of a product for each thread at least, as far as rows make whole tiles: threads are to end together.
