@@ -195,6 +195,9 @@ impl<'a> WeightOutput<'a> {
             (Location::Cache, Rows::Stored(stored)) if stored.format == saved.format => {
                 self.report.cut.add(bytes);
             }
+            (Location::Cache, _) if let Some(from) = rows.unread_blocks() => {
+                self.report.decoded.entry((from, saved.format.name())).or_default().add(bytes);
+            }
             (Location::Cache, _) => {
                 self.report.converted.entry(saved.format.name()).or_default().add(bytes);
             }
@@ -203,7 +206,7 @@ impl<'a> WeightOutput<'a> {
 
     /// The format that a weight gets ([`Formats::choose`]); where it is not what was asked for, that is noted.
     fn choose(&mut self, spec: &WeightSpec, rows: &Rows, shape: &[usize]) -> Format {
-        let stays = rows.stored_format().unwrap_or_else(|| rows.natural_format());
+        let stays = rows.stored_format().unwrap_or_else(|| rows.natural_format(shape));
         let got = self.formats.choose(spec.kind, stays, shape.last().copied().unwrap_or(0));
         let (Some(kind), Some(asked)) = (spec.kind, self.formats.of(spec.kind)) else { return got };
         let is_known = self.saved.contains_key(&(spec.source.clone(), got, shape.to_vec()));
