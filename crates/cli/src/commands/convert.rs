@@ -149,5 +149,9 @@ mod tests {
         let widened = "written: 3 weights (540.00 kB, 10.0 % of the checkpoint's 5.40 MB), widened from F16 to F32, \
                        because no kernel reads F16\n";
         assert!(describe(&report, 108_000, 5_400_000).ends_with(&format!("{widened}{config}")));
+        let decoded = [(("q6_K".to_owned(), "q8_0"), Tally { tensors: 1, bytes: 540_000 })].into();
+        let report = ConvertReport { in_place, decoded, ..ConvertReport::default() };
+        let decoded = "written: 1 weight (540.00 kB, 10.0 % of the checkpoint's 5.40 MB), from q6_K to q8_0, which kernels read\n";
+        assert!(describe(&report, 108_000, 5_400_000).ends_with(&format!("{decoded}{config}")));
     }
 }
