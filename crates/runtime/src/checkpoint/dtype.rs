@@ -47,7 +47,7 @@ impl Dtype {
 }
 
 /// Names of ggml's types that are met in files and that no weight may have, from `ggml.h`.
-const GGML_NAMES: [(u32, &str); 10] = [
+const GGML_NAMES: [(u32, &str); 14] = [
     (9, "q8_1"),
     (15, "q8_K"),
     (16, "iq2_xxs"),
@@ -57,7 +57,11 @@ const GGML_NAMES: [(u32, &str); 10] = [
     (21, "iq3_s"),
     (22, "iq2_s"),
     (29, "iq1_m"),
+    (34, "tq1_0"),
+    (35, "tq2_0"),
     (39, "mxfp4"),
+    (40, "nvfp4"),
+    (41, "q1_0"),
 ];
 
 impl Dtype {

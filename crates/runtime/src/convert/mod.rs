@@ -1,8 +1,9 @@
 //! Stage 1: what becomes of each tensor of a checkpoint.
 //!
 //! A tensor whose bytes serve as they are is not copied: its saved weight points into the checkpoint, to the rows that
-//! the device holds. Only what the kernels cannot read in place, or what is asked for in another format, is written: by
-//! way of f32 rows, a few megabytes at a time, on all cores. Columns, whose bytes lie apart, are copied as they are.
+//! the device holds. Only what the kernels cannot read in place (halves, and ggml's other blocks), or what is asked for
+//! in another format, is written: by way of f32 rows, a few megabytes at a time, on all cores. Columns, whose bytes lie
+//! apart, are copied as they are.
 
 mod journal;
 mod report;
