@@ -4,7 +4,7 @@
 
 use super::Lanes;
 use crate::avx2::{LANES as VECTOR, load as load_vector};
-use crate::{MatrixMut, MatrixRef};
+use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
 use std::mem::MaybeUninit;
@@ -151,14 +151,21 @@ fn rows_tile<const R: usize>(x: MatrixRef<'_>, row: usize, column: usize, w: &[L
 #[derive(Clone, Copy)]
 pub(crate) struct RowsAhead {
     /// The start of the first row.
-    pub(crate) start: *const u8,
+    start: *const u8,
     /// Bytes from a row to the next.
-    pub(crate) stride: usize,
+    stride: usize,
     /// Bytes of a row in a step.
-    pub(crate) step: usize,
+    step: usize,
 }
 
 impl RowsAhead {
+    /// Rows of `w` from `row` on and their columns from `first` on, so many bytes of each in a step. The matrix may end before.
+    pub(crate) fn new(w: &MatrixView<'_>, row: usize, first: usize, step: usize) -> Self {
+        let stride = w.format().bytes(w.row_stride());
+        let offset = row * stride + w.format().bytes(first);
+        Self { start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset), stride, step }
+    }
+
     /// The rows from `row` on.
     pub(crate) fn below(self, row: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.stride), ..self }
@@ -167,7 +174,7 @@ impl RowsAhead {
     /// Asks for a step of `rows` rows.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    fn request(self, rows: usize, step: usize) {
+    pub(crate) fn request(self, rows: usize, step: usize) {
         for row in 0..rows {
             let start = self.start.wrapping_add(row * self.stride + step * self.step);
             for line in (0..self.step).step_by(LINE) {
@@ -231,6 +238,15 @@ pub(crate) fn add_to_rows(sums: &[Lanes], out: &mut MatrixMut<'_>) {
             *out += sums.0[lane];
         }
     }
+}
+
+/// Lines of zeros.
+pub(crate) fn zeros(memory: &mut [MaybeUninit<Lanes>]) -> &mut [Lanes] {
+    for line in &mut *memory {
+        line.write(Lanes::ZERO);
+    }
+    // SAFETY: every line has been written.
+    unsafe { memory.assume_init_mut() }
 }
 
 /// The lanes of a line.

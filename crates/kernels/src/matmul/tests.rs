@@ -1,7 +1,7 @@
 //! Every table against sums in f64, on shapes around every boundary of the kernels.
 
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
-use crate::{Format, IntegerMatrix, MatrixMut, MatrixRef, MatrixView, Order};
+use crate::{Format, IntegerMatrix, LANES, MatrixMut, MatrixRef, MatrixView, Order};
 
 /// What lies between the rows of a strided matrix, and must not change.
 const GAP: f32 = -77.0;
@@ -105,16 +105,23 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
     let mut random = Random(5);
     let spec = Spec { format: Format::Fp8, rows: 6, cols: 141, block: (4, 100), first_row: 0, offset: 1 };
     for kernels in tables() {
-        for (tokens, nan) in [(1, 0x7f), (1, 0xff), (2, 0x7f), (5, 0xff)] {
+        for (tokens, nan) in [(1, 0x7f), (1, 0xff), (2, 0x7f), (5, 0xff), (16, 0x7f)] {
             for (row, col) in [(0, 0), (3, 63), (3, 64), (4, 99), (5, 100), (5, 140)] {
                 let mut weights = Weights::random(spec, &mut random);
                 *weights.fp8_mut(row, col) = nan;
                 let x = vec![0.0; tokens * spec.cols];
                 let x = MatrixRef::new(&x, tokens, spec.cols);
-                let mut out = vec![1.0; tokens * spec.rows];
-                kernels.matmul(&weights.view(), x, MatrixMut::new(&mut out, tokens, spec.rows));
-                for (index, got) in out.into_iter().enumerate() {
-                    assert_eq!(got.is_nan(), index % spec.rows == row, "{kernels:?} {tokens} {row} {col}");
+                for order in [Order::Fastest, Order::Few] {
+                    let mut out = vec![1.0; tokens * spec.rows];
+                    let target = MatrixMut::new(&mut out, tokens, spec.rows);
+                    kernels.matmul_add_in(order, &weights.view(), x, target);
+                    for (index, got) in out.into_iter().enumerate() {
+                        assert_eq!(
+                            got.is_nan(),
+                            index % spec.rows == row,
+                            "{kernels:?} {tokens} {row} {col}"
+                        );
+                    }
                 }
             }
         }
@@ -152,12 +159,33 @@ fn together_and_alone(
 }
 
 #[test]
+fn long_rows_add_up_in_the_order_of_one_token() {
+    let mut random = Random(8);
+    // More columns than are taken at a time, by a token alone, too; blocks of scales within them and rows of another block.
+    for format in [Format::F32, Format::Bf16, Format::Fp8] {
+        for (cols, first_row) in [(2080, 125), (8230, 0)] {
+            let spec = Spec { format, rows: 7, cols, block: (128, 128), first_row, offset: 1 };
+            let weights = Weights::random(spec, &mut random);
+            let x_values = random.values(LANES * cols);
+            let x = MatrixRef::new(&x_values, LANES, cols);
+            for kernels in tables() {
+                let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                    kernels.matmul_add_in(order, w, x, out);
+                };
+                let [together, alone] = together_and_alone(Order::Few, add, &weights.view(), x, spec.rows);
+                assert_eq!(together, alone, "{kernels:?} {spec:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn in_a_fixed_order_tokens_do_not_depend_on_each_other() {
     let mut random = Random(7);
     for spec in specs(&[3, 9, 40], &[31, 64, 129, 513, 1024]) {
         let weights = Weights::random(spec, &mut random);
         let w = weights.view();
-        for tokens in [2, 3, 4, 5, 7, 8, 9, 16, 33] {
+        for tokens in [2, 3, 4, 5, 7, 8, 9, 12, 16, 33] {
             let x_values = random.values(tokens * w.cols().max(w.rows()));
             let x = MatrixRef::new(&x_values[..tokens * w.cols()], tokens, w.cols());
             let x_transposed = MatrixRef::new(&x_values[..tokens * w.rows()], tokens, w.rows());

@@ -257,7 +257,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         });
         let common = Inputs::new(common, common_integers.as_ref(), order);
         let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
-        let cols = config.w2.task_rows(device).min(config.w2.out_features);
+        let cols = config.w2.task_rows(x.rows(), device).min(config.w2.out_features);
         let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(cols)));
         let lines = (x.rows() * cols).div_ceil(LANES);
         device.for_each_with(&parts, lines, |mut part, memory| {

@@ -14,8 +14,11 @@ const DECODE_TASK_ELEMENTS: usize = 1 << 17;
 const DECODE_TASK_ROWS: usize = 64;
 /// The same for prefill, where rows are short: they stay in a core's second-level cache meanwhile.
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
-/// Each task reads all activations, from memory where they are long, so its rows must be many enough to pay for that.
-const PREFILL_TASK_ROWS: usize = 256;
+/// Each task copies all activations, which lie in memory where they are long, so its rows must be many enough to pay for
+/// that; whole panels of the kernels.
+const PREFILL_TASK_ROWS: usize = 264;
+/// Tokens from which on a decode step's tasks are cut as those of prefill: that many are copied, too.
+const MANY_TOKENS: usize = 9;
 /// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
 const ROW_TILE: usize = 8;
 /// Tasks of a product for each thread at least, as far as rows make whole tiles: threads are to end together.
@@ -54,10 +57,12 @@ impl LinearConfig {
         Self { in_features, out_features, rows_per_task, arithmetic: Arithmetic::Float }
     }
 
-    /// Weight rows of a task on a device: fewer than the config has where there would not be enough for its threads.
-    pub(super) fn task_rows(&self, device: &Device) -> usize {
+    /// Weight rows of a task for so many tokens on a device: fewer than the config has where there would not be enough for
+    /// its threads, more where tokens are many.
+    pub(super) fn task_rows(&self, tokens: usize, device: &Device) -> usize {
         let share = self.out_features.div_ceil(THREAD_TASKS * device.threads()).next_multiple_of(ROW_TILE);
-        self.rows_per_task.get().min(share.max(ROW_TILE))
+        let least = if tokens < MANY_TOKENS { 0 } else { PREFILL_TASK_ROWS };
+        self.rows_per_task.get().max(least).min(share.max(ROW_TILE))
     }
 }
 
@@ -75,7 +80,7 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
     let integers = Integers::quantize(x, &w, config.arithmetic, device);
     let inputs = Inputs::new(x, integers.as_ref(), config.arithmetic.order());
     let mut out = Tensor::zeros(x.rows(), w.rows());
-    let cuts = Cuts::Every(config.task_rows(device));
+    let cuts = Cuts::Every(config.task_rows(x.rows(), device));
     let parts = Queue::in_runs(Parts::new(out.as_mut(), Cuts::Whole, cuts), device.threads());
     device.for_each(&parts, |part| {
         inputs.matmul_add(&w.row_range(part.cols), part.out, device.kernels());
@@ -108,9 +113,11 @@ mod tests {
             for mode in [Mode::Prefill, Mode::Decode] {
                 let config = LinearConfig::new(mode, cols, rows);
                 for threads in [1, 2, 7, 24] {
-                    let task = config.task_rows(&Device::single(threads).unwrap());
+                    let device = Device::single(threads).unwrap();
+                    let task = config.task_rows(1, &device);
                     let most = rows.div_ceil(ROW_TILE); // a task is a tile at least
                     assert!(task.is_multiple_of(ROW_TILE) && task <= config.rows_per_task.get());
+                    assert!(config.task_rows(16, &device) >= task, "more tokens, more rows");
                     // Tiles are whole, so that a task may have almost one more than its share.
                     let least = (THREAD_TASKS * threads).min(most) / 2;
                     assert!(

@@ -8,18 +8,18 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, fp8_fields, load, padded, prefetch, saw_nan, sum_each, watch_nan};
+use crate::avx2::{LANES, fp8_fields, load, load32, padded, prefetch, saw_nan, store, sum_each, watch_nan};
 use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range};
 
 /// Columns that are taken apart at a time: a vector of bytes.
-const UNIT: usize = 32;
+pub(super) const UNIT: usize = 32;
 /// Vectors of f32 of a unit: bytes of a double word.
 const PARTS: usize = UNIT / LANES;
 /// Columns whose inputs lie ready, 32 kB a token, so that rows of 7168 are read in one run.
-const COLUMNS: usize = 8192;
+pub(super) const COLUMNS: usize = 8192;
 /// Rows whose sums across vectors are taken together.
 const GROUP: usize = 4;
 /// How many bytes ahead memory is asked for: about as much as a core can wait for at a time, for the inputs of rows of
@@ -28,7 +28,7 @@ const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
 /// 2^60: the inputs' factor, and the sums'.
-const HALF_UNIT: f32 = f32::from_bits((127 + 60) << 23);
+pub(super) const HALF_UNIT: f32 = f32::from_bits((127 + 60) << 23);
 
 /// Whether the matrix is cut into blocks only where units end, or not at all, and no scale is beyond all reason.
 pub(super) fn fits(w: &MatrixView<'_>) -> bool {
@@ -122,7 +122,12 @@ fn lay_out(
     }
 }
 
-/// Input `PARTS * i + k` goes to place `LANES * k + i`.
+/// Where the input of a unit's column goes: `PARTS * i + k` to `LANES * k + i`.
+pub(super) fn place(column: usize) -> usize {
+    LANES * (column % PARTS) + column / PARTS
+}
+
+/// The inputs of a unit to their [`place`]s.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut MaybeUninit<[f32; UNIT]>) {
@@ -224,6 +229,24 @@ unsafe fn add_unit<const C: usize, const T: usize>(
             sums[t][part % C] = _mm256_fmadd_ps(weights[part], input, sums[t][part % C]);
         }
     }
+}
+
+/// The values of some columns of a row divided by 2^120, each at its input's [`place`], with zeros to the end of the last unit;
+/// whether there is a NaN, which comes out as 480.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn take_row_apart(weights: &[u8], out: &mut [f32]) -> bool {
+    let mut nan = _mm256_setzero_si256();
+    let (units, rest) = weights.as_chunks::<UNIT>();
+    let last: [u8; UNIT] = padded(rest);
+    let all = units.iter().chain((!rest.is_empty()).then_some(&last));
+    for (unit, out) in all.zip(out.as_chunks_mut::<LANES>().0.as_chunks_mut::<PARTS>().0) {
+        let bytes = load32(unit);
+        nan = watch_nan(nan, bytes);
+        for (out, part) in out.iter_mut().zip(take_apart(bytes)) {
+            store(out, part);
+        }
+    }
+    saw_nan(nan)
 }
 
 /// The values of 32 FP8 numbers divided by 2^120, by their place in the double word, the lowest byte first. A NaN

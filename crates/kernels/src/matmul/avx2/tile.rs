@@ -2,7 +2,7 @@
 //! they are stored in a buffer that stays in the first cache, are broadcast to them.
 
 use crate::avx2::LANES as VECTOR;
-use crate::lanes::avx2::{RowsAhead, STEP, TILE, add_to_rows, load, pack, store, tile};
+use crate::lanes::avx2::{RowsAhead, STEP, TILE, add_to_rows, load, pack, store, tile, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
 use std::{array::from_fn, mem::MaybeUninit};
@@ -87,22 +87,10 @@ fn block_add(
     }
 }
 
-/// Lines of zeros.
-fn zeros(memory: &mut [MaybeUninit<Lanes>]) -> &mut [Lanes] {
-    for line in &mut *memory {
-        line.write(Lanes::ZERO);
-    }
-    // SAFETY: every line has been written.
-    unsafe { memory.assume_init_mut() }
-}
-
 /// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end before.
 fn next_panel(w: &MatrixView<'_>, row: usize, first: usize) -> RowsAhead {
     let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + COLUMNS) };
-    let stride = w.format().bytes(w.row_stride());
-    let offset = row * stride + w.format().bytes(first);
-    let start = w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset);
-    RowsAhead { start, stride, step: w.format().bytes(COLUMNS) / (COLUMNS / STEP) }
+    RowsAhead::new(w, row, first, w.format().bytes(COLUMNS) / (COLUMNS / STEP))
 }
 
 /// Adds the products of a panel with a group of tokens, of which `V` vectors hold any.
