@@ -74,14 +74,24 @@ impl Tensor {
 }
 
 fn open(dir: &Path, tensors: &[Tensor]) -> Gguf {
+    let number = |tensor: &Tensor| number_and_halves(tensor.blocks).0;
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|tensor| (tensor.name, number(tensor), &tensor.shape[..], &tensor.bytes[..]))
+        .collect();
+    write_gguf(dir, &tensors)
+}
+
+/// A GGUF file of tensors: their names, types by ggml's number, shapes (outermost first) and bytes.
+pub(super) fn write_gguf(dir: &Path, tensors: &[(&str, u32, &[usize], &[u8])]) -> Gguf {
     let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
     file.extend([tensors.len() as u64, 0].map(u64::to_le_bytes).concat());
     let mut data = Vec::new();
-    for Tensor { name, blocks, shape, bytes } in tensors {
+    for &(name, number, shape, bytes) in tensors {
         file.extend([&(name.len() as u64).to_le_bytes()[..], name.as_bytes()].concat());
         file.extend((shape.len() as u32).to_le_bytes());
         file.extend(shape.iter().rev().flat_map(|&side| (side as u64).to_le_bytes()));
-        file.extend(number_and_halves(*blocks).0.to_le_bytes());
+        file.extend(number.to_le_bytes());
         file.extend((data.len() as u64).to_le_bytes());
         data.extend(bytes);
         data.resize(data.len().next_multiple_of(32), 0);

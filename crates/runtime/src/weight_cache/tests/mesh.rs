@@ -1,10 +1,8 @@
 //! Stage 1 for several ranks: what each holds, and what they are refused.
 
-use super::ggml::{blocks_of, number_and_halves};
+use super::ggml::{blocks_of, number_and_halves, write_gguf};
 use super::*;
-use crate::{
-    ConvertProgress, Dtype, GgmlBlocks, Gguf, GgufName, Kernels, Location, TensorInfo, WeightOutput,
-};
+use crate::{ConvertProgress, Dtype, GgmlBlocks, GgufName, Kernels, Location, TensorInfo, WeightOutput};
 use dsv3_kernels::Format;
 use dsv3_mesh::Axis;
 use std::collections::BTreeMap;
@@ -113,16 +111,8 @@ fn gguf(dir: &Path, dtype: Dtype, shape: [usize; 2], bytes: &[u8]) -> Checkpoint
         Dtype::Ggml(blocks) => number_and_halves(blocks).0,
         _ => 12,
     };
-    let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes(), &1_u64.to_le_bytes(), &0_u64.to_le_bytes()].concat();
-    file.extend([&1_u64.to_le_bytes()[..], b"m", &2_u32.to_le_bytes()].concat());
-    file.extend([shape[1] as u64, shape[0] as u64].iter().flat_map(|side| side.to_le_bytes()));
-    file.extend([&kind.to_le_bytes()[..], &0_u64.to_le_bytes()].concat());
-    file.resize(file.len().next_multiple_of(32), 0);
-    file.extend(bytes);
-    let path = dir.join("model.gguf");
-    fs::write(&path, file).unwrap();
     let rename = |_: &TensorInfo| GgufName::Whole(MATRIX.to_owned());
-    Gguf::open(&path).unwrap().into_checkpoint(rename, BTreeMap::new()).unwrap()
+    write_gguf(dir, &[("m", kind, &shape, bytes)]).into_checkpoint(rename, BTreeMap::new()).unwrap()
 }
 
 /// A checkpoint of one matrix, and of one vector where it is no GGUF file.
