@@ -256,8 +256,10 @@ pub(crate) struct ConvertArgs {
     pub(crate) target: TargetArg,
     /// A GGUF file of a DeepSeek model (architecture deepseek2), the first of several; the same as --model FILE
     ///
-    /// Its blocks are used where they lie. Only `kv_b_proj` is written, where the file has it in two: as bf16 if both
-    /// are, as q8_0 if they are quantised. Types other than F32, F16, BF16, q8_0 and q4_K are refused by name.
+    /// F32, BF16, q8_0 and q4_K tensors are used where they lie. Written are those in F16 (as f32), in q4_0, q4_1, q5_0,
+    /// q5_1, q2_K, q3_K, q5_K, q6_K, iq4_nl and iq4_xs (as q8_0, 8.5 bits a weight, or as --format says), and
+    /// `kv_b_proj` where the file has it in two: as bf16 if both are, as q8_0 if they are quantised. Other types are
+    /// refused by name.
     #[arg(long, value_name = "FILE")]
     pub(crate) from_gguf: Option<PathBuf>,
     #[command(flatten)]

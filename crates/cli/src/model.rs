@@ -260,10 +260,13 @@ fn write_files<const N: usize>(dir: &Path, files: [(&str, Option<Value>); N]) ->
 
 /// `85 used in place`, and what was written.
 fn summary(report: &ConvertReport) -> String {
-    let ConvertReport { in_place, widened, cut, converted, .. } = report;
+    let ConvertReport { in_place, widened, cut, decoded, converted, .. } = report;
     let mut text = format!("{} used in place", in_place.tensors);
     if cut.tensors > 0 {
         text += &format!(", {} cut by columns ({})", cut.tensors, DecimalBytes(cut.bytes));
+    }
+    for ((from, to), tally) in decoded {
+        text += &format!(", {} from {from} to {to} ({})", tally.tensors, DecimalBytes(tally.bytes));
     }
     for (format, tally) in converted {
         text += &format!(", {} converted to {format} ({})", tally.tensors, DecimalBytes(tally.bytes));

@@ -3,7 +3,11 @@
 mod support;
 
 use std::{fs, path::Path, process::Command};
-use support::{Golden, Workplace, floats, gguf::write_gguf, testdata, tiny};
+use support::{
+    Golden, Workplace, floats,
+    gguf::{Matrices, write_gguf, write_gguf_as},
+    testdata, tiny,
+};
 
 fn logits(place: &Workplace, model: &Path, format: &str) -> Vec<f32> {
     let ids = Golden::of("moonlight-bf16").ids("tokens");
@@ -69,6 +73,30 @@ fn a_killed_conversion_goes_on_where_it_was() {
     assert!(data(&resumed) == data(&at_once), "the same bytes as of a conversion in one go");
 }
 
+/// Of blocks that no kernel reads, what is computed with is their values in q8_0, and it is said.
+#[test]
+fn blocks_that_no_kernel_reads_are_converted() {
+    let place = Workplace::new();
+    let checkpoint = testdata("moonlight-bf16");
+    let [blocks, of_values] = ["blocks.gguf", "values.gguf"].map(|name| place.path(name));
+    write_gguf_as(&checkpoint, &blocks, Matrices::InBlocks);
+    write_gguf_as(&checkpoint, &of_values, Matrices::ValuesOfBlocks);
+    let args = ["convert", "--model", blocks.to_str().unwrap()];
+    let run = place.run(args).success();
+    for expected in
+        ["from q4_1 to q8_0, which kernels read", "from q5_0 to q8_0", "from BF16 and q5_0 to q8_0"]
+    {
+        assert!(run.stdout.contains(expected), "{}", run.stdout);
+    }
+    assert!(!run.stdout.contains("converted to"), "{}", run.stdout);
+    // Of what a row is looked up in, q8_0 alone says nothing.
+    let [got, expected] = [&blocks, &of_values].map(|file| logits(&place, file, "*=q8_0"));
+    assert!(got == expected, "the values of the blocks, in q8_0");
+    assert!(logits(&place, &blocks, "keep") == expected, "which they get where nothing is asked for");
+    let run = place.run([&args[..], &["--format", "experts=bf16"]].concat()).success();
+    assert!(run.stdout.contains("from q4_1 to bf16, which kernels read"), "{}", run.stdout);
+}
+
 #[test]
 fn a_gguf_file_computes_what_its_checkpoint_does() {
     let place = Workplace::new();
@@ -86,9 +114,12 @@ fn a_gguf_file_computes_what_its_checkpoint_does() {
     let name = b"blk.0.attn_k_b.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 3 * 8;
     let with_type = |number: u8| [&bytes[..at], &[number], &bytes[at + 1..]].concat();
-    place.file("model.gguf", with_type(6));
+    place.file("model.gguf", with_type(16));
     let anew = ["convert", "--force", "--from-gguf", path];
-    place.run(anew).fails_with(&["self_attn.k_b.0.weight", "got q5_0"]);
+    place.run(anew).fails_with(&["self_attn.k_b.0.weight", "q8_0, q4_K or q4_0, q4_1", "got iq2_xxs"]);
+    // Rows of 16 columns.
+    place.file("model.gguf", with_type(6));
+    place.run(anew).fails_with(&["blk.0.attn_k_b.weight", "in q5_0 has no whole blocks"]);
     place.file("model.gguf", with_type(1));
     assert!(place.run(anew).success().stdout.contains("converted to f32"));
     place.run(["inspect", path]).fails_with(&["model.gguf", "got a GGUF file"]);

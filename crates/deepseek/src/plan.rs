@@ -175,7 +175,9 @@ mod tests {
             let layout = Layout { mesh: mesh.parse().unwrap(), experts };
             let formats = parse_formats(format).unwrap();
             for at in layout.weight_ranks().map(|rank| (layout, rank)) {
-                let plan = plan_weights(&hf, at, &formats, &|spec| spec.stored_format(&checkpoint)).unwrap();
+                let plan =
+                    plan_weights(&hf, at, &formats, &|spec| spec.stored_format(&checkpoint, at.0, at.1))
+                        .unwrap();
                 let weights = loaded(&hf, &checkpoint, &formats, at);
                 let planned = list(plan.clone(), |weight| weight.bytes);
                 assert_eq!(planned, list(weights.clone(), Weight::bytes), "{model} {at:?}");

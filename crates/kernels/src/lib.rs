@@ -53,5 +53,6 @@ pub use isa::Isa;
 pub use kernels::{Kernels, Order, QUANTIZE_LIMIT};
 pub use lanes::{LANES, Lanes};
 pub use parts::{Chunks, Cuts, Part, Parts, Pieces, Queue};
+pub use quantized::k_groups;
 pub use team::Team;
 pub use view::{BlockScales, MatrixView};

@@ -70,6 +70,20 @@ pub(crate) fn blocks_mut<B: Block>(bytes: &mut [u8]) -> &mut [B] {
     unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / size_of::<B>()) }
 }
 
+/// The scale and the minimum, 6 bits each, of the eight groups of a block of ggml's `q4_K` or `q5_K`
+/// (`get_scale_min_k4` in ggml-quants.c): the first four in the lower 6 bits of bytes 0-3 and 4-7, the last four split
+/// between bytes 8-11 and what is left of the former.
+pub fn k_groups(scales: &[u8; 12]) -> [(u8, u8); Q4K_GROUPS] {
+    let s = scales;
+    std::array::from_fn(|j| {
+        if j < 4 {
+            (s[j] & 63, s[j + 4] & 63)
+        } else {
+            ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
+        }
+    })
+}
+
 impl BlockQ8_0 {
     /// The scale.
     pub(crate) fn scale(&self) -> f32 {
@@ -100,17 +114,9 @@ impl BlockQ4K {
         (f16_to_f32(u16::from_le_bytes(self.d)), f16_to_f32(u16::from_le_bytes(self.dmin)))
     }
 
-    /// Each group's scale and minimum (`get_scale_min_k4` in ggml-quants.c): the first four in the lower 6 bits of
-    /// bytes 0-3 and 4-7, the last four split between bytes 8-11 and what is left of the former.
+    /// Each group's scale and minimum.
     pub(crate) fn groups(&self) -> [(u8, u8); Q4K_GROUPS] {
-        let s = &self.scales;
-        std::array::from_fn(|j| {
-            if j < 4 {
-                (s[j] & 63, s[j + 4] & 63)
-            } else {
-                ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
-            }
-        })
+        k_groups(&self.scales)
     }
 
     /// The four bits of each element of a group.

@@ -25,8 +25,8 @@ mod weight_copy;
 #[cfg(any(test, feature = "testing"))]
 pub use checkpoint::testing;
 pub use checkpoint::{
-    Bytes, Checkpoint, Cursor, Dtype, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix, RawTensor,
-    ShardFile, TensorInfo, lock_limit, validate_scales, zeros_in_large_pages,
+    Bytes, Checkpoint, Cursor, Dtype, GgmlBlocks, Gguf, GgufName, GgufValue, MappedFile, Part, Prefix,
+    RawTensor, ShardFile, TensorInfo, lock_limit, validate_scales, zeros_in_large_pages,
 };
 pub use convert::{ConvertProgress, ConvertReport, Fallback, Tally, TensorRows, WeightOutput};
 pub use device::Device;

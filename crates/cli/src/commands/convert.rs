@@ -74,7 +74,7 @@ fn of_rank(Rank(rank): Rank, converted: &Converted) -> String {
 
 /// What is used in place, and what was written and why, a line each.
 fn describe(report: &ConvertReport, config_bytes: u64, checkpoint_bytes: u64) -> String {
-    let ConvertReport { in_place, widened, cut, converted, fallbacks, resumed } = report;
+    let ConvertReport { in_place, widened, cut, decoded, converted, fallbacks, resumed } = report;
     let size = |bytes: u64| {
         let share = 100.0 * bytes as f64 / checkpoint_bytes.max(1) as f64;
         format!(
@@ -101,6 +101,11 @@ fn describe(report: &ConvertReport, config_bytes: u64, checkpoint_bytes: u64) ->
             output::count(cut.tensors as u64, "weight"),
             size(cut.bytes)
         );
+    }
+    for ((from, to), tally) in decoded {
+        let count = output::count(tally.tensors as u64, "weight");
+        text +=
+            &format!("written: {count} ({}), from {from} to {to}, which kernels read\n", size(tally.bytes));
     }
     for (format, tally) in converted {
         let count = output::count(tally.tensors as u64, "weight");
@@ -144,5 +149,9 @@ mod tests {
         let widened = "written: 3 weights (540.00 kB, 10.0 % of the checkpoint's 5.40 MB), widened from F16 to F32, \
                        because no kernel reads F16\n";
         assert!(describe(&report, 108_000, 5_400_000).ends_with(&format!("{widened}{config}")));
+        let decoded = [(("q6_K".to_owned(), "q8_0"), Tally { tensors: 1, bytes: 540_000 })].into();
+        let report = ConvertReport { in_place, decoded, ..ConvertReport::default() };
+        let decoded = "written: 1 weight (540.00 kB, 10.0 % of the checkpoint's 5.40 MB), from q6_K to q8_0, which kernels read\n";
+        assert!(describe(&report, 108_000, 5_400_000).ends_with(&format!("{decoded}{config}")));
     }
 }

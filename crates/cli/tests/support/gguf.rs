@@ -4,14 +4,34 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// ggml's number of bf16.
+/// ggml's numbers of types.
+const F32: u32 = 0;
+const Q4_1: u32 = 3;
+const Q5_0: u32 = 6;
 const BF16: u32 = 30;
 const ALIGNMENT: usize = 32;
 
 type Tensor = (Vec<usize>, Vec<u8>);
 
+/// What becomes of matrices whose rows are multiples of 32: experts, and what is not attention's, may be `q4_1`, the
+/// others `q5_0`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Matrices {
+    /// Stay in bf16.
+    Kept,
+    /// Blocks.
+    InBlocks,
+    /// F32, the values of these blocks.
+    ValuesOfBlocks,
+}
+
 /// Writes a bf16 checkpoint without compressed queries and with tied embeddings, such as `moonlight-bf16`.
 pub fn write_gguf(checkpoint: &Path, file: &Path) {
+    write_gguf_as(checkpoint, file, Matrices::Kept);
+}
+
+/// The same, its matrices in another type.
+pub fn write_gguf_as(checkpoint: &Path, file: &Path, matrices: Matrices) {
     let config: Value = serde_json::from_slice(&fs::read(checkpoint.join("config.json")).unwrap()).unwrap();
     let tensors = renamed(checkpoint, &config);
     let values = metadata(&config);
@@ -26,13 +46,62 @@ pub fn write_gguf(checkpoint: &Path, file: &Path) {
         head.extend((shape.len() as u32).to_le_bytes());
         head.extend(shape.iter().rev().flat_map(|&side| (side as u64).to_le_bytes()));
         // Everything is bf16 but the gate's bias.
-        let kind = if bytes.len() == shape.iter().product::<usize>() * 2 { BF16 } else { 0 };
+        let is_bf16 = bytes.len() == shape.iter().product::<usize>() * 2;
+        let is_matrix = shape.len() > 1 && shape[shape.len() - 1].is_multiple_of(32);
+        let (kind, bytes) =
+            if is_bf16 && is_matrix && !name.contains("ffn_gate_inp") && matrices != Matrices::Kept {
+                in_blocks(name, bytes, matrices)
+            } else {
+                (if is_bf16 { BF16 } else { F32 }, bytes.clone())
+            };
         head.extend(kind.to_le_bytes());
         head.extend((data.len() as u64).to_le_bytes());
         data.extend(bytes);
     }
     head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
     fs::write(file, [head, data].concat()).unwrap();
+}
+
+/// The type and the bytes of a matrix of bf16 that is put into blocks.
+fn in_blocks(name: &str, bytes: &[u8], matrices: Matrices) -> (u32, Vec<u8>) {
+    let kind = if name.contains("attn") { Q5_0 } else { Q4_1 };
+    let (mut blocks, mut values) = (Vec::new(), Vec::new());
+    for block in bytes.as_chunks::<64>().0 {
+        let block =
+            std::array::from_fn(|i| half::bf16::from_le_bytes([block[2 * i], block[2 * i + 1]]).to_f32());
+        let (bytes, decoded) = if kind == Q5_0 { q5_0(&block) } else { q4_1(&block) };
+        blocks.extend(bytes);
+        values.extend(decoded.map(f32::to_le_bytes).concat());
+    }
+    if matrices == Matrices::InBlocks { (kind, blocks) } else { (F32, values) }
+}
+
+/// A block of 5 bits and its values, `d * (bits - 16)`.
+fn q5_0(values: &[f32; 32]) -> (Vec<u8>, [f32; 32]) {
+    let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let d = half::f16::from_f32(largest / 15.0);
+    let scale = d.to_f32();
+    let bits = values
+        .map(|value| if scale == 0.0 { 16 } else { (value / scale).round().clamp(-16.0, 15.0) as i32 + 16 });
+    let fifth = (0..32).fold(0_u32, |fifth, i| fifth | (bits[i] as u32 >> 4) << i);
+    let mut block = [d.to_le_bytes().to_vec(), fifth.to_le_bytes().to_vec()].concat();
+    block.extend((0..16).map(|i| (bits[i] & 15 | (bits[i + 16] & 15) << 4) as u8));
+    (block, bits.map(|bits| scale * (bits - 16) as f32))
+}
+
+/// A block of 4 bits and its values, `d * bits + m`.
+fn q4_1(values: &[f32; 32]) -> (Vec<u8>, [f32; 32]) {
+    let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (d, m) = (half::f16::from_f32((most - least) / 15.0), half::f16::from_f32(least));
+    let (scale, minimum) = (d.to_f32(), m.to_f32());
+    let bits =
+        values.map(
+            |value| if scale == 0.0 { 0 } else { ((value - minimum) / scale).round().clamp(0.0, 15.0) as u8 },
+        );
+    let mut block = [d.to_le_bytes(), m.to_le_bytes()].concat();
+    block.extend((0..16).map(|i| bits[i] | bits[i + 16] << 4));
+    (block, bits.map(|bits| scale * f32::from(bits) + minimum))
 }
 
 fn text(text: &str) -> Vec<u8> {

@@ -1,5 +1,6 @@
 //! Element types, as checkpoints name them.
 
+use super::GgmlBlocks;
 use dsv3_kernels::Format;
 use std::fmt::{self, Display};
 
@@ -18,6 +19,8 @@ pub enum Dtype {
     Q8_0,
     /// ggml's `q4_K`; only in GGUF files.
     Q4K,
+    /// Another of ggml's block formats, which no kernel reads; only in GGUF files.
+    Ggml(GgmlBlocks),
     /// Known to the file format, so that it can be listed; no weight may have it.
     Unsupported(safetensors::Dtype),
     /// A type of a GGUF file that no weight may have, by ggml's number.
@@ -38,33 +41,27 @@ impl Dtype {
             Self::F8E4M3 => Some(Format::Fp8),
             Self::Q8_0 => Some(Format::Q8_0),
             Self::Q4K => Some(Format::Q4K),
-            Self::F16 | Self::Unsupported(_) | Self::UnsupportedGgml(_) => None,
+            Self::F16 | Self::Ggml(_) | Self::Unsupported(_) | Self::UnsupportedGgml(_) => None,
         }
     }
 }
 
-/// Names of ggml's types that are met in files and that no kernel reads, from `ggml.h`.
-const GGML_NAMES: [(u32, &str); 20] = [
-    (2, "q4_0"),
-    (3, "q4_1"),
-    (6, "q5_0"),
-    (7, "q5_1"),
+/// Names of ggml's types that are met in files and that no weight may have, from `ggml.h`.
+const GGML_NAMES: [(u32, &str); 14] = [
     (9, "q8_1"),
-    (10, "q2_K"),
-    (11, "q3_K"),
-    (13, "q5_K"),
-    (14, "q6_K"),
     (15, "q8_K"),
     (16, "iq2_xxs"),
     (17, "iq2_xs"),
     (18, "iq3_xxs"),
     (19, "iq1_s"),
-    (20, "iq4_nl"),
     (21, "iq3_s"),
     (22, "iq2_s"),
-    (23, "iq4_xs"),
     (29, "iq1_m"),
+    (34, "tq1_0"),
+    (35, "tq2_0"),
     (39, "mxfp4"),
+    (40, "nvfp4"),
+    (41, "q1_0"),
 ];
 
 impl Dtype {
@@ -76,7 +73,7 @@ impl Dtype {
             8 => Self::Q8_0,
             12 => Self::Q4K,
             30 => Self::Bf16,
-            other => Self::UnsupportedGgml(other),
+            other => GgmlBlocks::from_number(other).map_or(Self::UnsupportedGgml(other), Self::Ggml),
         }
     }
 
@@ -89,6 +86,7 @@ impl Dtype {
             Self::F8E4M3 => of(Format::Fp8),
             Self::Q8_0 => of(Format::Q8_0),
             Self::Q4K => of(Format::Q4K),
+            Self::Ggml(blocks) => Some((blocks.block_cols(), blocks.block_bytes() as u64)),
             Self::Unsupported(_) | Self::UnsupportedGgml(_) => None,
         }
     }
@@ -116,6 +114,7 @@ impl Display for Dtype {
             Self::F8E4M3 => f.pad("F8_E4M3"),
             Self::Q8_0 => f.pad("q8_0"),
             Self::Q4K => f.pad("q4_K"),
+            Self::Ggml(blocks) => f.pad(blocks.name()),
             Self::UnsupportedGgml(number) => match GGML_NAMES.iter().find(|(known, _)| known == number) {
                 Some((_, name)) => f.pad(name),
                 None => f.pad(&format!("ggml type {number}")),

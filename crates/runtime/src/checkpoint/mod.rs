@@ -11,6 +11,7 @@
 mod bytes;
 mod dtype;
 mod fp8;
+mod ggml;
 mod gguf;
 mod header;
 mod index;
@@ -26,6 +27,7 @@ mod tests;
 pub use bytes::Bytes;
 pub use dtype::Dtype;
 pub use fp8::validate_scales;
+pub use ggml::GgmlBlocks;
 pub use gguf::{Gguf, GgufName, GgufValue};
 pub use map::{MappedFile, lock_limit, zeros_in_large_pages};
 pub use prefix::{Cursor, Prefix};
@@ -219,8 +221,13 @@ impl Checkpoint {
         let info = self.get(name).ok_or_else(|| self.absent(name))?;
         if !info.dtype.is_weight() {
             let known = match info.dtype {
-                Dtype::UnsupportedGgml(_) => "F32, F16, BF16, q8_0 or q4_K",
-                _ => "F32, F16, BF16 or F8_E4M3",
+                Dtype::UnsupportedGgml(_) => {
+                    format!(
+                        "F32, F16, BF16, q8_0, q4_K or {}",
+                        GgmlBlocks::ALL.map(GgmlBlocks::name).join(", ")
+                    )
+                }
+                _ => "F32, F16, BF16 or F8_E4M3".to_owned(),
             };
             return Err(info.error(format!("expected {known}, got {}", info.dtype)));
         }

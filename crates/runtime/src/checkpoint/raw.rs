@@ -52,7 +52,9 @@ impl RawTensor {
             Dtype::F8E4M3 => {
                 Err(self.info.error("is F8_E4M3, which has values only together with its scales"))
             }
-            Dtype::Q8_0 | Dtype::Q4K => Err(self.info.error("is quantised in blocks, not a list of values")),
+            Dtype::Q8_0 | Dtype::Q4K | Dtype::Ggml(_) => {
+                Err(self.info.error("is quantised in blocks, not a list of values"))
+            }
             dtype @ (Dtype::Unsupported(_) | Dtype::UnsupportedGgml(_)) => {
                 Err(self.info.error(format!("has the unsupported type {dtype}")))
             }

@@ -1,8 +1,9 @@
 //! Stage 1: what becomes of each tensor of a checkpoint.
 //!
 //! A tensor whose bytes serve as they are is not copied: its saved weight points into the checkpoint, to the rows that
-//! the device holds. Only what the kernels cannot read in place, or what is asked for in another format, is written: by
-//! way of f32 rows, a few megabytes at a time, on all cores. Columns, whose bytes lie apart, are copied as they are.
+//! the device holds. Only what the kernels cannot read in place (halves, and ggml's other blocks), or what is asked for
+//! in another format, is written: by way of f32 rows, a few megabytes at a time, on all cores. Columns, whose bytes lie
+//! apart, are copied as they are.
 
 mod journal;
 mod report;
@@ -195,6 +196,9 @@ impl<'a> WeightOutput<'a> {
             (Location::Cache, Rows::Stored(stored)) if stored.format == saved.format => {
                 self.report.cut.add(bytes);
             }
+            (Location::Cache, _) if let Some(from) = rows.unread_blocks() => {
+                self.report.decoded.entry((from, saved.format.name())).or_default().add(bytes);
+            }
             (Location::Cache, _) => {
                 self.report.converted.entry(saved.format.name()).or_default().add(bytes);
             }
@@ -203,7 +207,7 @@ impl<'a> WeightOutput<'a> {
 
     /// The format that a weight gets ([`Formats::choose`]); where it is not what was asked for, that is noted.
     fn choose(&mut self, spec: &WeightSpec, rows: &Rows, shape: &[usize]) -> Format {
-        let stays = rows.stored_format().unwrap_or_else(|| rows.natural_format());
+        let stays = rows.stored_format().unwrap_or_else(|| rows.natural_format(shape));
         let got = self.formats.choose(spec.kind, stays, shape.last().copied().unwrap_or(0));
         let (Some(kind), Some(asked)) = (spec.kind, self.formats.of(spec.kind)) else { return got };
         let is_known = self.saved.contains_key(&(spec.source.clone(), got, shape.to_vec()));

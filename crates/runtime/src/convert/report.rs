@@ -34,6 +34,9 @@ pub struct ConvertReport {
     pub widened: Tally,
     /// Weights written to the cache because a device's part of them is columns, which lie apart in the checkpoint.
     pub cut: Tally,
+    /// Weights written to the cache because no kernel reads the blocks of ggml's that they, or parts of them, lie in; by
+    /// the names of the types that they have and of the format that they get.
+    pub decoded: BTreeMap<(String, &'static str), Tally>,
     /// Weights written to the cache in a format that was asked for, or put together from parts; by the format's name.
     pub converted: BTreeMap<&'static str, Tally>,
     /// Weights that could not have the format that was asked for.
@@ -67,6 +70,9 @@ impl ConvertReport {
         self.widened.add_all(other.widened);
         self.cut.add_all(other.cut);
         self.resumed.add_all(other.resumed);
+        for (names, tally) in &other.decoded {
+            self.decoded.entry(names.clone()).or_default().add_all(*tally);
+        }
         for (format, tally) in &other.converted {
             self.converted.entry(format).or_default().add_all(*tally);
         }
@@ -77,7 +83,8 @@ impl ConvertReport {
 
     /// Bytes that were written.
     pub fn written_bytes(&self) -> u64 {
-        let converted: u64 = self.converted.values().map(|tally| tally.bytes).sum();
+        let written = self.converted.values().chain(self.decoded.values());
+        let converted: u64 = written.map(|tally| tally.bytes).sum();
         self.widened.bytes + self.cut.bytes + converted
     }
 

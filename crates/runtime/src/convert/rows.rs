@@ -1,8 +1,8 @@
 //! The tensor that a weight is made from: its stored format, and its rows as f32, whatever it is stored as.
 
 use crate::{
-    Bytes, Checkpoint, Dtype, Error, Extent, Location, RawTensor, SavedScales, WeightSpec, checkpoint::Part,
-    validate_scales,
+    Bytes, Checkpoint, Dtype, Error, Extent, GgmlBlocks, Location, RawTensor, SavedScales, WeightSpec,
+    checkpoint::Part, validate_scales,
 };
 use dsv3_kernels::{BlockScales, Format, Kernels, MatrixView, QUANTIZE_LIMIT, f16_to_f32};
 use std::ops::Range;
@@ -13,6 +13,8 @@ pub(super) enum Rows {
     Stored(Stored),
     /// One tensor of halves, which no kernel reads.
     Halves(RawTensor),
+    /// One tensor in blocks of ggml's that no kernel reads.
+    Blocks(RawTensor, GgmlBlocks),
     /// Several tensors, one under the other.
     /// Each part's rows, what they are read from, and whether it lies transposed.
     Joined(Vec<(usize, Rows, bool)>),
@@ -49,6 +51,7 @@ impl Rows {
     fn of(spec: &WeightSpec, checkpoint: &Checkpoint, tensor: RawTensor) -> Result<Self, Error> {
         match tensor.info.dtype {
             Dtype::F16 => Ok(Self::Halves(tensor)),
+            Dtype::Ggml(blocks) => Ok(Self::Blocks(tensor, blocks)),
             _ => Stored::new(spec, checkpoint, tensor).map(Self::Stored),
         }
     }
@@ -81,24 +84,44 @@ impl Rows {
     pub(super) fn stored_format(&self) -> Option<Format> {
         match self {
             Self::Stored(stored) => Some(stored.format),
-            Self::Halves(_) | Self::Joined(_) => None,
+            Self::Halves(_) | Self::Blocks(..) | Self::Joined(_) => None,
         }
     }
 
-    /// The format to write where none is asked for.
-    pub(super) fn natural_format(&self) -> Format {
+    /// The type of the tensor, or of each part.
+    fn dtypes(&self) -> Vec<Dtype> {
         match self {
-            Self::Stored(stored) => stored.format,
-            Self::Halves(_) => Format::F32,
-            Self::Joined(parts) => joined_format(parts.iter().map(|(_, part, _)| part.stored_format())),
+            Self::Stored(Stored { tensor, .. }) | Self::Halves(tensor) | Self::Blocks(tensor, _) => {
+                vec![tensor.info.dtype]
+            }
+            Self::Joined(parts) => parts.iter().flat_map(|(_, part, _)| part.dtypes()).collect(),
         }
+    }
+
+    /// The format to write where none is asked for, of a device's part of this shape.
+    pub(super) fn natural_format(&self, shape: &[usize]) -> Format {
+        natural_format(&self.dtypes(), shape)
+    }
+
+    /// The names of the types that it has, where there are blocks among them that no kernel reads: `q5_0 and q4_K`.
+    pub(super) fn unread_blocks(&self) -> Option<String> {
+        let dtypes = self.dtypes();
+        dtypes.iter().any(|dtype| matches!(dtype, Dtype::Ggml(_))).then(|| {
+            let mut names: Vec<String> = Vec::new();
+            for name in dtypes.iter().map(Dtype::to_string) {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+            names.join(" and ")
+        })
     }
 
     /// Bytes in the checkpoint.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Stored(stored) => stored.bytes(),
-            Self::Halves(tensor) => tensor.info.length,
+            Self::Halves(tensor) | Self::Blocks(tensor, _) => tensor.info.length,
             Self::Joined(parts) => parts.iter().map(|(_, part, _)| part.bytes()).sum(),
         }
     }
@@ -107,7 +130,7 @@ impl Rows {
     pub(super) fn will_need(&self) {
         match self {
             Self::Stored(stored) => stored.tensor.bytes.will_need(),
-            Self::Halves(tensor) => tensor.bytes.will_need(),
+            Self::Halves(tensor) | Self::Blocks(tensor, _) => tensor.bytes.will_need(),
             Self::Joined(parts) => parts.iter().for_each(|(_, part, _)| part.will_need()),
         }
     }
@@ -116,7 +139,7 @@ impl Rows {
     /// `rows` says.
     pub(super) fn pieces(&self, all: Range<usize>, rows: usize) -> Vec<Range<usize>> {
         match self {
-            Self::Stored(_) | Self::Halves(_) => {
+            Self::Stored(_) | Self::Halves(_) | Self::Blocks(..) => {
                 let starts = all.clone().step_by(rows.max(1));
                 starts.map(|start| start..all.end.min(start + rows.max(1))).collect()
             }
@@ -147,6 +170,7 @@ impl Rows {
                     }
                 }
             }
+            Self::Blocks(tensor, blocks) => read_blocks(tensor, *blocks, window, out),
             Self::Joined(parts) => {
                 let mut first = 0;
                 let part = parts.iter().find(|(rows_of_part, ..)| {
@@ -207,15 +231,47 @@ impl Rows {
     }
 }
 
-/// The format of parts that are put together: without loss, but for parts that are in blocks. Those lie across the rows,
-/// in part, so they are put into the blocks of the finest format, q8_0.
-pub(super) fn joined_format(mut parts: impl Iterator<Item = Option<Format>> + Clone) -> Format {
-    if parts.clone().all(|format| format == Some(Format::Bf16)) {
-        Format::Bf16
-    } else if parts.any(|format| matches!(format, Some(Format::Q8_0 | Format::Q4K))) {
-        Format::Q8_0
-    } else {
-        Format::F32
+/// The format in which a tensor of a type is written where none is asked for, or parts of several types that are put
+/// together; `shape` is that of a device's part.
+///
+/// Halves are widened without loss, and so are joined parts. Blocks that no kernel reads become those of q8_0, whose
+/// error is less than theirs. So do joined parts in blocks, which lie across the rows, in part. Where rows are no whole
+/// blocks of q8_0, it is bf16, and vectors are f32, as they are loaded.
+pub(super) fn natural_format(dtypes: &[Dtype], shape: &[usize]) -> Format {
+    let is_blocks = |dtype: &Dtype| matches!(dtype, Dtype::Q8_0 | Dtype::Q4K | Dtype::Ggml(_));
+    let stays = match dtypes {
+        [dtype] => dtype.format(),
+        parts if parts.iter().all(|dtype| *dtype == Dtype::Bf16) => Some(Format::Bf16),
+        _ => None,
+    };
+    match stays {
+        Some(format) => format,
+        None if shape.len() == 1 || !dtypes.iter().any(is_blocks) => Format::F32,
+        None if shape.last().is_some_and(|cols| cols.is_multiple_of(Format::Q8_0.block_cols())) => {
+            Format::Q8_0
+        }
+        None => Format::Bf16,
+    }
+}
+
+/// The values of a window of a tensor in blocks: whole blocks are decoded, and what the window leaves out of them is left
+/// out.
+fn read_blocks(tensor: &RawTensor, blocks: GgmlBlocks, window: &Window, out: &mut [f32]) {
+    let Window { rows, cols } = window;
+    let (block_cols, block_bytes) = (blocks.block_cols(), blocks.block_bytes());
+    let row_bytes = as_matrix(&tensor.info.shape)[1] / block_cols * block_bytes;
+    let whole = cols.start / block_cols..cols.end.div_ceil(block_cols);
+    let bytes_of_row = whole.start * block_bytes..whole.end * block_bytes;
+    let skipped = cols.start - whole.start * block_cols;
+    let mut values = vec![0.0; whole.len() * block_cols];
+    for (row, out) in rows.clone().zip(out.chunks_exact_mut(cols.len().max(1))) {
+        let bytes = &tensor.bytes.as_slice()[row * row_bytes..][bytes_of_row.clone()];
+        if out.len() == values.len() {
+            blocks.decode(bytes, out);
+        } else {
+            blocks.decode(bytes, &mut values);
+            out.copy_from_slice(&values[skipped..][..cols.len()]);
+        }
     }
 }
 

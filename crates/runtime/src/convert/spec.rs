@@ -1,7 +1,7 @@
 //! What a spec says of one rank: its part of the tensor, and what that takes.
 
-use super::rows::{Window, joined_format, part_block_cols};
-use crate::{Checkpoint, Error, WeightSpec, weight::scales_shape};
+use super::rows::{Window, natural_format, part_block_cols};
+use crate::{Checkpoint, Dtype, Error, WeightSpec, weight::scales_shape};
 use dsv3_kernels::Format;
 use dsv3_mesh::{Layout, Rank};
 use std::ops::Range;
@@ -57,18 +57,24 @@ impl WeightSpec {
         Ok((bytes + scales) as u64)
     }
 
-    /// The format that it has where none is asked for, by the headers of a checkpoint.
+    /// The format that a rank's part of it has where none is asked for, by the headers of a checkpoint.
     ///
     /// # Errors
-    /// A tensor that is missing or of an unsupported type.
-    pub fn stored_format(&self, checkpoint: &Checkpoint) -> Result<Format, Error> {
-        let format = |name: &str| Ok::<_, Error>(checkpoint.tensor(name)?.info.dtype.format());
+    /// A tensor that is missing or of an unsupported type, a part that does not divide.
+    pub fn stored_format(
+        &self,
+        checkpoint: &Checkpoint,
+        layout: Layout,
+        rank: Rank,
+    ) -> Result<Format, Error> {
+        let dtype = |name: &str| Ok::<Dtype, Error>(checkpoint.tensor(name)?.info.dtype);
+        let shape = self.local_shape(layout, rank)?;
         match checkpoint.join(&self.source) {
             Some(parts) => {
-                let formats = parts.iter().map(|part| format(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
-                Ok(joined_format(formats.into_iter()))
+                let dtypes = parts.iter().map(|part| dtype(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
+                Ok(natural_format(&dtypes, &shape))
             }
-            None => Ok(format(&self.source)?.unwrap_or(Format::F32)),
+            None => Ok(natural_format(&[dtype(&self.source)?], &shape)),
         }
     }
 }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use std::{io::Write, time::Duration};
 use tempfile::TempDir;
 
+mod ggml;
 mod mesh;
 
 enum Toy {}

@@ -67,7 +67,7 @@ impl Subject {
         let mut all: Vec<Holders> = Vec::new();
         for rank in layout.weight_ranks() {
             let stored = |spec: &WeightSpec| match &self.checkpoint {
-                Some(checkpoint) => spec.stored_format(checkpoint),
+                Some(checkpoint) => spec.stored_format(checkpoint, layout, rank),
                 None => Ok(usual_format(spec)),
             };
             let plan = plan_weights(&self.hf, (layout, rank), &self.formats, &stored)?;

@@ -1,7 +1,8 @@
 //! GGUF files, the form of llama.cpp's models: read as a checkpoint whose tensors have other names.
 //!
 //! The form is that of `docs/gguf.md` in ggml's repository, versions 2 and 3. Tensors are used where they lie, in the
-//! formats that kernels read; the model's author says what each is called in a checkpoint of Hugging Face.
+//! formats that kernels read, or decoded (`checkpoint::ggml`); the model's author says what each is called in a checkpoint
+//! of Hugging Face.
 
 mod reader;
 #[cfg(test)]

@@ -7,7 +7,7 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// A file of one number, one list of texts, a bf16 matrix [2, 3], a q8_0 stack [2, 1, 32] and a q6_K vector.
+/// A file of one number, one list of texts, a bf16 matrix [2, 3], a q8_0 stack [2, 1, 32] and an iq2_xxs vector.
 fn file() -> Vec<u8> {
     let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes(), &3_u64.to_le_bytes(), &2_u64.to_le_bytes()].concat();
     file.extend(text("a.rate"));
@@ -16,7 +16,7 @@ fn file() -> Vec<u8> {
     file.extend([&9_u32.to_le_bytes()[..], &8_u32.to_le_bytes(), &2_u64.to_le_bytes()].concat());
     file.extend([text("x"), text("yz")].concat());
     for (name, sides, kind, offset) in
-        [("m", &[3_u64, 2][..], 30_u32, 0_u64), ("s", &[32, 1, 2], 8, 32), ("v", &[256], 14, 128)]
+        [("m", &[3_u64, 2][..], 30_u32, 0_u64), ("s", &[32, 1, 2], 8, 32), ("v", &[256], 16, 128)]
     {
         file.extend(text(name));
         file.extend((sides.len() as u32).to_le_bytes());
@@ -44,7 +44,7 @@ fn a_head_is_read() {
     let start = (file.len() - 128) as u64;
     assert_eq!((&m.shape[..], m.dtype, m.offset, m.length), (&[2, 3][..], Dtype::Bf16, start, 12));
     assert_eq!((&s.shape[..], s.dtype, s.offset, s.length), (&[2, 1, 32][..], Dtype::Q8_0, start + 32, 68));
-    assert_eq!((v.dtype.to_string(), v.dtype.is_weight()), ("q6_K".to_owned(), false));
+    assert_eq!((v.dtype.to_string(), v.dtype.is_weight()), ("iq2_xxs".to_owned(), false));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Stage 1 for several ranks: what each holds, and what they are refused.
 
+use super::ggml::{blocks_of, number_and_halves, write_gguf};
 use super::*;
-use crate::{ConvertProgress, Dtype, Gguf, GgufName, Kernels, Location, TensorInfo, WeightOutput};
+use crate::{ConvertProgress, Dtype, GgmlBlocks, GgufName, Kernels, Location, TensorInfo, WeightOutput};
 use dsv3_kernels::Format;
 use dsv3_mesh::Axis;
 use std::collections::BTreeMap;
@@ -52,14 +53,19 @@ impl Module for List {
 }
 
 const BY_ROWS: Placement = Placement::Shard { dim: 0, axis: Axis::Columns };
-const BY_COLUMNS: Placement = Placement::Shard { dim: 1, axis: Axis::Columns };
+pub(super) const BY_COLUMNS: Placement = Placement::Shard { dim: 1, axis: Axis::Columns };
 const MATRIX: &str = "matrix.weight";
 
-fn layout(text: &str) -> Layout {
+pub(super) fn layout(text: &str) -> Layout {
     Layout::from(text.parse::<MeshShape>().unwrap())
 }
 
-fn spec(source: &str, shape: &[usize], placement: Placement, scale_block: Option<[usize; 2]>) -> WeightSpec {
+pub(super) fn spec(
+    source: &str,
+    shape: &[usize],
+    placement: Placement,
+    scale_block: Option<[usize; 2]>,
+) -> WeightSpec {
     let kind = (shape.len() == 2).then_some(WeightKind("matrix"));
     WeightSpec { source: source.to_owned(), kind, shape: shape.to_vec(), placement, scale_block }
 }
@@ -93,23 +99,20 @@ fn bytes_of(dtype: Dtype, shape: [usize; 2], seed: u64) -> Vec<u8> {
             let block = |_| scaled([half(byte()), half(byte())].concat(), 140, &mut byte);
             (0..values / 256).flat_map(block).collect()
         }
+        Dtype::Ggml(blocks) => blocks_of(blocks, values / blocks.block_cols(), 0.25, &mut byte),
         other => panic!("no weight is {other}"),
     }
 }
 
 /// A GGUF file of one matrix.
 fn gguf(dir: &Path, dtype: Dtype, shape: [usize; 2], bytes: &[u8]) -> Checkpoint {
-    let kind = if dtype == Dtype::Q8_0 { 8_u32 } else { 12 };
-    let mut file = [&b"GGUF"[..], &3_u32.to_le_bytes(), &1_u64.to_le_bytes(), &0_u64.to_le_bytes()].concat();
-    file.extend([&1_u64.to_le_bytes()[..], b"m", &2_u32.to_le_bytes()].concat());
-    file.extend([shape[1] as u64, shape[0] as u64].iter().flat_map(|side| side.to_le_bytes()));
-    file.extend([&kind.to_le_bytes()[..], &0_u64.to_le_bytes()].concat());
-    file.resize(file.len().next_multiple_of(32), 0);
-    file.extend(bytes);
-    let path = dir.join("model.gguf");
-    fs::write(&path, file).unwrap();
+    let kind = match dtype {
+        Dtype::Q8_0 => 8,
+        Dtype::Ggml(blocks) => number_and_halves(blocks).0,
+        _ => 12,
+    };
     let rename = |_: &TensorInfo| GgufName::Whole(MATRIX.to_owned());
-    Gguf::open(&path).unwrap().into_checkpoint(rename, BTreeMap::new()).unwrap()
+    write_gguf(dir, &[("m", kind, &shape, bytes)]).into_checkpoint(rename, BTreeMap::new()).unwrap()
 }
 
 /// A checkpoint of one matrix, and of one vector where it is no GGUF file.
@@ -134,7 +137,7 @@ fn checkpoint(dir: &Path, dtype: Dtype, shape: [usize; 2], block: [usize; 2]) ->
 }
 
 /// The values of a rank's part.
-fn values(
+pub(super) fn values(
     checkpoint: &Checkpoint,
     spec: &WeightSpec,
     formats: &Formats,
@@ -161,7 +164,16 @@ fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
     rows.iter().map(|row| row.iter().map(|value| value.to_bits()).collect()).collect()
 }
 
-const DTYPES: [Dtype; 6] = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F8E4M3, Dtype::Q8_0, Dtype::Q4K];
+const DTYPES: [Dtype; 8] = [
+    Dtype::F32,
+    Dtype::Bf16,
+    Dtype::F16,
+    Dtype::F8E4M3,
+    Dtype::Q8_0,
+    Dtype::Q4K,
+    Dtype::Ggml(GgmlBlocks::Q5_0),
+    Dtype::Ggml(GgmlBlocks::Q6K),
+];
 
 proptest! {
     // Each case converts and loads as many times as there are ranks.
@@ -180,6 +192,11 @@ proptest! {
     ) {
         let (placement, mut shape) =
             if by_columns { (BY_COLUMNS, [height, width * columns]) } else { (BY_ROWS, [height * columns, width]) };
+        if let Dtype::Ggml(blocks) = dtype {
+            // Parts may begin and end inside a block.
+            shape[1] = width.next_multiple_of(blocks.block_cols());
+            prop_assume!(!by_columns || shape[1].is_multiple_of(columns));
+        }
         if let Some(format) = dtype.format() {
             shape[1] = shape[1].next_multiple_of(format.block_cols() * if by_columns { columns } else { 1 });
             if by_columns && width == 16 && format.block_cols() > 1 {
