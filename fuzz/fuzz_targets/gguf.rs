@@ -8,7 +8,7 @@
 #![no_main]
 
 use dsv3_deepseek::{HfConfig, gguf};
-use dsv3_runtime::Gguf;
+use dsv3_runtime::{Dtype, Gguf};
 use libfuzzer_sys::fuzz_target;
 use std::{fs, sync::LazyLock};
 use tempfile::TempDir;
@@ -27,7 +27,12 @@ fuzz_target!(|content: &[u8]| {
         let tensor = checkpoint.tensor(&info.name);
         assert_eq!(tensor.is_ok(), info.dtype.is_weight());
         if let Ok(tensor) = tensor {
-            assert_eq!(tensor.bytes.as_slice().len() as u64, info.length);
+            let bytes = tensor.bytes.as_slice();
+            assert_eq!(bytes.len() as u64, info.length);
+            if let Dtype::Ggml(blocks) = info.dtype {
+                let mut values = vec![0.0; bytes.len() / blocks.block_bytes() * blocks.block_cols()];
+                blocks.decode(bytes, &mut values);
+            }
         }
     }
 });

@@ -134,7 +134,7 @@ pub(crate) struct ModelArgs {
     ///
     /// A format (q8_0, q4_K, bf16, f32; fp8 where the checkpoint has it), or KIND=FORMAT with commas between, or a
     /// format and then exceptions: `q4_K,head=q4_K`. Kinds: experts, shared, dense, attention, kv_b (with attention,
-    /// unless named), embedding, head, and * for all; `keep` leaves a kind as it is. A format alone keeps the
+    /// unless named), embedding, head, and * for all; `keep` leaves a kind as it is (what no kernel reads becomes f32 or q8_0). A format alone keeps the
     /// embedding; q4_K alone takes q8_0 for kv_b and the head. Norms and gates are never quantised. What does not
     /// divide into blocks (q4_K: 256 columns, q8_0: 32) falls back from q4_K to q8_0 and from there to what it is.
     /// Each choice has a cache of its own, made when it is first used.
@@ -258,8 +258,8 @@ pub(crate) struct ConvertArgs {
     ///
     /// F32, BF16, q8_0 and q4_K tensors are used where they lie. Written are those in F16 (as f32), in q4_0, q4_1, q5_0,
     /// q5_1, q2_K, q3_K, q5_K, q6_K, iq4_nl and iq4_xs (as q8_0, 8.5 bits a weight, or as --format says), and
-    /// `kv_b_proj` where the file has it in two: as bf16 if both are, as q8_0 if they are quantised. Other types are
-    /// refused by name.
+    /// `kv_b_proj` where the file has it in two: as bf16 if both are, as q8_0 if either is quantised, else as f32. Other
+    /// types are refused by name.
     #[arg(long, value_name = "FILE")]
     pub(crate) from_gguf: Option<PathBuf>,
     #[command(flatten)]

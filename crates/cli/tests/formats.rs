@@ -110,16 +110,24 @@ fn a_gguf_file_computes_what_its_checkpoint_does() {
     assert_eq!(logits(&place, &file, "keep"), logits(&place, &checkpoint, "keep"));
 
     let bytes = fs::read(&file).unwrap();
-    // The halves of kv_b in another type: its number stands behind the name, the number of sides and three sides.
-    let name = b"blk.0.attn_k_b.weight";
+    // The last layer's halves of kv_b in another type: its number stands behind the name, the number of sides and three sides.
+    let name = b"blk.2.attn_k_b.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 3 * 8;
     let with_type = |number: u8| [&bytes[..at], &[number], &bytes[at + 1..]].concat();
     place.file("model.gguf", with_type(16));
     let anew = ["convert", "--force", "--from-gguf", path];
-    place.run(anew).fails_with(&["self_attn.k_b.0.weight", "q8_0, q4_K or q4_0, q4_1", "got iq2_xxs"]);
+    place.run(anew).fails_with(&[
+        "self_attn.k_b.0.weight",
+        "BF16, q4_0, q4_1",
+        "iq4_xs, q4_K or q8_0, got iq2_xxs",
+    ]);
+    let is_begun = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains("tmp");
+    let caches = fs::read_dir(place.path("cache")).unwrap().map(|entry| entry.unwrap().path());
+    let mut inside = caches.filter(|path| path.is_dir()).flat_map(|path| fs::read_dir(path).unwrap());
+    assert!(!inside.any(|entry| is_begun(entry.unwrap())), "refused before anything is written");
     // Rows of 16 columns.
     place.file("model.gguf", with_type(6));
-    place.run(anew).fails_with(&["blk.0.attn_k_b.weight", "in q5_0 has no whole blocks"]);
+    place.run(anew).fails_with(&["blk.2.attn_k_b.weight", "in q5_0 has no whole blocks"]);
     place.file("model.gguf", with_type(1));
     assert!(place.run(anew).success().stdout.contains("converted to f32"));
     place.run(["inspect", path]).fails_with(&["model.gguf", "got a GGUF file"]);

@@ -227,7 +227,7 @@ pub(crate) fn specs(rows: &[usize], cols: &[usize]) -> Vec<Spec> {
     let mut specs = Vec::new();
     for &rows in rows {
         for &cols in cols {
-            let turn = specs.len();
+            let turn = specs.len() / Format::ALL.len();
             let block = blocks[turn % blocks.len()];
             let first_row = [0, 2, 130][turn % 3];
             for format in Format::ALL {

@@ -1,5 +1,4 @@
-//! Tiles of six rows (or columns) by sixteen lanes: twelve vectors of sums hide the latency of FMA, at eight loads for
-//! twelve FMAs.
+//! Scores and weighted sums in tiles of six keys or columns by sixteen lanes.
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 

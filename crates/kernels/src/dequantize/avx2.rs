@@ -81,8 +81,8 @@ fn dequantize_as<E: Encoding, O: AsMut<[f32]>>(
             }
         }
     }
-    // A NaN was taken for a number, or a scale is so large that times the unit it is none: both are rare enough to start
-    // over.
+    // A NaN was taken for a number, or a scale is so large that times the unit it is none, 2^8 or more, which would let
+    // weights of 10^5 be: both are rare enough to start over.
     if E::FORMAT == Format::Fp8 && (saw_nan(nan) || !all_finite) {
         for (row, out) in (row..).zip(out) {
             scalar::dequantize(w, row, columns.start, &mut out.as_mut()[..columns.len()]);

@@ -41,7 +41,7 @@ fn check_fp8(bytes: &[u8], scale: f32) {
 fn every_fp8_byte_under_scales_small_and_large() {
     let all: Vec<u8> = (0..=255).collect();
     let finite: Vec<u8> = all.iter().copied().filter(|byte| byte & 0x7f != 0x7f).collect();
-    for scale in [1.0, 3.3e-5, 1e-38, f32::from_bits(1), 1e38, -2.0, 0.0] {
+    for scale in [1.0, 255.0, 256.0, 3.3e-5, 1e-38, f32::from_bits(1), 1e38, -2.0, 0.0] {
         check_fp8(&all, scale);
         check_fp8(&finite, scale);
     }

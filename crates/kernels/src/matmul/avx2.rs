@@ -1,5 +1,5 @@
-//! Two ways: few tokens read each weight once and use it from the register (`stream`, bound by memory); more
-//! tokens share weights turned to f32 in a buffer (`tile`, bound by arithmetic).
+//! Three ways: few tokens use each weight from the register (`stream`, bound by memory); more tokens share weights turned to
+//! f32 in a buffer (`tile`, bound by arithmetic), or do so in the order of few (`chains`).
 
 mod chains;
 mod stream;
@@ -8,15 +8,16 @@ mod stream_q8_0;
 mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8};
-use crate::{Format, LANES, MatrixMut, MatrixRef, MatrixView, Order};
+use crate::{Format, LANES, MatrixMut, MatrixRef, MatrixView, Order, matmul_integer};
 
 /// A product of this file; the processor has AVX2, FMA and F16C.
 type MatmulAdd = unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>);
 
-/// Tokens up to which weights are used from the register.
+/// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
-/// The same for FP8 and q8_0, by a few tokens at a time (measured on Zen 2).
+/// Tokens up to which several such passes are made of FP8 and q8_0 (measured on Zen 2).
 const CHEAPLY_STREAMED: usize = 3 * STREAMED;
+const _: () = assert!(CHEAPLY_STREAMED == matmul_integer::FEW, "from there on integers are offered");
 
 /// Tokens from which on sixteen in lanes, filled or not, are as fast as a few at a time (measured on Zen 2).
 const FILLED: usize = 12;
@@ -61,10 +62,9 @@ fn few_add(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn fastest_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-    let is_cheap = w.format() == Format::Q8_0 || w.format() == Format::Fp8 && stream_fp8::fits(w);
+    let is_cheap = || w.format() == Format::Q8_0 || w.format() == Format::Fp8 && stream_fp8::fits(w);
     // To turn these to f32 is cheap: reading them a few times is faster than lanes that are half empty.
-    let most = if is_cheap { CHEAPLY_STREAMED } else { STREAMED };
-    if x.rows() > most {
+    if x.rows() > CHEAPLY_STREAMED || x.rows() > STREAMED && !is_cheap() {
         return tile::matmul_add(w, x, out);
     }
     let (tokens, parts) = (x.rows(), x.rows().div_ceil(STREAMED));

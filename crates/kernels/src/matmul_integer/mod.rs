@@ -13,7 +13,7 @@ use crate::{Format, IntegerWidth, MatrixView};
 /// Tokens up to which q8_0 and FP8 are multiplied in f32: taken from the cache for four tokens each time, they are as fast as
 /// in lanes of which a quarter is empty (measured on Zen 2, with weights from memory, at twelve tokens: FP8 half of the peak
 /// either way).
-const FEW: usize = 12;
+pub(crate) const FEW: usize = 12;
 
 /// What an FP8 weight is multiplied by before it is rounded to an integer: exact from 0.5 on (the largest value in a
 /// block is 448), and the largest, 7168, leaves 2^31 for 32 products with 8191.

@@ -1,7 +1,7 @@
 //! Every table against sums in f64 of what the integers stand for, and against products of what was quantised, on
 //! shapes around every boundary of the kernels.
 
-use super::{FP8_STEPS, width};
+use super::{FEW, FP8_STEPS, width};
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
 use crate::{Format, IntegerMatrix, IntegerRef, IntegerWidth, MatrixMut, MatrixRef};
 
@@ -243,6 +243,14 @@ fn a_nan_of_a_token_reaches_it_and_no_other() {
 }
 
 #[test]
+fn more_rows_than_have_their_sums_in_lanes() {
+    let mut random = Random(10);
+    for spec in specs(&[300], &[64]) {
+        check(&Weights::random(spec, &mut random), 17, &mut random);
+    }
+}
+
+#[test]
 fn formats_have_the_integers_that_they_should() {
     let (int8, int16) = (Some(IntegerWidth::Int8), Some(IntegerWidth::Int16));
     let cases = [
@@ -258,7 +266,7 @@ fn formats_have_the_integers_that_they_should() {
     for (format, block, few, many) in cases {
         let spec = Spec { format, rows: 2, cols: 256, block, first_row: 0, offset: 0 };
         let weights = Weights::random(spec, &mut Random(7));
-        let got = (width(&weights.view(), 4), width(&weights.view(), 13));
+        let got = (width(&weights.view(), FEW), width(&weights.view(), FEW + 1));
         assert_eq!(got, (few, many), "{format} in blocks of {block:?}");
     }
 }

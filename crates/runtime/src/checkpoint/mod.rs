@@ -222,10 +222,8 @@ impl Checkpoint {
         if !info.dtype.is_weight() {
             let known = match info.dtype {
                 Dtype::UnsupportedGgml(_) => {
-                    format!(
-                        "F32, F16, BF16, q8_0, q4_K or {}",
-                        GgmlBlocks::ALL.map(GgmlBlocks::name).join(", ")
-                    )
+                    let blocks = GgmlBlocks::ALL.map(GgmlBlocks::name).join(", ");
+                    format!("F32, F16, BF16, {blocks}, q4_K or q8_0")
                 }
                 _ => "F32, F16, BF16 or F8_E4M3".to_owned(),
             };

@@ -234,8 +234,8 @@ impl Rows {
 /// The format in which a tensor of a type is written where none is asked for, or parts of several types that are put
 /// together; `shape` is that of a device's part.
 ///
-/// Halves are widened without loss, and so are joined parts. Blocks that no kernel reads become those of q8_0, whose
-/// error is less than theirs. So do joined parts in blocks, which lie across the rows, in part. Where rows are no whole
+/// Halves are widened without loss, and so are joined parts. Blocks that no kernel reads become those of q8_0: rounded once
+/// more, mostly by less than they were before. So do joined parts in blocks, which lie across the rows, in part. Where rows are no whole
 /// blocks of q8_0, it is bf16, and vectors are f32, as they are loaded.
 pub(super) fn natural_format(dtypes: &[Dtype], shape: &[usize]) -> Format {
     let is_blocks = |dtype: &Dtype| matches!(dtype, Dtype::Q8_0 | Dtype::Q4K | Dtype::Ggml(_));

@@ -204,7 +204,7 @@ mod tests {
         let floats = MatrixView::f32(&ones, 3, 32_000);
         // More values than one task quantises.
         for (rows, arithmetic, expected) in
-            [(10, Arithmetic::Integer, true), (10, Arithmetic::Float, false), (1, Arithmetic::Integer, false)]
+            [(20, Arithmetic::Integer, true), (20, Arithmetic::Float, false), (1, Arithmetic::Integer, false)]
         {
             let x = Tensor::from_vec(rows, 32_000, vec![0.5; rows * 32_000]);
             let integers = Integers::quantize(&x, &blocks, arithmetic, &device);

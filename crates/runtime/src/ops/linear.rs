@@ -15,11 +15,11 @@ const DECODE_TASK_ROWS: usize = 64;
 /// The same for prefill, where rows are short: they stay in a core's second-level cache meanwhile.
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
 /// Each task copies all activations, which lie in memory where they are long, so its rows must be many enough to pay for
-/// that; whole panels of the kernels.
+/// that: as many as the kernels go through with one copy.
 const PREFILL_TASK_ROWS: usize = 264;
-/// Tokens from which on a decode step's tasks are cut as those of prefill: that many are copied, too.
+/// Tokens from which on a decode step's tasks are cut as those of prefill: so many are copied in all formats.
 const MANY_TOKENS: usize = 13;
-/// Rows of a task come in multiples of this, so that the kernels' row tiles stay full.
+/// Rows of a task come in multiples of this, so that few of the kernels' tiles, of 6 or 8 rows, are not full.
 const ROW_TILE: usize = 8;
 /// Tasks of a product for each thread at least, as far as rows make whole tiles: threads are to end together.
 const THREAD_TASKS: usize = 2;
@@ -117,7 +117,11 @@ mod tests {
                     let task = config.task_rows(1, &device);
                     let most = rows.div_ceil(ROW_TILE); // a task is a tile at least
                     assert!(task.is_multiple_of(ROW_TILE) && task <= config.rows_per_task.get());
-                    assert!(config.task_rows(16, &device) >= task, "more tokens, more rows");
+                    let many = config.task_rows(16, &device);
+                    assert!(
+                        many >= task.max(264).min(rows / (THREAD_TASKS * threads)),
+                        "many tokens, many rows"
+                    );
                     // Tiles are whole, so that a task may have almost one more than its share.
                     let least = (THREAD_TASKS * threads).min(most) / 2;
                     assert!(

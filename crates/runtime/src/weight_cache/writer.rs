@@ -5,7 +5,7 @@ use super::{
     WeightConfigFile, WeightConfigHeader,
 };
 use crate::{
-    ConvertProgress, ConvertReport, Error, Module, Prefix, SavedWeight, WeightOutput,
+    Checkpoint, ConvertProgress, ConvertReport, Error, Module, Prefix, SavedWeight, WeightOutput,
     convert::{Journal, Origin, WEIGHTS_FILE, Workshop},
 };
 use dsv3_mesh::{Layout, Rank};
@@ -42,7 +42,8 @@ impl WeightCache {
     /// and processes may do so at the same time: of those that want the same caches one makes them.
     ///
     /// # Errors
-    /// A model that does not divide over the mesh, before anything is written; a cache of something else is there and
+    /// A model that does not divide over the mesh, or a tensor that is missing or of a type that no weight may have, before
+    /// anything is written; a cache of something else is there and
     /// `force` is not given; an unusable checkpoint; a failing write.
     pub fn convert_ranks<M: Module>(
         &self,
@@ -69,6 +70,9 @@ impl WeightCache {
             } else {
                 cache.check_origin(&cache.read_header()?, source)?;
             }
+        }
+        if !missing.is_empty() {
+            check_types::<M>(hf, self.layout, source.checkpoint)?;
         }
         let mut reports = make::<M>(&missing, hf, source, force, progress)?.into_iter();
         let converted = |cache: &Self| {
@@ -244,6 +248,14 @@ fn check_division<M: Module>(hf: &M::Hf, layout: Layout) -> Result<(), Error> {
     M::prefill_model_config(hf, layout).map_err(|error| error.on(layout))?;
     for (_, spec) in super::list_specs::<M>(hf, layout) {
         spec.local_range(layout, Rank(0))?;
+    }
+    Ok(())
+}
+
+/// Whether all tensors are there and of types that weights may have: by the headers, for the conversion takes hours.
+fn check_types<M: Module>(hf: &M::Hf, layout: Layout, checkpoint: &Checkpoint) -> Result<(), Error> {
+    for (_, spec) in super::list_specs::<M>(hf, layout) {
+        spec.stored_format(checkpoint, layout, Rank(0))?;
     }
     Ok(())
 }

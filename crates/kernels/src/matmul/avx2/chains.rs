@@ -26,7 +26,10 @@ const SUMS: usize = 128 * CHAINS;
 const PACKED: usize = 128;
 
 /// How one token is multiplied with weights of a format.
-pub(super) trait Chained {
+///
+/// # Safety
+/// The columns from one multiple of `CHAINS` to the next have different chains, below `CHAINS`.
+pub(super) unsafe trait Chained {
     /// Sums that a token keeps apart.
     const CHAINS: usize;
     /// Columns of a panel.
@@ -163,7 +166,7 @@ fn by_chain<'a, C: Chained>(
     for chain in 0..C::CHAINS {
         tokens[chain * (steps + 1) + steps].write(Lanes::ZERO);
     }
-    // SAFETY: each column of a whole number of steps has its own line, and lines behind the last step are written, too.
+    // SAFETY: each column of a whole number of steps has its own line, as the trait promises, and lines behind the last step are written, too.
     unsafe { tokens.assume_init_ref() }
 }
 
@@ -207,7 +210,8 @@ fn panel_add<C: Chained, const R: usize>(
     }
 }
 
-impl Chained for Fp8 {
+// SAFETY: a unit's columns have different places in it.
+unsafe impl Chained for Fp8 {
     const CHAINS: usize = stream_fp8::UNIT;
     const COLUMNS: usize = COLUMNS;
     const RUN: usize = stream_fp8::COLUMNS;
@@ -246,7 +250,8 @@ impl Chained for Fp8 {
     }
 }
 
-impl Chained for Bf16 {
+// SAFETY: chains are remainders.
+unsafe impl Chained for Bf16 {
     const CHAINS: usize = VECTOR;
     const COLUMNS: usize = COLUMNS / 2;
 
@@ -267,7 +272,8 @@ impl Chained for Bf16 {
     }
 }
 
-impl Chained for F32 {
+// SAFETY: chains are remainders.
+unsafe impl Chained for F32 {
     const CHAINS: usize = VECTOR;
     const COLUMNS: usize = COLUMNS / 2;
 

@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::q4k::{nibbles, scales_and_minima};
-use crate::avx2::{LANES, in_order, load, load32, store};
+use crate::avx2::{LANES, in_order, load, load16_bytes, load32, store};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::{IntegerRef, MatrixView};
@@ -256,11 +256,4 @@ fn rows_side_by_side(rows: [&[u8; 16]; ROWS]) -> [__m256i; 4] {
         pairs[r] = _mm256_set_m128i(load16_bytes(rows[r + 4]), load16_bytes(rows[r]));
     }
     pairs
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
-    // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }

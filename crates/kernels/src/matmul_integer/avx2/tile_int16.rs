@@ -4,7 +4,8 @@
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
 use crate::avx2::{
-    half, in_order, load as load_vector, load32, padded, saw_nan, store as store_vector, watch_nan,
+    half, in_order, load as load_vector, load16_bytes, load32, padded, saw_nan, store as store_vector,
+    watch_nan,
 };
 use crate::integers::BLOCK;
 use crate::lanes::avx2::panels::{self, GroupMemory, LINES, ROWS};
@@ -218,13 +219,6 @@ fn fill_fp8_row(values: &mut [[i16; BLOCK]; PITCH], bytes: &[u8]) -> bool {
         }
     }
     saw_nan(nan)
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
-    // SAFETY: a reference to 16 bytes; the load needs no alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

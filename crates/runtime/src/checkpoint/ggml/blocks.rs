@@ -14,7 +14,7 @@ pub(super) const STEPS: [f32; 16] = [
 /// `block_q4_0`: `d`, 16 bytes of bits. An element is `d * (bits - 8)`.
 pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; COLS]) {
     let d = half(block, 0);
-    nibbles(field(block, 2), out, |bits| d * f32::from(bits - 8));
+    nibbles(field(block, 2), out, |bits| d * f32::from(bits.cast_signed() - 8));
 }
 
 /// `block_q4_1`: `d`, `m`, 16 bytes of bits. An element is `d * bits + m`.
@@ -44,18 +44,14 @@ pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; COLS]) {
 /// Steps by four bits each, times a scale.
 pub(super) fn steps(bits: &[u8; 16], scale: f32, out: &mut [f32; COLS]) {
     let values = STEPS.map(|step| scale * step);
-    let (first, second) = out.split_at_mut(COLS / 2);
-    for ((first, second), &byte) in first.iter_mut().zip(second).zip(bits) {
-        *first = values[usize::from(byte & 15)];
-        *second = values[usize::from(byte >> 4)];
-    }
+    nibbles(bits, out, |bits| values[usize::from(bits)]);
 }
 
-fn nibbles(bits: &[u8; 16], out: &mut [f32; COLS], value: impl Fn(i16) -> f32) {
+fn nibbles(bits: &[u8; 16], out: &mut [f32; COLS], value: impl Fn(u8) -> f32) {
     let (first, second) = out.split_at_mut(COLS / 2);
     for ((first, second), &byte) in first.iter_mut().zip(second).zip(bits) {
-        *first = value(i16::from(byte & 15));
-        *second = value(i16::from(byte >> 4));
+        *first = value(byte & 15);
+        *second = value(byte >> 4);
     }
 }
 
