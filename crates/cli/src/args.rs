@@ -134,10 +134,10 @@ pub(crate) struct ModelArgs {
     ///
     /// A format (q8_0, q4_K, bf16, f32; fp8 where the checkpoint has it), or KIND=FORMAT with commas between, or a
     /// format and then exceptions: `q4_K,head=q4_K`. Kinds: experts, shared, dense, attention, kv_b (with attention,
-    /// unless named), embedding, head, and * for all; `keep` leaves a kind as it is (what no kernel reads becomes f32 or q8_0). A format alone keeps the
-    /// embedding; q4_K alone takes q8_0 for kv_b and the head. Norms and gates are never quantised. What does not
-    /// divide into blocks (q4_K: 256 columns, q8_0: 32) falls back from q4_K to q8_0 and from there to what it is.
-    /// Each choice has a cache of its own, made when it is first used.
+    /// unless named), embedding, head, and * for all; `keep` leaves a kind as it is (what no kernel reads becomes f32
+    /// or q8_0). A format alone keeps the embedding; q4_K alone takes q8_0 for kv_b and the head. Norms and gates are
+    /// never quantised. What does not divide into blocks (q4_K: 256 columns, q8_0: 32) falls back from q4_K to q8_0
+    /// and from there to what it is. Each choice has a cache of its own, made when it is first used.
     #[arg(long, value_name = "SPEC", default_value = "keep", hide_default_value = true, value_parser = parse_formats)]
     pub(crate) format: Formats,
 }

@@ -110,7 +110,8 @@ fn a_gguf_file_computes_what_its_checkpoint_does() {
     assert_eq!(logits(&place, &file, "keep"), logits(&place, &checkpoint, "keep"));
 
     let bytes = fs::read(&file).unwrap();
-    // The last layer's halves of kv_b in another type: its number stands behind the name, the number of sides and three sides.
+    // The last layer's halves of kv_b in another type: its number stands behind the name, the number of sides and three
+    // sides.
     let name = b"blk.2.attn_k_b.weight";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 3 * 8;
     let with_type = |number: u8| [&bytes[..at], &[number], &bytes[at + 1..]].concat();

@@ -17,14 +17,7 @@ const STEP: usize = 2 * LANES;
 /// Row `row` of `w`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
-    dequantize(w, row, 0, out);
-}
-
-/// Columns `first..first + out.len()` of row `row` of `w`: whole blocks of the format.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
-    let columns = first..first + out.len();
-    dequantize_rows(w, row, columns, &mut [out]);
+    dequantize_rows(w, row, 0..out.len(), &mut [out]);
 }
 
 /// Columns `columns` of rows `row..row + out.len()` of `w`: whole blocks of the format. Rows of `out` are as long at least.

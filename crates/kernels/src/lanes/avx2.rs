@@ -10,6 +10,7 @@ use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Rows of a tile, at most.
 pub(crate) const TILE: usize = 6;
@@ -151,11 +152,7 @@ pub(crate) fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_tile<const R: usize>(x: MatrixRef<'_>, row: usize, column: usize, w: &[Lanes], out: &mut [Lanes]) {
-    let sums = tile::<R, 2>(from_fn(|r| &x.row(row + r)[column..]), w, None);
-    for (out, sums) in out.iter_mut().zip(sums) {
-        let before = load(out);
-        store(out, [_mm256_add_ps(before[0], sums[0]), _mm256_add_ps(before[1], sums[1])]);
-    }
+    add_tile::<R, 2>(from_fn(|r| &x.row(row + r)[column..]), w, None, out);
 }
 
 /// Rows that are read later, whose parts are asked for from memory a little at a time. They need not be mapped: a prefetch
@@ -171,11 +168,13 @@ pub(crate) struct RowsAhead {
 }
 
 impl RowsAhead {
-    /// Rows of `w` from `row` on and their columns from `first` on, so many bytes of each in a step. The matrix may end before.
-    pub(crate) fn new(w: &MatrixView<'_>, row: usize, first: usize, step: usize) -> Self {
+    /// The panel after that of `rows` and `columns`, in so many steps: the rows below, or the next columns from the top. The
+    /// matrix may end before.
+    pub(crate) fn after(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, steps: usize) -> Self {
+        let (row, first) = if rows.end < w.rows() { (rows.end, columns.start) } else { (0, columns.end) };
         let stride = w.format().bytes(w.row_stride());
-        let offset = row * stride + w.format().bytes(first);
-        Self { start: w.row_bytes(0, 0..0).as_ptr().wrapping_add(offset), stride, step }
+        let start = w.row_bytes(0, 0..0).as_ptr().wrapping_add(row * stride + w.format().bytes(first));
+        Self { start, stride, step: w.format().bytes(columns.len()) / steps }
     }
 
     /// The rows from `row` on.
@@ -196,15 +195,16 @@ impl RowsAhead {
     }
 }
 
-/// `sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes. With each [`STEP`] lines it asks for a step of
-/// as many rows `ahead`.
+/// `out[r][lane] += sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes. With each [`STEP`] lines it
+/// asks for a step of as many rows `ahead`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn tile<const R: usize, const V: usize>(
+pub(crate) fn add_tile<const R: usize, const V: usize>(
     mut rows: [&[f32]; R],
     w: &[Lanes],
     ahead: Option<RowsAhead>,
-) -> [[__m256; V]; R] {
+    out: &mut [Lanes],
+) {
     for r in 0..R {
         rows[r] = &rows[r][..w.len()];
     }
@@ -224,7 +224,13 @@ pub(crate) fn tile<const R: usize, const V: usize>(
             }
         }
     }
-    sums
+    for (out, sums) in out.iter_mut().zip(sums) {
+        let mut totals = load(out);
+        for v in 0..V {
+            totals[v] = _mm256_add_ps(totals[v], sums[v]);
+        }
+        store(out, totals);
+    }
 }
 
 /// `out[lane, r] += sums[r][lane]`, for as many lanes as out has rows.

@@ -37,8 +37,7 @@ pub(crate) fn matmul_add(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out
 #[target_feature(enable = "avx2,fma,f16c")]
 fn few_add(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let (most, in_lanes): (usize, Option<MatmulAdd>) = match w.format() {
-        Format::F32 => (STREAMED, Some(chains::matmul_add::<F32>)),
-        Format::Bf16 => (STREAMED, Some(chains::matmul_add::<Bf16>)),
+        Format::F32 | Format::Bf16 => (STREAMED, Some(chains::matmul_add::<chains::Floats>)),
         Format::Fp8 if stream_fp8::fits(w) => (2, Some(chains::matmul_add::<Fp8>)),
         Format::Fp8 | Format::Q8_0 => (STREAMED, None),
         Format::Q4K => return tile::matmul_add(w, x, out),

@@ -106,7 +106,9 @@ fn block_add<X: Copy, P: Panel<X>>(
             unsafe { panel.fill(w, rows.clone(), columns.clone()) };
             for (group, packed) in packed[..groups].iter().enumerate() {
                 // The first group asks for the next panel.
-                let next = (group == 0).then(|| next_panel::<X, P>(w, row, first));
+                let next = (group == 0).then(|| {
+                    RowsAhead::after(w, row..row + ROWS, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
+                });
                 let sums = &mut sums[group][rows.clone()];
                 match group_tokens(group).len() <= VECTOR {
                     true => add_group::<X, P, 1>(&panel, packed, next, sums),
@@ -120,12 +122,6 @@ fn block_add<X: Copy, P: Panel<X>>(
         add_to_rows(sums, &mut now);
         out = rest;
     }
-}
-
-/// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end before.
-fn next_panel<X: Copy, P: Panel<X>>(w: &MatrixView<'_>, row: usize, first: usize) -> RowsAhead {
-    let (row, first) = if row + ROWS < w.rows() { (row + ROWS, first) } else { (0, first + P::COLUMNS) };
-    RowsAhead::new(w, row, first, w.format().bytes(P::COLUMNS) / (P::COLUMNS / P::STEP))
 }
 
 /// Adds the products of a panel with a group of tokens, of which `V` vectors hold any.

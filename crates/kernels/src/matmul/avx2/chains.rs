@@ -1,11 +1,11 @@
-//! As many tokens as fill lanes, in the order in which one alone adds up. What a single token keeps in the lanes of its vectors of
-//! sums are chains of columns that lie a fixed distance apart: here each chain goes by itself, for sixteen tokens in lanes
-//! and six rows of weights, and then the chains are added as the lanes of one token are.
+//! As many tokens as fill lanes, in the order in which one alone adds up. What a single token keeps in the lanes of its
+//! vectors of sums are chains of columns that lie a fixed distance apart: here each chain goes by itself, for sixteen tokens
+//! in lanes and six rows of weights, and then the chains are added as the lanes of one token are.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a chain is an index into several arrays")]
 
 use super::stream_fp8;
-use crate::avx2::{Bf16, F32, Fp8, LANES as VECTOR};
+use crate::avx2::{Fp8, LANES as VECTOR};
 use crate::lanes::avx2::{Pair, RowsAhead, TILE, add_to_rows, load, pack, store, zeros};
 use crate::view::ColumnBlock;
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
@@ -119,7 +119,7 @@ fn run_add<C: Chained>(
             // SAFETY: this function has the features that are asked for.
             unsafe { C::fill(w, row, columns.clone(), panel, &mut is_nan[rows.clone()]) }
             let sums = &mut sums[rows.start * C::CHAINS..rows.end * C::CHAINS];
-            let next = next_panel::<C>(w, row, first);
+            let next = RowsAhead::after(w, row..row + TILE, first..first + C::COLUMNS, C::CHAINS);
             match panel.len() {
                 1 => panel_add::<C, 1>(panel, tokens, sums, next),
                 2 => panel_add::<C, 2>(panel, tokens, sums, next),
@@ -166,14 +166,9 @@ fn by_chain<'a, C: Chained>(
     for chain in 0..C::CHAINS {
         tokens[chain * (steps + 1) + steps].write(Lanes::ZERO);
     }
-    // SAFETY: each column of a whole number of steps has its own line, as the trait promises, and lines behind the last step are written, too.
+    // SAFETY: each column of a whole number of steps has its own line, as the trait promises, and lines behind the last
+    // step are written, too.
     unsafe { tokens.assume_init_ref() }
-}
-
-/// The panel after that at `row` and `first`: the rows below, or the next columns from the top. The matrix may end before.
-fn next_panel<C: Chained>(w: &MatrixView<'_>, row: usize, first: usize) -> RowsAhead {
-    let (row, first) = if row + TILE < w.rows() { (row + TILE, first) } else { (0, first + C::COLUMNS) };
-    RowsAhead::new(w, row, first, w.format().bytes(C::COLUMNS) / C::CHAINS)
 }
 
 /// Goes on with the chains of `R` rows; with each of them it asks for a part of as many rows of the next panel.
@@ -250,8 +245,11 @@ unsafe impl Chained for Fp8 {
     }
 }
 
+/// F32 and bf16, whose weights have no scales and stay in their own order.
+pub(super) enum Floats {}
+
 // SAFETY: chains are remainders.
-unsafe impl Chained for Bf16 {
+unsafe impl Chained for Floats {
     const CHAINS: usize = VECTOR;
     const COLUMNS: usize = COLUMNS / 2;
 
@@ -263,52 +261,19 @@ unsafe impl Chained for Bf16 {
         panel: &mut [[f32; PITCH]],
         _: &mut [bool],
     ) {
-        fill_with_floats(w, row, columns, panel);
+        let end = columns.len();
+        dequantize::avx2::dequantize_rows(w, row, columns, panel);
+        for row in panel {
+            row[end..end.next_multiple_of(VECTOR)].fill(0.0);
+        }
     }
 
+    /// As [`sum`](crate::avx2::sum) adds up the lanes of a vector.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn total(chains: &[Lanes]) -> Pair {
-        total_of_vector(chains)
+        let fours: [Pair; 4] = from_fn(|lane| add(load(&chains[lane]), load(&chains[lane + 4])));
+        add(add(fours[0], fours[2]), add(fours[1], fours[3]))
     }
-}
-
-// SAFETY: chains are remainders.
-unsafe impl Chained for F32 {
-    const CHAINS: usize = VECTOR;
-    const COLUMNS: usize = COLUMNS / 2;
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(
-        w: &MatrixView<'_>,
-        row: usize,
-        columns: Range<usize>,
-        panel: &mut [[f32; PITCH]],
-        _: &mut [bool],
-    ) {
-        fill_with_floats(w, row, columns, panel);
-    }
-
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn total(chains: &[Lanes]) -> Pair {
-        total_of_vector(chains)
-    }
-}
-
-/// Weights without scales, in their own order.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn fill_with_floats(w: &MatrixView<'_>, row: usize, columns: Range<usize>, panel: &mut [[f32; PITCH]]) {
-    let end = columns.len();
-    dequantize::avx2::dequantize_rows(w, row, columns, panel);
-    for row in panel {
-        row[end..end.next_multiple_of(VECTOR)].fill(0.0);
-    }
-}
-
-/// As [`sum`](crate::avx2::sum) adds up the lanes of a vector.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn total_of_vector(chains: &[Lanes]) -> Pair {
-    let fours: [Pair; 4] = from_fn(|lane| add(load(&chains[lane]), load(&chains[lane + 4])));
-    add(add(fours[0], fours[2]), add(fours[1], fours[3]))
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

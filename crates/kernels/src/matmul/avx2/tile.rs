@@ -2,9 +2,8 @@
 //! lanes.
 
 use crate::lanes::avx2::panels::{self, GroupMemory, LINES, ROWS};
-use crate::lanes::avx2::{RowsAhead, STEP, load, pack, store, tile};
+use crate::lanes::avx2::{RowsAhead, STEP, add_tile, pack};
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
-use std::arch::x86_64::*;
 use std::{array::from_fn, ops::Range};
 
 /// Columns of a panel: a line of tokens each.
@@ -55,11 +54,6 @@ impl panels::Panel<MatrixRef<'_>> for Panel {
         ahead: Option<RowsAhead>,
         sums: &mut [Lanes; R],
     ) {
-        let rows: [&[f32]; R] = from_fn(|r| &self.0[first + r][..]);
-        let products = tile::<R, V>(rows, group, ahead);
-        for (sums, products) in sums.iter_mut().zip(products) {
-            let before = load(sums);
-            store(sums, from_fn(|v| if v < V { _mm256_add_ps(before[v], products[v]) } else { before[v] }));
-        }
+        add_tile::<R, V>(from_fn(|r| &self.0[first + r][..]), group, ahead, sums);
     }
 }
