@@ -2,9 +2,7 @@
 //! beside the machine's memory bandwidth; prefill in multiply-adds per second, to set beside its FMA rate.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dsv3_kernels::{
-    BlockScales, Format, IntegerMatrix, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView,
-};
+use dsv3_kernels::{BlockScales, Format, IntegerMatrix, Kernels, MatrixMut, MatrixRef, MatrixView};
 use std::hint::black_box;
 
 const BLOCK: usize = 128;
@@ -44,12 +42,12 @@ impl Weights {
 }
 
 /// The formats, each in f32 and, where it has an integer product for as many tokens, in integers.
-fn ways(tokens: usize) -> impl Iterator<Item = (Format, Option<IntegerWidth>, String)> {
+fn ways(tokens: usize) -> impl Iterator<Item = (Format, bool, String)> {
     Format::ALL.into_iter().flat_map(move |format| {
         let weights = Weights::new(format, 1, 256, 1);
-        let width = Kernels::best().integer_width(&weights.get(0), tokens);
-        let integer = width.map(|width| (format, Some(width), format!("{format} {width:?}")));
-        [Some((format, None, format!("{format} float"))), integer].into_iter().flatten()
+        let has_integers = Kernels::best().takes_integers(&weights.get(0), tokens);
+        let integer = has_integers.then(|| (format, true, format!("{format} integer")));
+        [Some((format, false, format!("{format} float"))), integer].into_iter().flatten()
     })
 }
 
@@ -66,9 +64,9 @@ fn multiply(w: &MatrixView<'_>, x: MatrixRef<'_>, integers: Option<&IntegerMatri
 }
 
 /// `x` as integers.
-fn quantized(x: MatrixRef<'_>, width: IntegerWidth) -> IntegerMatrix {
+fn quantized(x: MatrixRef<'_>) -> IntegerMatrix {
     let mut integers = IntegerMatrix::default();
-    Kernels::best().quantize(x, integers.reshape(width, x.rows(), x.cols()));
+    Kernels::best().quantize(x, integers.reshape(x.rows(), x.cols()));
     integers
 }
 
@@ -80,9 +78,9 @@ fn decode(criterion: &mut Criterion) {
         let x = MatrixRef::new(&x, tokens, cols);
         let mut out = vec![0.0; tokens * rows];
         let mut group = criterion.benchmark_group(format!("decode {tokens} x (2048 x 7168)"));
-        for (format, width, name) in ways(tokens) {
+        for (format, in_integers, name) in ways(tokens) {
             let weights = Weights::new(format, rows, cols, 256 << 20);
-            let integers = width.map(|width| quantized(x, width));
+            let integers = in_integers.then(|| quantized(x));
             let mut number = 0;
             group.throughput(Throughput::Bytes((rows * format.bytes(cols)) as u64));
             group.bench_function(BenchmarkId::new(Kernels::best().isa().name(), name), |bencher| {
@@ -105,9 +103,9 @@ fn prefill(criterion: &mut Criterion) {
         let mut out = vec![0.0; tokens * rows];
         let mut group = criterion.benchmark_group(format!("prefill {tokens} x (2048 x 2048)"));
         group.sample_size(20);
-        for (format, width, name) in ways(tokens) {
+        for (format, in_integers, name) in ways(tokens) {
             let weights = Weights::new(format, rows, cols, 1);
-            let integers = width.map(|width| quantized(x, width));
+            let integers = in_integers.then(|| quantized(x));
             group.throughput(Throughput::Elements((tokens * rows * cols) as u64));
             group.bench_function(BenchmarkId::new(Kernels::best().isa().name(), name), |bencher| {
                 bencher.iter(|| {
@@ -126,15 +124,13 @@ fn quantize(criterion: &mut Criterion) {
     let x = vec![0.5; tokens * cols];
     let mut group = criterion.benchmark_group(format!("quantize {tokens} x {cols}"));
     group.throughput(Throughput::Elements((tokens * cols) as u64));
-    for width in [IntegerWidth::Int8, IntegerWidth::Int16] {
-        let mut integers = IntegerMatrix::default();
-        group.bench_function(BenchmarkId::new(kernels.isa().name(), format!("{width:?}")), |bencher| {
-            bencher.iter(|| {
-                let x = MatrixRef::new(black_box(&x), tokens, cols);
-                kernels.quantize(x, integers.reshape(width, tokens, cols));
-            });
+    let mut integers = IntegerMatrix::default();
+    group.bench_function(kernels.isa().name(), |bencher| {
+        bencher.iter(|| {
+            let x = MatrixRef::new(black_box(&x), tokens, cols);
+            kernels.quantize(x, integers.reshape(tokens, cols));
         });
-    }
+    });
 }
 
 /// Probabilities of 16 heads times 4096 cached latents of 512 (and 64 more columns that are not read).

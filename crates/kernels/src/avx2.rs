@@ -200,6 +200,14 @@ pub(crate) fn in_order(mut vector: __m256i) -> __m256i {
     vector
 }
 
+/// `value`, which must be in memory here. A loop over parts of a tile adds to sums that it would keep in registers, of
+/// which there are too few for them: the compiler would move them to the stack and back.
+#[inline(always)]
+pub(crate) fn in_memory<T>(value: &mut T) {
+    // SAFETY: no instruction at all; what it could do to memory, a holder of the exclusive reference may.
+    unsafe { std::arch::asm!("/* {0} */", in(reg) value, options(nostack, preserves_flags)) };
+}
+
 /// Sixteen bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
@@ -214,6 +222,21 @@ pub(crate) fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
 pub(crate) fn load32(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: a reference to 32 bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+}
+
+/// Writes a vector of bytes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn store32(bytes: &mut [u8; 32], vector: __m256i) {
+    // SAFETY: an exclusive reference to 32 bytes; the store needs no alignment.
+    unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), vector) }
+}
+
+/// Four neighbouring bytes in every lane of 32 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn broadcast_four(bytes: [u8; 4]) -> __m256i {
+    _mm256_set1_epi32(i32::from_ne_bytes(bytes))
 }
 
 /// A half, little-endian, in every lane.

@@ -7,31 +7,13 @@ use std::ops::Range;
 /// Columns of a row that share a scale: the block of ggml's `q8_0` and the group of its `q4_K`.
 pub(crate) const BLOCK: usize = 32;
 
-/// How wide the integers are. Which one a product takes is what
-/// [`Kernels::integer_width`](crate::Kernels::integer_width) says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IntegerWidth {
-    /// -127 to 127.
-    Int8,
-    /// -8191 to 8191: 32 products with weights of up to 7168 add up to less than 2^31.
-    Int16,
-}
-
-impl IntegerWidth {
-    /// The largest magnitude. The largest value of a block becomes it, so a step is that value divided by it.
-    pub const fn limit(self) -> i16 {
-        match self {
-            IntegerWidth::Int8 => 127,
-            IntegerWidth::Int16 => 8191,
-        }
-    }
-}
+/// The largest magnitude. The largest value of a block becomes it, so a step is that value divided by it.
+pub(crate) const LIMIT: i8 = 127;
 
 /// Where the parts of a row lie, in lines: its integers in blocks, the last one with zeros behind its columns; the scales
 /// of the blocks; and their sums. Each part begins with a line.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
-    width: IntegerWidth,
     blocks: usize,
     /// Lines of the integers.
     integers: usize,
@@ -40,13 +22,10 @@ struct Layout {
 }
 
 impl Layout {
-    const fn new(width: IntegerWidth, cols: usize) -> Self {
+    const fn new(cols: usize) -> Self {
         let blocks = cols.div_ceil(BLOCK);
-        let integers = match width {
-            IntegerWidth::Int8 => blocks.div_ceil(size_of::<Lanes>() / size_of::<[i8; BLOCK]>()),
-            IntegerWidth::Int16 => blocks,
-        };
-        Self { width, blocks, integers, factors: blocks.div_ceil(LANES) }
+        let integers = blocks.div_ceil(size_of::<Lanes>() / size_of::<[i8; BLOCK]>());
+        Self { blocks, integers, factors: blocks.div_ceil(LANES) }
     }
 
     /// Lines of a whole row.
@@ -64,7 +43,6 @@ impl Layout {
 /// Owns activations `[rows, cols]` as integers; usually a row is a token.
 #[derive(Debug)]
 pub struct IntegerMatrix {
-    width: IntegerWidth,
     rows: usize,
     cols: usize,
     /// Row after row.
@@ -83,13 +61,13 @@ impl IntegerMatrix {
     ///
     /// # Panics
     /// If it is larger than memory.
-    pub fn lines(width: IntegerWidth, rows: usize, cols: usize) -> usize {
-        Layout::new(width, cols).rows(rows)
+    pub fn lines(rows: usize, cols: usize) -> usize {
+        Layout::new(cols).rows(rows)
     }
 
     /// Without rows, but with memory for those to come, whatever it holds.
     pub fn in_memory(lines: Vec<Lanes>) -> Self {
-        Self { width: IntegerWidth::Int8, rows: 0, cols: 0, lines }
+        Self { rows: 0, cols: 0, lines }
     }
 
     /// The memory, for another use.
@@ -102,21 +80,21 @@ impl IntegerMatrix {
     ///
     /// # Panics
     /// If the matrix is larger than memory.
-    pub fn reshape(&mut self, width: IntegerWidth, rows: usize, cols: usize) -> IntegerMut<'_> {
-        (self.width, self.rows, self.cols) = (width, rows, cols);
-        self.lines.resize(Self::lines(width, rows, cols), Lanes::ZERO);
+    pub fn reshape(&mut self, rows: usize, cols: usize) -> IntegerMut<'_> {
+        (self.rows, self.cols) = (rows, cols);
+        self.lines.resize(Self::lines(rows, cols), Lanes::ZERO);
         self.as_mut()
     }
 
     /// To read.
     pub fn as_ref(&self) -> IntegerRef<'_> {
-        let layout = Layout::new(self.width, self.cols);
+        let layout = Layout::new(self.cols);
         IntegerRef { layout, lines: &self.lines, rows: self.rows, cols: self.cols }
     }
 
     /// To write.
     pub fn as_mut(&mut self) -> IntegerMut<'_> {
-        let layout = Layout::new(self.width, self.cols);
+        let layout = Layout::new(self.cols);
         IntegerMut { layout, lines: &mut self.lines, rows: self.rows, cols: self.cols }
     }
 }
@@ -142,11 +120,6 @@ impl<'a> IntegerRef<'a> {
         self.cols
     }
 
-    /// How wide the integers are.
-    pub fn width(&self) -> IntegerWidth {
-        self.layout.width
-    }
-
     /// Some of the rows.
     ///
     /// # Panics
@@ -157,31 +130,34 @@ impl<'a> IntegerRef<'a> {
         IntegerRef { lines: &self.lines[range.start * row..range.end * row], rows: range.len(), ..*self }
     }
 
-    /// The blocks of a row of [`IntegerWidth::Int8`].
+    /// The blocks of a row.
     ///
     /// # Panics
-    /// If there is no such row, or the integers are wider.
+    /// If there is no such row.
     #[inline]
-    pub(crate) fn int8(&self, row: usize) -> &'a [[i8; BLOCK]] {
-        assert_eq!(self.width(), IntegerWidth::Int8, "8 bits are asked for");
+    pub(crate) fn blocks(&self, row: usize) -> &'a [[i8; BLOCK]] {
         &Lanes::int8(self.lines(row, 0, self.layout.integers))[..self.layout.blocks]
     }
 
-    /// The blocks of a row of [`IntegerWidth::Int16`].
-    ///
-    /// # Panics
-    /// If there is no such row, or the integers are not as wide.
-    #[inline]
-    pub(crate) fn int16(&self, row: usize) -> &'a [[i16; BLOCK]] {
-        assert_eq!(self.width(), IntegerWidth::Int16, "16 bits are asked for");
-        Lanes::int16(self.lines(row, 0, self.layout.integers))
+    /// The columns of all blocks in fours, each the bits of an f32: `[rows, 8 * blocks]`.
+    pub(crate) fn all_fours(&self) -> MatrixRef<'a> {
+        self.part(0, self.layout.blocks * BLOCK / size_of::<f32>())
     }
 
-    /// The columns of [`IntegerWidth::Int16`] in pairs, each the bits of an f32: `[rows, 16 * blocks]`.
-    pub(crate) fn pairs(&self) -> MatrixRef<'a> {
-        assert_eq!(self.width(), IntegerWidth::Int16, "16 bits are asked for");
-        let stride = self.layout.row() * LANES;
-        MatrixRef::strided(Lanes::flatten(self.lines), self.rows, self.layout.integers * LANES, stride)
+    /// The scales of all blocks: `[rows, blocks]`.
+    pub(crate) fn all_scales(&self) -> MatrixRef<'a> {
+        self.part(self.layout.integers, self.layout.blocks)
+    }
+
+    /// The sums of all blocks: `[rows, blocks]`.
+    pub(crate) fn all_sums(&self) -> MatrixRef<'a> {
+        self.part(self.layout.integers + self.layout.factors, self.layout.blocks)
+    }
+
+    /// `cols` values from line `first` of each row on.
+    fn part(&self, first: usize, cols: usize) -> MatrixRef<'a> {
+        let lines = &self.lines[first.min(self.lines.len())..];
+        MatrixRef::strided(Lanes::flatten(lines), self.rows, cols, self.layout.row() * LANES)
     }
 
     /// The scales of the blocks of a row.
@@ -216,17 +192,10 @@ pub struct IntegerMut<'a> {
     cols: usize,
 }
 
-/// The integers of a row, in blocks.
-#[derive(Debug)]
-pub(crate) enum BlocksMut<'a> {
-    Int8(&'a mut [[i8; BLOCK]]),
-    Int16(&'a mut [[i16; BLOCK]]),
-}
-
 /// A row of [`IntegerMut`].
 #[derive(Debug)]
 pub(crate) struct IntegerRowMut<'a> {
-    pub(crate) blocks: BlocksMut<'a>,
+    pub(crate) blocks: &'a mut [[i8; BLOCK]],
     pub(crate) scales: &'a mut [f32],
     pub(crate) sums: &'a mut [f32],
 }
@@ -268,9 +237,9 @@ impl<'a> IntegerMut<'a> {
     /// Copies a row of other activations into row `row`.
     ///
     /// # Panics
-    /// If one of the rows does not exist, or columns or widths differ.
+    /// If one of the rows does not exist, or columns differ.
     pub fn copy_row(&mut self, row: usize, from: IntegerRef<'_>, from_row: usize) {
-        assert_eq!((self.cols, self.layout.width), (from.cols, from.width()), "columns and widths of both");
+        assert_eq!(self.cols, from.cols, "columns of both");
         self.lines_mut(row).copy_from_slice(from.lines(from_row, 0, from.layout.row()));
     }
 
@@ -280,10 +249,7 @@ impl<'a> IntegerMut<'a> {
         let (integers, factors) = self.lines_mut(row).split_at_mut(layout.integers);
         let (scales, sums) = factors.split_at_mut(layout.factors);
         IntegerRowMut {
-            blocks: match layout.width {
-                IntegerWidth::Int8 => BlocksMut::Int8(&mut Lanes::int8_mut(integers)[..layout.blocks]),
-                IntegerWidth::Int16 => BlocksMut::Int16(Lanes::int16_mut(integers)),
-            },
+            blocks: &mut Lanes::int8_mut(integers)[..layout.blocks],
             scales: &mut Lanes::flatten_mut(scales)[..layout.blocks],
             sums: &mut Lanes::flatten_mut(sums)[..layout.blocks],
         }
@@ -323,7 +289,7 @@ unsafe impl<'a> Pieces for IntegerChunks<'a> {
 /// Lines as memory for integers.
 impl Lanes {
     #[inline]
-    fn int8(lines: &[Self]) -> &[[i8; BLOCK]] {
+    pub(crate) fn int8(lines: &[Self]) -> &[[i8; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
         // SAFETY: the slice is that many blocks long and aligned for them, and initialised f32 are initialised bytes,
         // which mean some integers; the result borrows it.
@@ -331,23 +297,9 @@ impl Lanes {
     }
 
     #[inline]
-    fn int16(lines: &[Self]) -> &[[i16; BLOCK]] {
-        let blocks = size_of_val(lines) / size_of::<[i16; BLOCK]>();
-        // SAFETY: as for `int8`.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), blocks) }
-    }
-
-    #[inline]
     fn int8_mut(lines: &mut [Self]) -> &mut [[i8; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
         // SAFETY: as for `int8`, borrowed exclusively; any integers that are written are f32, too.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), blocks) }
-    }
-
-    #[inline]
-    fn int16_mut(lines: &mut [Self]) -> &mut [[i16; BLOCK]] {
-        let blocks = size_of_val(lines) / size_of::<[i16; BLOCK]>();
-        // SAFETY: as for `int8_mut`.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), blocks) }
     }
 }

@@ -1,8 +1,8 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
 use crate::{
-    AttentionState, Format, IntegerMut, IntegerRef, IntegerWidth, Isa, KeyValues, LANES, Lanes, MatrixMut,
-    MatrixRef, MatrixView, Queries,
+    AttentionState, Format, IntegerMut, IntegerRef, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef,
+    MatrixView, Queries,
 };
 use crate::{BLOCK_FLOATS, BlockElement, BlockRounding};
 use crate::{
@@ -35,7 +35,7 @@ pub enum Order {
 pub struct Kernels {
     isa: Isa,
     matmul_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
-    integer_width: fn(&MatrixView<'_>, usize) -> Option<IntegerWidth>,
+    takes_integers: fn(&MatrixView<'_>, usize) -> bool,
     quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
     matmul_integer_add: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
     matmul_transposed_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
@@ -65,7 +65,7 @@ type PackBlockFloats = unsafe fn((BlockElement, BlockRounding), &[f32], usize, &
 static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
     matmul_add: matmul::scalar::matmul_add,
-    integer_width: matmul_integer::width,
+    takes_integers: matmul_integer::takes_integers,
     quantize: to_integers::scalar::quantize,
     matmul_integer_add: matmul_integer::scalar::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
@@ -93,7 +93,7 @@ static SCALAR: Kernels = Kernels {
 static AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
     matmul_add: matmul::avx2::matmul_add,
-    integer_width: matmul_integer::width,
+    takes_integers: matmul_integer::takes_integers,
     quantize: to_integers::avx2::quantize,
     matmul_integer_add: matmul_integer::avx2::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
@@ -181,24 +181,24 @@ impl Kernels {
         unsafe { (self.matmul_add)(order, w, x, out) }
     }
 
-    /// The integers that [`matmul_integer_add`](Self::matmul_integer_add) takes for `tokens` rows of activations; none
-    /// where [`matmul_add`](Self::matmul_add) is the way: the format has no integer product, or it is not faster for
-    /// as few tokens.
-    pub fn integer_width(&self, w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
-        (self.integer_width)(w, tokens)
+    /// Whether `tokens` rows of activations are to be multiplied with `w` by
+    /// [`matmul_integer_add`](Self::matmul_integer_add); where not, [`matmul_add`](Self::matmul_add) is the way: the format
+    /// has no integer product, or it is not faster for as few tokens.
+    pub fn takes_integers(&self, w: &MatrixView<'_>, tokens: usize) -> bool {
+        (self.takes_integers)(w, tokens)
     }
 
-    /// [`integer_width`](Self::integer_width) for products in an order.
-    pub fn integer_width_in(&self, order: Order, w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
+    /// [`takes_integers`](Self::takes_integers) for products in an order.
+    pub fn takes_integers_in(&self, order: Order, w: &MatrixView<'_>, tokens: usize) -> bool {
         match order {
-            Order::Fastest => self.integer_width(w, tokens),
-            Order::Few => self.integer_width(w, 1),
-            Order::Many => self.integer_width(w, usize::MAX),
+            Order::Fastest => self.takes_integers(w, tokens),
+            Order::Few => self.takes_integers(w, 1),
+            Order::Many => self.takes_integers(w, usize::MAX),
         }
     }
 
-    /// `x` as integers: in each block of 32 columns of a row the largest magnitude becomes the
-    /// [`limit`](IntegerWidth::limit), and the rest is rounded to the nearest step. A block with a value that is not
+    /// `x` as integers: in each block of 32 columns of a row the largest magnitude becomes 127, and the rest is rounded to
+    /// the nearest step. A block with a value that is not
     /// finite makes the products of its row NaN; one with none above 2^-100 is zero.
     ///
     /// # Shapes
@@ -213,15 +213,15 @@ impl Kernels {
     }
 
     /// `out[t, r] += sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
-    /// in accuracy against [`matmul_add`](Self::matmul_add): half a step of `x` times the weights; and, of FP8, half of
-    /// a sixteenth of its scale times `x`, where the weight is smaller than half of its scale.
+    /// in accuracy against [`matmul_add`](Self::matmul_add): half a step of `x` times the weights; of FP8, half of a step
+    /// of the block, at most a 128th of its largest magnitude, times `x`, where the weight is smaller than eight steps;
+    /// and of `q8_0` and FP8 less than a sixteenth of what the rounding of `x` costs, for sums of 16 bits.
     ///
     /// # Shapes
     /// w [rows, cols], x [tokens, cols], out [tokens, rows].
     ///
     /// # Panics
-    /// If the shapes disagree, or `x` has not the [`integer_width`](Self::integer_width) of `w` for any number of
-    /// tokens.
+    /// If the shapes disagree, or `w` never [takes integers](Self::takes_integers).
     pub fn matmul_integer_add(&self, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
         self.matmul_integer_add_in(Order::Fastest, w, x, out);
     }
@@ -240,7 +240,7 @@ impl Kernels {
         assert_eq!(x.cols(), w.cols(), "columns of x and of w");
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
-        assert_eq!(Some(x.width()), self.integer_width(w, usize::MAX), "integers for {}", w.format());
+        assert!(self.takes_integers(w, usize::MAX), "{} has no integer product", w.format());
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
         unsafe { (self.matmul_integer_add)(order, w, x, out) }
     }

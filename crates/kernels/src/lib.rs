@@ -48,7 +48,7 @@ pub use activations::{MatrixMut, MatrixRef};
 pub use attention::{AttentionState, KeyValues, Queries};
 pub use block_float::{BLOCK_FLOATS, BlockElement, BlockRounding};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
-pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth};
+pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef};
 pub use isa::Isa;
 pub use kernels::{Kernels, Order, QUANTIZE_LIMIT};
 pub use lanes::{LANES, Lanes};

@@ -149,7 +149,7 @@ impl<'a> MatrixView<'a> {
     }
 
     /// The bytes from element `[row, col]` to the end of a submatrix of `rows x cols` that starts there.
-    #[inline]
+    #[inline(always)]
     fn element_range(&self, row: usize, col: usize, rows: usize, cols: usize) -> &'a [u8] {
         if rows == 0 {
             return &[];
@@ -159,8 +159,9 @@ impl<'a> MatrixView<'a> {
         &self.bytes[self.format.bytes(start)..self.format.bytes(end)]
     }
 
-    /// The stored bytes of columns `columns` of row `row`.
-    #[inline]
+    /// The stored bytes of columns `columns` of row `row`. Always inlined: what does not depend on the row is to be done
+    /// before a loop over rows.
+    #[inline(always)]
     pub(crate) fn row_bytes(&self, row: usize, columns: Range<usize>) -> &'a [u8] {
         debug_assert!(row < self.rows && columns.end <= self.cols);
         self.element_range(row, columns.start, 1, columns.len())

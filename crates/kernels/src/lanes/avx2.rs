@@ -233,13 +233,13 @@ pub(crate) fn add_tile<const R: usize, const V: usize>(
     }
 }
 
-/// `out[lane, r] += sums[r][lane]`, for as many lanes as out has rows.
+/// `out[lane, r] += sums[r][group][lane]`, for as many lanes as out has rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn add_to_rows(sums: &[Lanes], out: &mut MatrixMut<'_>) {
+pub(crate) fn add_to_rows<const G: usize>(sums: &[[Lanes; G]], group: usize, out: &mut MatrixMut<'_>) {
     let (blocks, rest) = sums.as_chunks::<VECTOR>();
     for (block, sums) in blocks.iter().enumerate() {
         for first in (0..out.rows()).step_by(VECTOR) {
-            let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c])[first / VECTOR]);
+            let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c][group])[first / VECTOR]);
             for (lane, values) in (first..out.rows()).zip(transpose(columns)) {
                 let out = &mut out.row_mut(lane)[block * VECTOR..][..VECTOR];
                 // SAFETY: a slice of eight floats; load and store need no alignment.
@@ -253,7 +253,7 @@ pub(crate) fn add_to_rows(sums: &[Lanes], out: &mut MatrixMut<'_>) {
     for lane in 0..out.rows() {
         let out = &mut out.row_mut(lane)[blocks.len() * VECTOR..];
         for (out, sums) in out.iter_mut().zip(rest) {
-            *out += sums.0[lane];
+            *out += sums[group].0[lane];
         }
     }
 }

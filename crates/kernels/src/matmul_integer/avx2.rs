@@ -1,12 +1,12 @@
-//! Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`); more share panels of weights
-//! whose rows are interleaved, so that a vector has the same columns of eight rows and sums need not be added across it.
-//! Of the others, tokens lie side by side in lanes (`tile_int16`).
+//! Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`). More tokens lie side by side in
+//! lanes: weights of 4 bits are multiplied as they are (`tile_q4k`), those of 8 bits as magnitudes, their signs being the
+//! tokens' (`tile_signed`).
 
-mod panel;
-mod panel_q4k;
 mod q4k;
+mod signed;
 mod stream_q4k;
-mod tile_int16;
+mod tile_q4k;
+mod tile_signed;
 
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 
@@ -31,8 +31,8 @@ pub(crate) fn matmul_integer_add(
             }
         }
         Format::Q4K if order == Order::Fastest && x.rows() <= STREAMED => stream_q4k_add(w, x, out),
-        Format::Q4K => panel::matmul_add(w, x, out),
-        Format::Q8_0 | Format::Fp8 => tile_int16::matmul_add(w, x, out),
+        Format::Q4K => tile_q4k::matmul_add(w, x, out),
+        Format::Q8_0 | Format::Fp8 => tile_signed::matmul_add(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
     }
 }
@@ -45,6 +45,6 @@ fn stream_q4k_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
         2 => stream_q4k::matmul_add::<2>(w, x, out),
         3 => stream_q4k::matmul_add::<3>(w, x, out),
         STREAMED => stream_q4k::matmul_add::<STREAMED>(w, x, out),
-        more => unreachable!("{more} tokens are for `panel`"),
+        more => unreachable!("{more} tokens are for `tile_q4k`"),
     }
 }

@@ -1,4 +1,4 @@
-//! A linear layer in integers: activations of blocks of 32 times weights whose scales change at those blocks' ends.
+//! A linear layer in integers of 8 bits: activations of blocks of 32 times weights whose scales change at those blocks' ends.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -8,27 +8,40 @@ pub(crate) mod scalar;
 mod tests;
 
 use crate::integers::BLOCK;
-use crate::{Format, IntegerWidth, MatrixView};
+use crate::{Format, MatrixView};
 
-/// Tokens up to which q8_0 and FP8 are multiplied in f32: taken from the cache for four tokens each time, they are as fast as
-/// in lanes of which a quarter is empty (measured on Zen 2, with weights from memory, at twelve tokens: FP8 half of the peak
-/// either way).
+/// Tokens up to which q8_0 is multiplied in f32: taken from the cache for four tokens each time, they are as fast as in
+/// lanes of which a quarter is empty (measured on Zen 2, with weights from memory).
 pub(crate) const FEW: usize = 12;
 
-/// What an FP8 weight is multiplied by before it is rounded to an integer: exact from 0.5 on (the largest value in a
-/// block is 448), and the largest, 7168, leaves 2^31 for 32 products with 8191.
-const FP8_STEPS: f32 = 16.0;
+/// Tokens up to which FP8 is multiplied in f32: to make integers of it takes longer than to make f32 of it, and lanes of
+/// f32 are eight, of 8-bit integers sixteen (measured as [`FEW`]).
+pub(crate) const FEW_FP8: usize = 24;
 
-/// The integers that a product with `w` takes; none where it has no integer product, or none that pays.
-///
-/// q4_K's 4 bits go with 8, at any number of tokens. q8_0 and FP8 go with 16, which on AVX2 are as fast as 8 against
-/// signed bytes, and 64 times as fine.
-pub(crate) fn width(w: &MatrixView<'_>, tokens: usize) -> Option<IntegerWidth> {
+/// Whether a product of `tokens` rows with `w` takes integers: there is one, and it pays.
+pub(crate) fn takes_integers(w: &MatrixView<'_>, tokens: usize) -> bool {
     match w.format() {
-        Format::F32 | Format::Bf16 => None,
-        Format::Q4K => Some(IntegerWidth::Int8),
-        Format::Q8_0 => (tokens > FEW).then_some(IntegerWidth::Int16),
+        Format::F32 | Format::Bf16 => false,
+        Format::Q4K => true,
+        Format::Q8_0 => tokens > FEW,
         // A block of 32 columns has one scale.
-        Format::Fp8 => (tokens > FEW && w.scale_ends_at(BLOCK)).then_some(IntegerWidth::Int16),
+        Format::Fp8 => tokens > FEW_FP8 && w.scale_ends_at(BLOCK),
     }
+}
+
+/// Bits that a product of two neighbouring columns may lose of `q8_0` and FP8, rounded downwards and upwards in turn.
+pub(crate) const LOST_BITS: i32 = 4;
+
+/// The exponent field of FP8 that a block's largest one is taken for at least: below it, where values are less than 2 of 448,
+/// all of a block is small beside what else has its scale, and may be less exact.
+const LEAST_EXPONENT: u8 = 8;
+
+/// What one is worth where a block of FP8 is rounded to integers, in units of its scale: the largest magnitude becomes 64 to
+/// 120, so that what FP8 holds of it, and of magnitudes from 8 on, is exact. None if there is a NaN.
+///
+/// A magnitude is `(8 + mantissa) * 2^(exponent - 10)`.
+fn fp8_step(bytes: &[u8]) -> Option<f32> {
+    let largest = bytes.iter().map(|byte| byte & 0x7f).max().unwrap_or(0);
+    let exponent = i32::from((largest >> 3).max(LEAST_EXPONENT));
+    (largest != 0x7f).then(|| 2.0_f32.powi(exponent - 13))
 }

@@ -1,12 +1,12 @@
 //! The specification: integers are multiplied and summed exactly over a block of 32 columns, then take the scales of
 //! both sides.
 
-use super::FP8_STEPS;
+use super::fp8_step;
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order, fp8_e4m3_to_f32};
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of a sixteenth of its scale.
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of its block.
 pub(crate) fn matmul_integer_add(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     for row in 0..w.rows() {
         for token in 0..x.rows() {
@@ -21,22 +21,17 @@ pub(crate) fn matmul_integer_add(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
     }
 }
 
-/// An FP8 weight as an integer, rounded half away from zero; none for NaN.
-fn fp8_integer(byte: u8) -> Option<i32> {
-    let value = fp8_e4m3_to_f32(byte);
-    (!value.is_nan()).then(|| (value * FP8_STEPS).round() as i32)
-}
-
 fn fp8(w: &MatrixView<'_>, row: usize, x: IntegerRef<'_>, token: usize) -> f32 {
     let (scales, bytes) = (w.row_scales(row), w.row_bytes(row, 0..w.cols()));
-    let (x, x_scales) = (x.int16(token), x.scales(token));
+    let (x, x_scales) = (x.blocks(token), x.scales(token));
     let mut total = 0.0;
     for block in w.column_blocks(0..w.cols()) {
-        let scale = scales.of(block) / FP8_STEPS;
+        let scale = scales.of(block);
         for (number, bytes) in (block.start / BLOCK..).zip(bytes[block.start..block.end].chunks(BLOCK)) {
-            let products = bytes.iter().zip(x[number]).map(|(&w, x)| Some(fp8_integer(w)? * i32::from(x)));
-            let sum = products.sum::<Option<i32>>().map_or(f32::NAN, |sum| sum as f32);
-            total += sum * (scale * x_scales[number]);
+            let step = fp8_step(bytes).unwrap_or(f32::NAN);
+            let integer = |byte| (fp8_e4m3_to_f32(byte) / step).round_ties_even() as i32;
+            let sum: i32 = bytes.iter().zip(x[number]).map(|(&w, x)| integer(w) * i32::from(x)).sum();
+            total += sum as f32 * (scale * step * x_scales[number]);
         }
     }
     total
@@ -45,7 +40,7 @@ fn fp8(w: &MatrixView<'_>, row: usize, x: IntegerRef<'_>, token: usize) -> f32 {
 fn q8_0(w: &MatrixView<'_>, row: usize, x: IntegerRef<'_>, token: usize) -> f32 {
     let weights = blocks::<BlockQ8_0>(w.row_bytes(row, 0..w.cols()));
     let mut total = 0.0;
-    for (w, (x, scale)) in weights.iter().zip(x.int16(token).iter().zip(x.scales(token))) {
+    for (w, (x, scale)) in weights.iter().zip(x.blocks(token).iter().zip(x.scales(token))) {
         let sum: i32 = w.values.iter().zip(x).map(|(w, x)| i32::from(w.cast_signed()) * i32::from(*x)).sum();
         total += sum as f32 * (w.scale() * scale);
     }
@@ -54,7 +49,7 @@ fn q8_0(w: &MatrixView<'_>, row: usize, x: IntegerRef<'_>, token: usize) -> f32 
 
 fn q4k(w: &MatrixView<'_>, row: usize, x: IntegerRef<'_>, token: usize) -> f32 {
     let weights = blocks::<BlockQ4K>(w.row_bytes(row, 0..w.cols()));
-    let (x, scales, sums) = (x.int8(token), x.scales(token), x.sums(token));
+    let (x, scales, sums) = (x.blocks(token), x.scales(token), x.sums(token));
     let mut total = 0.0;
     for (number, w) in weights.iter().enumerate() {
         let (d, dmin) = w.factors();

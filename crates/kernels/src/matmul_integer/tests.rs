@@ -1,9 +1,10 @@
 //! Every table against sums in f64 of what the integers stand for, and against products of what was quantised, on
 //! shapes around every boundary of the kernels.
 
-use super::{FEW, FP8_STEPS, width};
+use super::{FEW, FEW_FP8, LOST_BITS, fp8_step, takes_integers};
+use crate::integers::LIMIT;
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
-use crate::{Format, IntegerMatrix, IntegerRef, IntegerWidth, MatrixMut, MatrixRef};
+use crate::{Format, IntegerMatrix, IntegerRef, Isa, Kernels, MatrixMut, MatrixRef, MatrixView};
 
 /// What lies between the rows of a strided matrix, and must not change.
 const GAP: f32 = -77.0;
@@ -11,71 +12,88 @@ const GAP: f32 = -77.0;
 /// What an integer of `x` stands for.
 fn value(x: IntegerRef<'_>, token: usize, column: usize) -> f64 {
     let (block, column) = (column / 32, column % 32);
-    let integer = match x.width() {
-        IntegerWidth::Int8 => f64::from(x.int8(token)[block][column]),
-        IntegerWidth::Int16 => f64::from(x.int16(token)[block][column]),
-    };
-    integer * f64::from(x.scales(token)[block])
+    f64::from(x.blocks(token)[block][column]) * f64::from(x.scales(token)[block])
 }
 
-/// A product in f64: what the integers should give, how large its terms are, what it was before they were rounded, and
-/// how far the two may lie apart.
+/// Steps of FP8 in which a weight is rounded, in units of its scale: those of its block of 32 columns, of the part of it that
+/// `columns` is.
+fn step_of(w: &MatrixView<'_>, row: usize, column: usize) -> f64 {
+    let block = column / 32 * 32;
+    fp8_step(w.row_bytes(row, block..w.cols().min(block + 32))).expect("no NaN").into()
+}
+
+/// A product in f64: what the integers should give, how large its terms are, what it was before they were rounded, how
+/// far the two may lie apart, and what products of 16 bits may lose.
 #[derive(Default)]
 struct Expected {
     sum: f64,
     magnitude: f64,
     unquantized: f64,
     distance: f64,
+    lost: f64,
 }
 
+/// Of the columns from `first` on.
 fn expected(
-    weights: &Weights,
+    (weights, first): (&Weights, usize),
     row: usize,
     x: MatrixRef<'_>,
     integers: IntegerRef<'_>,
     token: usize,
 ) -> Expected {
     let mut all = Expected::default();
+    let view = weights.view();
     for (column, x) in x.row(token).iter().enumerate() {
         let (x, quantized) = (f64::from(*x), value(integers, token, column));
-        let w = weights.parts(row, column);
-        let integer = w.integer * f64::from(FP8_STEPS);
-        // The rounding of FP8 is half away from zero, as f64::round is.
-        let steps = if w.is_fp8 { integer.round() / f64::from(FP8_STEPS) } else { w.integer };
+        let w = weights.parts(row, first + column);
+        let x_step = f64::from(integers.scales(token)[column / 32]);
+        let w_step = if w.is_fp8 { step_of(&view, row, first + column) } else { 1.0 };
+        let steps = if w.is_fp8 { (w.integer / w_step).round_ties_even() * w_step } else { w.integer };
         all.sum += (steps * w.scale - w.minimum) * quantized;
         all.magnitude += ((steps * w.scale).abs() + w.minimum.abs()) * quantized.abs();
-        all.unquantized += weights.value(row, column) * x;
-        let step = f64::from(integers.scales(token)[column / 32]);
-        let x_error = step * (0.5 + 2.0 * f64::from(f32::EPSILON) * f64::from(integers.width().limit()));
+        all.unquantized += weights.value(row, first + column) * x;
+        let x_error = x_step * (0.5 + 2.0 * f64::from(f32::EPSILON) * f64::from(LIMIT));
         let w_error = (w.integer - steps).abs() * w.scale.abs();
-        assert!(w_error <= 0.5 / f64::from(FP8_STEPS) * w.scale.abs());
+        assert!(w_error <= 0.5 * w_step * w.scale.abs());
         all.distance += (steps * w.scale - w.minimum).abs() * x_error + w_error * x.abs();
+        if view.format() != Format::Q4K && column % 4 == 0 {
+            // Of two pairs each less than one of the lowest bits that stay, in opposite directions.
+            all.lost += f64::from(1 << LOST_BITS) * w_step * w.scale.abs() * x_step;
+        }
     }
     all
+}
+
+/// What the products of a table lose beside rounding.
+fn lost(kernels: &Kernels, expected: &Expected) -> f64 {
+    if kernels.isa() == Isa::Scalar { 0.0 } else { expected.lost }
 }
 
 /// Adds `weights` times random tokens to an output that is not zero and is strided, and compares.
 fn check(weights: &Weights, tokens: usize, random: &mut Random) {
     let w = weights.view();
-    let Some(width) = width(&w, usize::MAX) else { return };
+    if !takes_integers(&w, usize::MAX) {
+        return;
+    }
     let out_stride = w.rows() + 2;
     let x_values = random.values(tokens * w.cols());
     let x = MatrixRef::new(&x_values, tokens, w.cols());
     let before = 0.5;
     for kernels in tables() {
         let mut integers = IntegerMatrix::default();
-        kernels.quantize(x, integers.reshape(width, tokens, w.cols()));
+        kernels.quantize(x, integers.reshape(tokens, w.cols()));
         let mut out = vec![GAP; tokens * out_stride];
         out.chunks_exact_mut(out_stride).for_each(|out| out[..w.rows()].fill(before));
         let integers = integers.as_ref();
         kernels.matmul_integer_add(&w, integers, MatrixMut::strided(&mut out, tokens, w.rows(), out_stride));
         for (token, out) in out.chunks_exact(out_stride).enumerate() {
             for (row, &got) in out[..w.rows()].iter().enumerate() {
-                let expected = expected(weights, row, x, integers, token);
+                let expected = expected((weights, 0), row, x, integers, token);
                 let (got, place) =
                     (f64::from(got) - f64::from(before), format!("token {token} of {tokens}, row {row}"));
                 // Two terms for a column: of q4_K, the value and the minimum.
-                let rounding = sum_error(2 * w.cols() + 1, expected.magnitude + f64::from(before));
+                let rounding = sum_error(2 * w.cols() + 1, expected.magnitude + f64::from(before))
+                    + lost(kernels, &expected);
                 assert!(
                     (got - expected.sum).abs() <= rounding,
                     "{kernels:?} {w:?} {place}: {got}, not {}",
@@ -127,8 +145,7 @@ fn parts_of_a_matrix() {
             let x = MatrixRef::new(&values, tokens, 512);
             for kernels in tables() {
                 let mut integers = IntegerMatrix::default();
-                let width = width(&whole, usize::MAX).expect("a format with an integer product");
-                kernels.quantize(x, integers.reshape(width, tokens, 512));
+                kernels.quantize(x, integers.reshape(tokens, 512));
                 let mut all = vec![0.0; tokens * 20];
                 let half = whole.column_range(256..768);
                 kernels.matmul_integer_add(&half, integers.as_ref(), MatrixMut::new(&mut all, tokens, 20));
@@ -138,18 +155,13 @@ fn parts_of_a_matrix() {
                 kernels.matmul_integer_add(&half.row_range(11..20), integers.as_ref(), right);
                 assert_eq!(parts, all, "{kernels:?} {format}");
                 let got = f64::from(all[tokens * 20 - 1]);
-                let (mut sum, mut magnitude) = (0.0, 0.0);
-                for column in 0..512 {
-                    let w = weights.parts(19, 256 + column);
-                    let quantized = value(integers.as_ref(), tokens - 1, column);
-                    sum += weights.value(19, 256 + column) * quantized;
-                    let rounding = if w.is_fp8 { 0.5 / f64::from(FP8_STEPS) * w.scale.abs() } else { 0.0 };
-                    magnitude += ((w.integer * w.scale).abs() + w.minimum.abs())
-                        * quantized.abs()
-                        * f64::from(f32::EPSILON);
-                    magnitude += rounding * quantized.abs();
-                }
-                assert!((got - sum).abs() <= 1024.0 * magnitude, "{kernels:?} {format} {got}, not {sum}");
+                let expected = expected((&weights, 256), 19, x, integers.as_ref(), tokens - 1);
+                let bound = sum_error(2 * 512, expected.magnitude) + lost(kernels, &expected);
+                assert!(
+                    (got - expected.sum).abs() <= bound,
+                    "{kernels:?} {format} {got}, not {}",
+                    expected.sum
+                );
             }
         }
     }
@@ -174,11 +186,10 @@ fn largest_values_do_not_overflow() {
             ];
             for (format, bytes, scales, expected) in cases {
                 let cols = if format == Format::Q4K { 256 } else { 32 };
-                let w = crate::MatrixView::from_bytes(format, &bytes, 1, cols, scales);
-                let width = width(&w, usize::MAX).expect("a format with an integer product");
+                let w = MatrixView::from_bytes(format, &bytes, 1, cols, scales);
                 let x = vec![1.0; tokens * cols];
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens]);
-                kernels.quantize(MatrixRef::new(&x, tokens, cols), integers.reshape(width, tokens, cols));
+                kernels.quantize(MatrixRef::new(&x, tokens, cols), integers.reshape(tokens, cols));
                 kernels.matmul_integer_add(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, 1));
                 for got in out {
                     let error = (f64::from(got) - expected).abs();
@@ -204,7 +215,7 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![1.0; tokens * spec.rows]);
                 let x = vec![0.5; tokens * spec.cols];
                 let x = MatrixRef::new(&x, tokens, spec.cols);
-                kernels.quantize(x, integers.reshape(IntegerWidth::Int16, tokens, spec.cols));
+                kernels.quantize(x, integers.reshape(tokens, spec.cols));
                 let w = weights.view();
                 kernels.matmul_integer_add(
                     &w,
@@ -226,13 +237,12 @@ fn a_nan_of_a_token_reaches_it_and_no_other() {
         let spec = Spec { format, rows: 9, cols: 512, block: (8, 64), first_row: 0, offset: 0 };
         let weights = Weights::random(spec, &mut random);
         let w = weights.view();
-        let width = width(&w, usize::MAX).expect("a format with an integer product");
         for kernels in tables() {
             for tokens in [2, 7] {
                 let mut x = random.values(tokens * 512);
                 x[512 + 300] = f32::NAN;
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens * 9]);
-                kernels.quantize(MatrixRef::new(&x, tokens, 512), integers.reshape(width, tokens, 512));
+                kernels.quantize(MatrixRef::new(&x, tokens, 512), integers.reshape(tokens, 512));
                 kernels.matmul_integer_add(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, 9));
                 for (index, got) in out.into_iter().enumerate() {
                     assert_eq!(got.is_nan(), index / 9 == 1, "{kernels:?} {format} {index}");
@@ -251,35 +261,38 @@ fn more_rows_than_have_their_sums_in_lanes() {
 }
 
 #[test]
-fn formats_have_the_integers_that_they_should() {
-    let (int8, int16) = (Some(IntegerWidth::Int8), Some(IntegerWidth::Int16));
+fn formats_take_integers_for_as_many_tokens_as_pays() {
+    // The most tokens that are multiplied in f32.
     let cases = [
-        (Format::F32, (128, 128), None, None),
-        (Format::Bf16, (128, 128), None, None),
-        (Format::Fp8, (128, 128), None, int16),
+        (Format::F32, (128, 128), None),
+        (Format::Bf16, (128, 128), None),
+        (Format::Fp8, (128, 128), Some(FEW_FP8)),
         // A block of 32 columns has two scales; but not in a matrix of one block.
-        (Format::Fp8, (128, 48), None, None),
-        (Format::Fp8, (128, 300), None, int16),
-        (Format::Q8_0, (1, 1), None, int16),
-        (Format::Q4K, (1, 1), int8, int8),
+        (Format::Fp8, (128, 48), None),
+        (Format::Fp8, (128, 300), Some(FEW_FP8)),
+        (Format::Q8_0, (1, 1), Some(FEW)),
+        (Format::Q4K, (1, 1), Some(0)),
     ];
-    for (format, block, few, many) in cases {
+    for (format, block, most) in cases {
         let spec = Spec { format, rows: 2, cols: 256, block, first_row: 0, offset: 0 };
         let weights = Weights::random(spec, &mut Random(7));
-        let got = (width(&weights.view(), FEW), width(&weights.view(), FEW + 1));
-        assert_eq!(got, (few, many), "{format} in blocks of {block:?}");
+        for tokens in [1, FEW, FEW + 1, FEW_FP8, FEW_FP8 + 1, usize::MAX] {
+            let expected = most.is_some_and(|most| tokens > most);
+            let got = takes_integers(&weights.view(), tokens);
+            assert_eq!(got, expected, "{tokens} tokens and {format} in blocks of {block:?}");
+        }
     }
 }
 
 #[test]
 fn no_columns_and_no_tokens() {
     for kernels in tables() {
-        let w = crate::MatrixView::from_bytes(Format::Q8_0, &[], 2, 0, None);
+        let w = MatrixView::from_bytes(Format::Q8_0, &[], 2, 0, None);
         let (mut integers, mut out) = (IntegerMatrix::default(), [3.0; 12]);
-        integers.reshape(IntegerWidth::Int16, 6, 0);
+        integers.reshape(6, 0);
         kernels.matmul_integer_add(&w, integers.as_ref(), MatrixMut::new(&mut out, 6, 2));
         assert_eq!(out, [3.0; 12]);
-        integers.reshape(IntegerWidth::Int16, 0, 0);
+        integers.reshape(0, 0);
         kernels.matmul_integer_add(&w, integers.as_ref(), MatrixMut::new(&mut [], 0, 2));
     }
 }

@@ -2,8 +2,8 @@
 
 use super::SMALLEST;
 use crate::avx2::{LANES, load, padded};
-use crate::integers::{BLOCK, BlocksMut};
-use crate::{IntegerMut, IntegerWidth, MatrixRef};
+use crate::integers::{BLOCK, LIMIT};
+use crate::{IntegerMut, MatrixRef};
 use std::arch::x86_64::*;
 
 /// Every block of `x`.
@@ -15,21 +15,10 @@ pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
         let blocks = whole.iter().chain(&rest);
         let out = out.row_mut(row);
         let places = out.scales.iter_mut().zip(out.sums);
-        match out.blocks {
-            BlocksMut::Int8(to) => {
-                for ((x, to), (scale, sum)) in blocks.zip(to).zip(places) {
-                    let values;
-                    (values, *scale, *sum) = quantize_block(x, IntegerWidth::Int8.limit().into());
-                    store8(to, values);
-                }
-            }
-            BlocksMut::Int16(to) => {
-                for ((x, to), (scale, sum)) in blocks.zip(to).zip(places) {
-                    let values;
-                    (values, *scale, *sum) = quantize_block(x, IntegerWidth::Int16.limit().into());
-                    store16(to, values);
-                }
-            }
+        for ((x, to), (scale, sum)) in blocks.zip(out.blocks).zip(places) {
+            let values;
+            (values, *scale, *sum) = quantize_block(x);
+            store(to, values);
         }
     }
 }
@@ -37,7 +26,8 @@ pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
 /// The integers, the scale and the sum of a block.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn quantize_block(x: &[f32; BLOCK], limit: f32) -> ([__m256i; 4], f32, f32) {
+fn quantize_block(x: &[f32; BLOCK]) -> ([__m256i; 4], f32, f32) {
+    let limit = f32::from(LIMIT);
     let x: [__m256; 4] = std::array::from_fn(|i| load(&x.as_chunks::<LANES>().0[i]));
     // Magnitudes compare as their bits do, infinity and NaN above all numbers.
     let magnitudes = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX)));
@@ -87,17 +77,7 @@ fn narrow(low: __m256i, high: __m256i) -> __m256i {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn store16(to: &mut [i16; BLOCK], values: [__m256i; 4]) {
-    let halves = [narrow(values[0], values[1]), narrow(values[2], values[3])];
-    for (to, half) in to.as_chunks_mut::<16>().0.iter_mut().zip(halves) {
-        // SAFETY: an exclusive reference to 32 bytes; the store needs no alignment.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), half) }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn store8(to: &mut [i8; BLOCK], values: [__m256i; 4]) {
+fn store(to: &mut [i8; BLOCK], values: [__m256i; 4]) {
     let [low, high] = [narrow(values[0], values[1]), narrow(values[2], values[3])];
     let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(low, high));
     // SAFETY: an exclusive reference to 32 bytes; the store needs no alignment.

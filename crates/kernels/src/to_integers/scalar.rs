@@ -1,46 +1,34 @@
 //! The specification.
 
 use super::SMALLEST;
-use crate::integers::{BLOCK, BlocksMut};
-use crate::{IntegerMut, IntegerWidth, MatrixRef};
+use crate::integers::{BLOCK, LIMIT};
+use crate::{IntegerMut, MatrixRef};
 
 /// Every block of `x`: its largest magnitude becomes the limit of the integers, the rest is rounded to the nearest
 /// step, ties to even. A block that has a value that is not finite gets NaN as scale and sum, so that the products
 /// are NaN, too.
 pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
     for row in 0..x.rows() {
-        let mut out = out.row_mut(row);
+        let out = out.row_mut(row);
         for (number, x) in x.row(row).chunks(BLOCK).enumerate() {
-            let (scale, sum) = match &mut out.blocks {
-                BlocksMut::Int8(blocks) => {
-                    quantize_block(x, IntegerWidth::Int8.limit().into(), |column, value| {
-                        blocks[number][column] = value as i8;
-                    })
-                }
-                BlocksMut::Int16(blocks) => {
-                    quantize_block(x, IntegerWidth::Int16.limit().into(), |column, value| {
-                        blocks[number][column] = value as i16;
-                    })
-                }
-            };
-            (out.scales[number], out.sums[number]) = (scale, sum);
+            (out.scales[number], out.sums[number]) = quantize_block(x, &mut out.blocks[number]);
         }
     }
 }
 
-/// Gives each of the block's 32 integers to `set`; the scale, and the sum of what the integers stand for.
-fn quantize_block(x: &[f32], limit: f32, mut set: impl FnMut(usize, i32)) -> (f32, f32) {
+/// Gives the scale, and the sum of what the integers stand for.
+fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> (f32, f32) {
+    let limit = f32::from(LIMIT);
     let most = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
     let finite = x.iter().all(|x| x.is_finite());
     let factor = if finite && most >= SMALLEST { limit / most } else { 0.0 };
     let mut sum = 0;
-    for column in 0..BLOCK {
-        let value = match x.get(column) {
-            Some(x) if factor > 0.0 => (x * factor).round_ties_even() as i32,
+    for (column, out) in out.iter_mut().enumerate() {
+        *out = match x.get(column) {
+            Some(x) if factor > 0.0 => (x * factor).round_ties_even() as i8,
             _ => 0,
         };
-        set(column, value);
-        sum += value;
+        sum += i32::from(*out);
     }
     let scale = match factor {
         0.0 if finite => 0.0,

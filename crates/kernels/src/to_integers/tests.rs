@@ -1,16 +1,12 @@
 //! Every table gives the same bits, and values within half a step.
 
+use crate::integers::LIMIT;
 use crate::testing::{Random, tables};
-use crate::{IntegerMatrix, IntegerRef, IntegerWidth, Isa, MatrixRef};
+use crate::{IntegerMatrix, IntegerRef, Isa, MatrixRef};
 
-const WIDTHS: [IntegerWidth; 2] = [IntegerWidth::Int8, IntegerWidth::Int16];
-
-/// The integers of a row, whatever their width.
-fn integers(x: IntegerRef<'_>, row: usize) -> Vec<i32> {
-    match x.width() {
-        IntegerWidth::Int8 => x.int8(row).as_flattened().iter().map(|&value| i32::from(value)).collect(),
-        IntegerWidth::Int16 => x.int16(row).as_flattened().iter().map(|&value| i32::from(value)).collect(),
-    }
+/// The integers of a row.
+fn integers(x: IntegerRef<'_>, row: usize) -> &[i8] {
+    x.blocks(row).as_flattened()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -22,11 +18,11 @@ fn every_table_gives_the_same_bits_within_half_a_step() {
     let mut random = Random(1);
     let mut matrices: Vec<IntegerMatrix> = tables().iter().map(|_| IntegerMatrix::default()).collect();
     for cols in [0, 1, 7, 8, 31, 32, 33, 64, 70, 256, 300] {
-        for (rows, width) in [(1, WIDTHS[0]), (3, WIDTHS[1]), (5, WIDTHS[0]), (2, WIDTHS[1])] {
+        for rows in [1, 3, 5, 2] {
             let values = random.values(rows * (cols + 3));
             let x = MatrixRef::strided(&values, rows, cols, cols + 3);
             for (kernels, matrix) in tables().into_iter().zip(&mut matrices) {
-                kernels.quantize(x, matrix.reshape(width, rows, cols));
+                kernels.quantize(x, matrix.reshape(rows, cols));
             }
             let expected = matrices[0].as_ref();
             for row in 0..rows {
@@ -35,12 +31,15 @@ fn every_table_gives_the_same_bits_within_half_a_step() {
                     let scale = f64::from(scales[col / 32]);
                     let x = x.row(row).get(col).copied().map_or(0.0, f64::from);
                     // Two roundings of the factor and the product move the place of a tie.
-                    let step = scale * (0.5 + 2.0 * f64::from(f32::EPSILON) * f64::from(width.limit()));
+                    let step = scale * (0.5 + 2.0 * f64::from(f32::EPSILON) * f64::from(LIMIT));
                     assert!((f64::from(value) * scale - x).abs() <= step, "{x} as {value} times {scale}");
-                    assert!(value.abs() <= i32::from(width.limit()));
+                    assert!(value >= -LIMIT);
                 }
                 for (block, sum) in all.chunks(32).zip(expected.sums(row).iter().zip(scales)) {
-                    assert_eq!(*sum.0, block.iter().sum::<i32>() as f32 * sum.1);
+                    assert_eq!(
+                        *sum.0,
+                        block.iter().map(|&value| i32::from(value)).sum::<i32>() as f32 * sum.1
+                    );
                 }
                 for matrix in &matrices[1..] {
                     let got = matrix.as_ref();
@@ -56,13 +55,11 @@ fn every_table_gives_the_same_bits_within_half_a_step() {
 #[test]
 fn what_is_not_finite_makes_its_block_nan() {
     for kernels in tables() {
-        for (width, value) in
-            [(WIDTHS[0], f32::NAN), (WIDTHS[1], f32::INFINITY), (WIDTHS[1], f32::NEG_INFINITY)]
-        {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = [1.0; 70];
             x[40] = value;
             let mut matrix = IntegerMatrix::default();
-            kernels.quantize(MatrixRef::new(&x, 1, 70), matrix.reshape(width, 1, 70));
+            kernels.quantize(MatrixRef::new(&x, 1, 70), matrix.reshape(1, 70));
             let got = matrix.as_ref();
             assert_eq!(
                 got.scales(0).iter().map(|scale| scale.is_nan()).collect::<Vec<_>>(),
@@ -76,17 +73,14 @@ fn what_is_not_finite_makes_its_block_nan() {
 #[test]
 fn the_smallest_and_the_largest_values() {
     for kernels in tables() {
-        for width in WIDTHS {
-            let limit = i32::from(width.limit());
-            for (value, expected) in
-                [(0.0, 0), (f32::from_bits(1), 0), (1e-30, limit), (f32::MAX, limit), (-3.0, -limit)]
-            {
-                let mut matrix = IntegerMatrix::default();
-                kernels.quantize(MatrixRef::new(&[value], 1, 1), matrix.reshape(width, 1, 1));
-                let got = matrix.as_ref();
-                assert_eq!(integers(got, 0)[0], expected, "{kernels:?} {value}");
-                assert!(got.scales(0)[0].is_finite());
-            }
+        for (value, expected) in
+            [(0.0, 0), (f32::from_bits(1), 0), (1e-30, LIMIT), (f32::MAX, LIMIT), (-3.0, -LIMIT)]
+        {
+            let mut matrix = IntegerMatrix::default();
+            kernels.quantize(MatrixRef::new(&[value], 1, 1), matrix.reshape(1, 1));
+            let got = matrix.as_ref();
+            assert_eq!(integers(got, 0)[0], expected, "{kernels:?} {value}");
+            assert!(got.scales(0)[0].is_finite());
         }
     }
 }
@@ -95,21 +89,19 @@ fn the_smallest_and_the_largest_values() {
 fn rows_are_split_and_copied() {
     let kernels = crate::Kernels::for_isa(Isa::Scalar).expect("the scalar table");
     let values = Random(2).values(4 * 40);
-    for width in WIDTHS {
-        let (mut whole, mut parts, mut copy) = <(IntegerMatrix, IntegerMatrix, IntegerMatrix)>::default();
-        let x = MatrixRef::new(&values, 4, 40);
-        kernels.quantize(x, whole.reshape(width, 4, 40));
-        let (upper, lower) = parts.reshape(width, 4, 40).split_rows_at(1);
-        kernels.quantize(x.row_range(0..1), upper);
-        kernels.quantize(x.row_range(1..4), lower);
-        let mut to = copy.reshape(width, 4, 40);
-        for row in 0..4 {
-            to.copy_row(row, parts.as_ref().row_range(row..4), 0);
-        }
-        for row in 0..4 {
-            assert_eq!(integers(copy.as_ref(), row), integers(whole.as_ref(), row));
-            assert_eq!(copy.as_ref().scales(row), whole.as_ref().scales(row));
-            assert_eq!(copy.as_ref().sums(row), whole.as_ref().sums(row));
-        }
+    let (mut whole, mut parts, mut copy) = <(IntegerMatrix, IntegerMatrix, IntegerMatrix)>::default();
+    let x = MatrixRef::new(&values, 4, 40);
+    kernels.quantize(x, whole.reshape(4, 40));
+    let (upper, lower) = parts.reshape(4, 40).split_rows_at(1);
+    kernels.quantize(x.row_range(0..1), upper);
+    kernels.quantize(x.row_range(1..4), lower);
+    let mut to = copy.reshape(4, 40);
+    for row in 0..4 {
+        to.copy_row(row, parts.as_ref().row_range(row..4), 0);
+    }
+    for row in 0..4 {
+        assert_eq!(integers(copy.as_ref(), row), integers(whole.as_ref(), row));
+        assert_eq!(copy.as_ref().scales(row), whole.as_ref().scales(row));
+        assert_eq!(copy.as_ref().sums(row), whole.as_ref().sums(row));
     }
 }

@@ -2,8 +2,7 @@
 
 use crate::{Device, Tensor, buffer::Buffer, device::rows_per_task};
 use dsv3_kernels::{
-    IntegerMatrix, IntegerMut, IntegerRef, IntegerWidth, Kernels, MatrixMut, MatrixRef, MatrixView, Order,
-    Queue,
+    IntegerMatrix, IntegerMut, IntegerRef, Kernels, MatrixMut, MatrixRef, MatrixView, Order, Queue,
 };
 use serde::{Deserialize, Serialize};
 use std::{mem, ops::Range};
@@ -15,8 +14,8 @@ pub enum Arithmetic {
     /// Activations in f32, always: weights are taken for what they are.
     #[default]
     Float,
-    /// Activations in integers wherever the weight's format has an integer product that is faster for as many tokens,
-    /// one scale for 32 columns: 8 bits for q4_K, 16 for q8_0 and FP8. Elsewhere as `Float`.
+    /// Activations in integers of 8 bits, one scale for 32 columns, wherever the weight's format has an integer product
+    /// that is faster for as many tokens: q4_K always, q8_0 and FP8 with many. Elsewhere as `Float`.
     Integer,
     /// As `Float`, but a token's result does not depend on the tokens beside it: in the order of few tokens.
     FloatFew,
@@ -65,28 +64,22 @@ impl Integers {
         arithmetic: Arithmetic,
         device: &Device,
     ) -> Option<Self> {
-        let width = Self::width(w, x.rows(), arithmetic, device.kernels())?;
-        Some(Self::of_width(x, width, device))
+        Self::pay(w, x.rows(), arithmetic, device.kernels()).then(|| Self::of(x, device))
     }
 
     /// `x` as integers.
-    pub(crate) fn of_width(x: &Tensor, width: IntegerWidth, device: &Device) -> Self {
-        Self::fill(width, x.rows(), x.cols(), device, |row, out| {
+    pub(crate) fn of(x: &Tensor, device: &Device) -> Self {
+        Self::fill(x.rows(), x.cols(), device, |row, out| {
             device.kernels().quantize(x.as_ref().row_range(row..row + out.rows()), out);
         })
     }
 
-    /// The integers that a product with `w` takes for `tokens` rows.
-    pub(crate) fn width(
-        w: &MatrixView<'_>,
-        tokens: usize,
-        arithmetic: Arithmetic,
-        kernels: &Kernels,
-    ) -> Option<IntegerWidth> {
+    /// Whether a product of `tokens` rows with `w` takes integers.
+    pub(crate) fn pay(w: &MatrixView<'_>, tokens: usize, arithmetic: Arithmetic, kernels: &Kernels) -> bool {
         match arithmetic {
-            Arithmetic::Float | Arithmetic::FloatFew | Arithmetic::FloatMany => None,
+            Arithmetic::Float | Arithmetic::FloatFew | Arithmetic::FloatMany => false,
             Arithmetic::Integer | Arithmetic::IntegerFew | Arithmetic::IntegerMany => {
-                kernels.integer_width_in(arithmetic.order(), w, tokens)
+                kernels.takes_integers_in(arithmetic.order(), w, tokens)
             }
         }
     }
@@ -98,7 +91,7 @@ impl Integers {
         source: impl Fn(usize) -> usize + Sync,
         device: &Device,
     ) -> Self {
-        Self::fill(x.width(), rows, x.cols(), device, |first, mut out| {
+        Self::fill(rows, x.cols(), device, |first, mut out| {
             for row in 0..out.rows() {
                 out.copy_row(row, x, source(first + row));
             }
@@ -106,23 +99,12 @@ impl Integers {
     }
 
     /// A matrix of which `f` fills in ranges of rows; it gets the number of the first.
-    fn fill(
-        width: IntegerWidth,
-        rows: usize,
-        cols: usize,
-        device: &Device,
-        f: impl Fn(usize, IntegerMut<'_>) + Sync,
-    ) -> Self {
-        let memory = Buffer::anything(IntegerMatrix::lines(width, rows, cols));
+    fn fill(rows: usize, cols: usize, device: &Device, f: impl Fn(usize, IntegerMut<'_>) + Sync) -> Self {
+        let memory = Buffer::anything(IntegerMatrix::lines(rows, cols));
         let mut matrix = IntegerMatrix::in_memory(memory.into_vec());
-        let chunks = matrix.reshape(width, rows, cols).row_chunks(rows_per_task(cols));
+        let chunks = matrix.reshape(rows, cols).row_chunks(rows_per_task(cols));
         device.for_each(&Queue::new(chunks), |(first, out)| f(first, out));
         Self(matrix)
-    }
-
-    /// Whether they are what a product of `tokens` rows with `w` takes.
-    pub(crate) fn suit(&self, w: &MatrixView<'_>, tokens: usize, order: Order, kernels: &Kernels) -> bool {
-        kernels.integer_width_in(order, w, tokens) == Some(self.as_ref().width())
     }
 
     /// To read.
@@ -175,11 +157,11 @@ impl<'a> Inputs<'a> {
     /// x `[tokens, cols]`, w `[rows, cols]`, out `[tokens, rows]`.
     ///
     /// # Panics
-    /// If there are only integers, and the product takes none or others.
+    /// If there are only integers, and the product takes none.
     pub(crate) fn matmul_add(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
-        let wanted = kernels.integer_width_in(self.order, w, out.rows());
+        let in_integers = kernels.takes_integers_in(self.order, w, out.rows());
         match (self.integer, self.float) {
-            (Some(x), _) if wanted == Some(x.width()) => kernels.matmul_integer_add_in(self.order, w, x, out),
+            (Some(x), _) if in_integers => kernels.matmul_integer_add_in(self.order, w, x, out),
             (_, Some(x)) => kernels.matmul_add_in(self.order, w, x, out),
             (_, None) => {
                 panic!("a product of {} with {} rows in f32, which are not there", w.format(), out.rows())

@@ -148,7 +148,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let rows = Cuts::Ends(&dispatch.ends);
         let routed_parts = Queue::in_runs(Parts::new(routed.as_mut(), rows, cut(config)), device.threads());
         let up = self.up_values();
-        let few = self.few_rows(integers.as_ref()) * x.cols();
+        let few = if integers.is_some() { self.few_rows() * x.cols() } else { 0 };
         let pieces = common_parts.count() + routed_parts.count();
         device.section_with(pieces, up.div_ceil(LANES) + few.div_ceil(LANES), |memory| {
             let (up, few) = memory.split_at_mut(up.div_ceil(LANES));
@@ -167,7 +167,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
                     // One token is every row's.
                     _ if x.rows() == 1 => Inputs::new(x, integers.as_ref(), order),
                     (Some(gathered), _) => Inputs::new(gathered, None, order).row_range(rows),
-                    (None, Some(integers)) if self.suit(part.row_piece, rows.len(), integers) => {
+                    (None, Some(integers)) if self.take_integers(part.row_piece, rows.len()) => {
                         Inputs::integers(integers, order).row_range(rows)
                     }
                     (None, _) => {
@@ -191,20 +191,22 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
 
     /// Rows that a part of [`expand`](Self::expand) gathers for itself at most, because its expert does not take
     /// the integers: those of the chosen ones, and those that the first one's weights would not take them for.
-    fn few_rows(&self, integers: Option<&Integers>) -> usize {
+    fn few_rows(&self) -> usize {
         let &Self { x, dispatch, .. } = self;
-        let Some(integers) = integers.filter(|_| x.rows() > 1) else { return 0 };
+        if x.rows() == 1 {
+            return 0;
+        }
         let chosen = (0..dispatch.experts.len()).map(|place| (place, dispatch.range(place).len()));
         let whatever_is_chosen = (1..=x.rows()).map(|rows| (0, rows));
-        let gathers = |&(place, rows): &(usize, usize)| !self.suit(place, rows, integers);
+        let gathers = |&(place, rows): &(usize, usize)| !self.take_integers(place, rows);
         chosen.chain(whatever_is_chosen).filter(gathers).map(|(_, rows)| rows).max().unwrap_or(0)
     }
 
-    /// Whether both products of the chosen expert at this place take the integers, for so many rows.
-    fn suit(&self, place: usize, rows: usize, integers: &Integers) -> bool {
+    /// Whether both products of the chosen expert at this place take integers, for so many rows.
+    fn take_integers(&self, place: usize, rows: usize) -> bool {
         let ExpertMatrices { w1, w3, .. } = self.expert(place).expect("a place of a chosen expert");
         let order = self.config.w1.arithmetic.order();
-        [w1, w3].iter().all(|w| integers.suit(w, rows, order, self.device.kernels()))
+        [w1, w3].iter().all(|w| self.device.kernels().takes_integers_in(order, w, rows))
     }
 
     /// Each row's token.
@@ -228,8 +230,10 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let &Self { x, dispatch, config, device, .. } = self;
         let (arithmetic, most) = (config.w1.arithmetic, dispatch.most());
         let w1 = self.expert(0)?.w1;
-        let width = Integers::width(&w1, most, arithmetic, device.kernels())?;
-        let all = Integers::of_width(x, width, device);
+        if !Integers::pay(&w1, most, arithmetic, device.kernels()) {
+            return None;
+        }
+        let all = Integers::of(x, device);
         if x.rows() == 1 {
             return Some(all);
         }
@@ -241,8 +245,8 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     fn routed_integers(&self, routed: &Tensor) -> Option<Integers> {
         let &Self { dispatch, config, device, .. } = self;
         let w2 = self.expert(0)?.w2;
-        let width = Integers::width(&w2, dispatch.most(), config.w2.arithmetic, device.kernels())?;
-        Some(Integers::of_width(routed, width, device))
+        let pay = Integers::pay(&w2, dispatch.most(), config.w2.arithmetic, device.kernels());
+        pay.then(|| Integers::of(routed, device))
     }
 
     /// The weighted sum of all experts' down projections.

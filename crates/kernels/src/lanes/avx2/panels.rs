@@ -1,164 +1,201 @@
-//! A matrix times many tokens, sixteen of them side by side in lanes: blocks of tokens, columns and rows so that a panel of
-//! weights stays in the first cache, and the tokens' part of it and the sums in the second.
+//! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that a batch of
+//! tokens stays in the first cache while rows of weights, which lie in the second with the sums, go by.
 
-use super::{RowsAhead, TILE, VECTOR, add_to_rows, zeros};
+use super::{RowsAhead, TILE, add_to_rows, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
-/// Rows of a panel: two tiles for sixteen tokens, one for eight.
-pub(crate) const ROWS: usize = 2 * TILE;
 /// Lines that the columns of a panel take of sixteen tokens, at most.
-pub(crate) const LINES: usize = 512;
-/// Tokens that use a panel before the next panel: their columns (256 kB at most) stay in the second cache.
+pub(crate) const LINES: usize = 528;
+/// Tokens that use a panel before the next panel.
 const TOKENS: usize = GROUPS * LANES;
 /// Lanes of tokens.
 const GROUPS: usize = 8;
-/// Rows whose sums are kept in lanes until all columns have gone by, 132 kB.
-const SUMS: usize = 22 * ROWS;
+/// Rows whose sums are kept in lanes until all columns have gone by, 135 kB.
+pub(crate) const ROWS: usize = 264;
+/// Rows of a panel that stays in the first cache: two tiles for sixteen tokens, one for eight.
+pub(crate) const FEW_ROWS: usize = 2 * TILE;
 
-/// Memory for the columns of a group of tokens.
-pub(crate) type GroupMemory = [MaybeUninit<Lanes>; LINES];
-
-/// Some columns of at most [`ROWS`] rows of weights, as they are multiplied with tokens of type `X`.
-pub(crate) trait Panel<X: Copy> {
+/// Some columns of a row of weights, as they are multiplied with tokens of type `X`, a batch of `G` times sixteen at once.
+pub(crate) trait Row<X: Copy, const G: usize>: Copy {
+    /// Rows of a panel, at most [`ROWS`].
+    const ROWS: usize;
     /// Columns at most, whole blocks of every format.
     const COLUMNS: usize;
     /// Columns that a tile goes through between two requests to memory.
     const STEP: usize;
-
     /// One without weights.
-    fn new() -> Self;
+    const EMPTY: Self;
 
     /// Fills in columns `columns` of rows `rows`.
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
-    unsafe fn fill(&mut self, w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>);
+    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]);
 
-    /// Columns `columns` of at most sixteen tokens, `tokens`, side by side in lanes; zero in lanes without a token.
+    /// Columns `columns` of a batch of tokens, `tokens`, side by side in lanes; zero in lanes without a token.
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
-    unsafe fn pack(x: X, tokens: Range<usize>, columns: Range<usize>, memory: &mut GroupMemory) -> &[Lanes];
+    unsafe fn pack(
+        x: X,
+        tokens: Range<usize>,
+        columns: Range<usize>,
+        memory: &mut [MaybeUninit<Lanes>],
+    ) -> &[Lanes];
 
-    /// Adds the products of `R` rows from `first` on with a group of tokens, of which `V` vectors hold any, to the sums of
-    /// as many rows. With each [`STEP`](Self::STEP) columns it asks for a step of as many rows `ahead`.
+    /// Adds the products of `R` rows with a batch of tokens to as many sums: with all of it if `V` is 2, with the first half
+    /// of it if `V` is 1. With each [`STEP`](Self::STEP) columns it asks for a step of as many rows `ahead`.
     ///
     /// # Safety
     /// The processor has AVX2, FMA and F16C.
     unsafe fn add_rows<const R: usize, const V: usize>(
-        &self,
-        first: usize,
-        group: &[Lanes],
+        rows: &[Self; R],
+        batch: &[Lanes],
         ahead: Option<RowsAhead>,
-        sums: &mut [Lanes; R],
+        sums: &mut [[Lanes; G]; R],
     );
 }
 
+/// Memory of a product.
+struct Memory<P> {
+    panel: [MaybeUninit<P>; ROWS],
+    tokens: [[MaybeUninit<Lanes>; LINES]; GROUPS],
+    sums: [MaybeUninit<Lanes>; GROUPS * ROWS],
+}
+
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`. A token's sums are taken in the same order wherever it lies.
+// Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_add<X: Copy, P: Panel<X>>(w: &MatrixView<'_>, x: X, mut out: MatrixMut<'_>) {
-    let mut columns_memory = [const { [const { MaybeUninit::uninit() }; LINES] }; GROUPS];
-    let mut sums_memory = [const { [const { MaybeUninit::uninit() }; SUMS] }; GROUPS];
+#[inline(never)]
+pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize>(
+    w: &MatrixView<'_>,
+    x: X,
+    mut out: MatrixMut<'_>,
+) {
+    let mut memory = Memory::<P> {
+        panel: [const { MaybeUninit::uninit() }; ROWS],
+        tokens: [const { [const { MaybeUninit::uninit() }; LINES] }; GROUPS],
+        sums: [const { MaybeUninit::uninit() }; GROUPS * ROWS],
+    };
     let tokens = out.rows();
     for token in (0..tokens).step_by(TOKENS) {
         let tokens = token..tokens.min(token + TOKENS);
         let (mut block, rest) = out.split_rows_at(tokens.len());
-        for row in (0..w.rows()).step_by(SUMS) {
-            let w = w.row_range(row..w.rows().min(row + SUMS));
+        for row in (0..w.rows()).step_by(ROWS) {
+            let w = w.row_range(row..w.rows().min(row + ROWS));
             let (now, after) = block.split_columns_at(w.rows());
-            block_add::<X, P>(&w, (x, tokens.clone()), now, &mut columns_memory, &mut sums_memory);
+            block_add(&w, (x, tokens.clone()), now, &mut memory);
             block = after;
         }
         out = rest;
     }
 }
 
-/// As [`matmul_add`], of at most [`SUMS`] rows and [`TOKENS`] tokens; with memory for the tokens' columns and the sums.
+/// As [`matmul_add`], of at most [`ROWS`] rows and [`TOKENS`] tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block_add<X: Copy, P: Panel<X>>(
+fn block_add<X: Copy, P: Row<X, G>, const G: usize>(
     w: &MatrixView<'_>,
     (x, tokens): (X, Range<usize>),
     mut out: MatrixMut<'_>,
-    columns_memory: &mut [GroupMemory; GROUPS],
-    sums_memory: &mut [[MaybeUninit<Lanes>; SUMS]; GROUPS],
+    memory: &mut Memory<P>,
 ) {
-    let mut panel = P::new();
-    let groups = tokens.len().div_ceil(LANES);
-    let group_tokens = |group: usize| {
-        let first = tokens.start + group * LANES;
-        first..tokens.end.min(first + LANES)
+    let batches = tokens.len().div_ceil(G * LANES);
+    let batch_tokens = |batch: usize| {
+        let first = tokens.start + batch * G * LANES;
+        first..tokens.end.min(first + G * LANES)
     };
-    let mut sums: [&mut [Lanes]; GROUPS] = Default::default();
-    for (sums, memory) in sums.iter_mut().zip(sums_memory).take(groups) {
-        *sums = zeros(&mut memory[..w.rows()]);
-    }
+    let panel = filled(&mut memory.panel[..w.rows().min(P::ROWS)], P::EMPTY);
+    let (sums, _) = zeros(&mut memory.sums[..batches * w.rows() * G]).as_chunks_mut::<G>();
     for first in (0..w.cols()).step_by(P::COLUMNS) {
         let columns = first..w.cols().min(first + P::COLUMNS);
         let mut packed: [&[Lanes]; GROUPS] = [&[]; _];
-        for (group, memory) in columns_memory[..groups].iter_mut().enumerate() {
+        for (batch, memory) in memory.tokens.chunks_mut(G).take(batches).enumerate() {
+            let memory = memory.as_flattened_mut();
             // SAFETY: this function has the features that are asked for, here and below.
-            packed[group] = unsafe { P::pack(x, group_tokens(group), columns.clone(), memory) };
+            packed[batch] = unsafe { P::pack(x, batch_tokens(batch), columns.clone(), memory) };
         }
-        for row in (0..w.rows()).step_by(ROWS) {
-            let rows = row..w.rows().min(row + ROWS);
+        for row in (0..w.rows()).step_by(P::ROWS) {
+            let rows = row..w.rows().min(row + P::ROWS);
+            let panel = &mut panel[..rows.len()];
             // SAFETY: as above.
-            unsafe { panel.fill(w, rows.clone(), columns.clone()) };
-            for (group, packed) in packed[..groups].iter().enumerate() {
-                // The first group asks for the next panel.
-                let next = (group == 0).then(|| {
-                    RowsAhead::after(w, row..row + ROWS, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
+            unsafe { P::fill(w, rows.clone(), columns.clone(), panel) };
+            for (batch, packed) in packed[..batches].iter().enumerate() {
+                // The first batch asks for the next panel.
+                let next = (batch == 0).then(|| {
+                    RowsAhead::after(w, row..row + P::ROWS, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
                 });
-                let sums = &mut sums[group][rows.clone()];
-                match group_tokens(group).len() <= VECTOR {
-                    true => add_group::<X, P, 1>(&panel, packed, next, sums),
-                    false => add_group::<X, P, 2>(&panel, packed, next, sums),
+                let sums = &mut sums[batch * w.rows()..][rows.clone()];
+                match batch_tokens(batch).len() <= G * LANES / 2 {
+                    true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
+                    false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
                 }
             }
         }
     }
-    for (group, sums) in sums[..groups].iter().enumerate() {
-        let (mut now, rest) = out.split_rows_at(group_tokens(group).len());
-        add_to_rows(sums, &mut now);
-        out = rest;
-    }
-}
-
-/// Adds the products of a panel with a group of tokens, of which `V` vectors hold any.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn add_group<X: Copy, P: Panel<X>, const V: usize>(
-    panel: &P,
-    group: &[Lanes],
-    next: Option<RowsAhead>,
-    sums: &mut [Lanes],
-) {
-    if V == 1
-        && let Ok(sums) = sums.try_into()
-    {
-        // One vector of tokens and as many rows again keep as many sums.
-        // SAFETY: this function has the features that are asked for, here and below.
-        return unsafe { panel.add_rows::<ROWS, 1>(0, group, next, sums) };
-    }
-    let tiles = sums.len().div_ceil(TILE);
-    for tile in 0..tiles {
-        let (first, end) = (sums.len() * tile / tiles, sums.len() * (tile + 1) / tiles);
-        let next = next.map(|next| next.below(first));
-        let sums = &mut sums[first..end];
-        // SAFETY: as above.
-        unsafe {
-            match end - first {
-                1 => panel.add_rows::<1, V>(first, group, next, some(sums)),
-                2 => panel.add_rows::<2, V>(first, group, next, some(sums)),
-                3 => panel.add_rows::<3, V>(first, group, next, some(sums)),
-                4 => panel.add_rows::<4, V>(first, group, next, some(sums)),
-                5 => panel.add_rows::<5, V>(first, group, next, some(sums)),
-                _ => panel.add_rows::<TILE, V>(first, group, next, some(sums)),
-            }
+    for batch in 0..batches {
+        let sums = &sums[batch * w.rows()..][..w.rows()];
+        for group in 0..batch_tokens(batch).len().div_ceil(LANES) {
+            let lanes = out.rows().min(LANES);
+            let (mut now, rest) = out.split_rows_at(lanes);
+            add_to_rows(sums, group, &mut now);
+            out = rest;
         }
     }
 }
 
-/// All of `R` lines.
-fn some<const R: usize>(lines: &mut [Lanes]) -> &mut [Lanes; R] {
-    lines.try_into().expect("as many lines as rows of the tile")
+/// Adds the products of a panel with a batch of tokens, of which `V` halves hold any.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add_batch<X: Copy, P: Row<X, G>, const V: usize, const G: usize>(
+    panel: &[P],
+    batch: &[Lanes],
+    next: Option<RowsAhead>,
+    sums: &mut [[Lanes; G]],
+) {
+    let mut first = 0;
+    // Half as many tokens and as many rows again keep as many sums.
+    while V == 1 && panel.len() - first >= FEW_ROWS {
+        let rows = first..first + FEW_ROWS;
+        add_tile::<X, P, FEW_ROWS, 1, G>(panel, rows, batch, next, sums);
+        first += FEW_ROWS;
+    }
+    let rest = panel.len() - first;
+    let tiles = rest.div_ceil(TILE);
+    for tile in 0..tiles {
+        let rows = first + rest * tile / tiles..first + rest * (tile + 1) / tiles;
+        match rows.len() {
+            1 => add_tile::<X, P, 1, V, G>(panel, rows, batch, next, sums),
+            2 => add_tile::<X, P, 2, V, G>(panel, rows, batch, next, sums),
+            3 => add_tile::<X, P, 3, V, G>(panel, rows, batch, next, sums),
+            4 => add_tile::<X, P, 4, V, G>(panel, rows, batch, next, sums),
+            5 => add_tile::<X, P, 5, V, G>(panel, rows, batch, next, sums),
+            _ => add_tile::<X, P, TILE, V, G>(panel, rows, batch, next, sums),
+        }
+    }
+}
+
+/// Adds the products of `R` rows, `rows`, of a panel.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn add_tile<X: Copy, P: Row<X, G>, const R: usize, const V: usize, const G: usize>(
+    panel: &[P],
+    rows: Range<usize>,
+    batch: &[Lanes],
+    next: Option<RowsAhead>,
+    sums: &mut [[Lanes; G]],
+) {
+    let next = next.map(|next| next.below(rows.start));
+    let sums = (&mut sums[rows.clone()]).try_into().expect("as many sums as rows of the tile");
+    let rows = (&panel[rows]).try_into().expect("rows of the tile");
+    // SAFETY: this function has the features that are asked for.
+    unsafe { P::add_rows::<R, V>(rows, batch, next, sums) }
+}
+
+/// `value` everywhere.
+fn filled<T: Copy>(memory: &mut [MaybeUninit<T>], value: T) -> &mut [T] {
+    for place in &mut *memory {
+        place.write(value);
+    }
+    // SAFETY: everything has been written.
+    unsafe { memory.assume_init_mut() }
 }

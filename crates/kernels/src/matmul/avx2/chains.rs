@@ -68,7 +68,9 @@ pub(super) unsafe trait Chained {
 }
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for at most [`LANES`] tokens.
+// Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(super) fn matmul_add<C: Chained>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut memory = Memory {
         panel: [[0.0; PITCH]; TILE],
@@ -136,7 +138,7 @@ fn run_add<C: Chained>(
         let total = unsafe { C::total(&sums[row * C::CHAINS..][..C::CHAINS]) };
         store(&mut sums[row], if is_nan[row] { [_mm256_set1_ps(f32::NAN); 2] } else { total });
     }
-    add_to_rows(&sums[..w.rows()], out);
+    add_to_rows(sums[..w.rows()].as_chunks::<1>().0, 0, out);
 }
 
 /// The tokens' columns by chain, from each chain to the next a line more than it has; zeros where columns have ended.

@@ -40,7 +40,9 @@ pub(super) fn fits(w: &MatrixView<'_>) -> bool {
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`]; row by row, for memory gives
 /// one stream faster than several. Each sum is kept in `C` parts, so that one need not wait for the other.
+// Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(super) fn matmul_add<const C: usize, const T: usize>(
     w: &MatrixView<'_>,
     x: MatrixRef<'_>,

@@ -1,37 +1,43 @@
 //! Many tokens: the work is to multiply. Rows of weights, turned to f32 as they are stored, are broadcast to tokens in
 //! lanes.
 
-use crate::lanes::avx2::panels::{self, GroupMemory, LINES, ROWS};
+use crate::lanes::avx2::panels;
 use crate::lanes::avx2::{RowsAhead, STEP, add_tile, pack};
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
+use std::mem::MaybeUninit;
 use std::{array::from_fn, ops::Range};
 
 /// Columns of a panel: a line of tokens each.
-const COLUMNS: usize = LINES;
+const COLUMNS: usize = 512;
 /// From a row of a panel to the next one: a line more than it has columns, so that rows lie in different sets of a cache.
 const PITCH: usize = COLUMNS + LANES;
 
-/// A panel of weights as f32, 25 kB.
+/// A row of weights as f32.
+#[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Panel([[f32; PITCH]; ROWS]);
+struct Row([f32; PITCH]);
+
+impl AsMut<[f32]> for Row {
+    fn as_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul_add::<_, Panel>(w, x, out);
+    panels::matmul_add::<_, Row, 1>(w, x, out);
 }
 
-impl panels::Panel<MatrixRef<'_>> for Panel {
+impl panels::Row<MatrixRef<'_>, 1> for Row {
+    const ROWS: usize = panels::FEW_ROWS;
     const COLUMNS: usize = COLUMNS;
     const STEP: usize = STEP;
-
-    fn new() -> Self {
-        Self([[0.0; PITCH]; ROWS])
-    }
+    const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(&mut self, w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>) {
-        dequantize::avx2::dequantize_rows(w, rows.start, columns, &mut self.0[..rows.len()]);
+    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]) {
+        dequantize::avx2::dequantize_rows(w, rows.start, columns, out);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -39,7 +45,7 @@ impl panels::Panel<MatrixRef<'_>> for Panel {
         x: MatrixRef<'_>,
         tokens: Range<usize>,
         columns: Range<usize>,
-        memory: &'m mut GroupMemory,
+        memory: &'m mut [MaybeUninit<Lanes>],
     ) -> &'m [Lanes] {
         let lines = &mut memory[..columns.len()];
         pack(x.row_range(tokens).column_range(columns), None, lines)
@@ -48,12 +54,11 @@ impl panels::Panel<MatrixRef<'_>> for Panel {
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     unsafe fn add_rows<const R: usize, const V: usize>(
-        &self,
-        first: usize,
-        group: &[Lanes],
+        rows: &[Self; R],
+        batch: &[Lanes],
         ahead: Option<RowsAhead>,
-        sums: &mut [Lanes; R],
+        sums: &mut [[Lanes; 1]; R],
     ) {
-        add_tile::<R, V>(from_fn(|r| &self.0[first + r][..]), group, ahead, sums);
+        add_tile::<R, V>(from_fn(|r| &rows[r].0[..]), batch, ahead, sums.as_flattened_mut());
     }
 }

@@ -26,7 +26,7 @@ struct Inputs<'a> {
 pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     let count = w.cols() / Q4K_COLS;
     let x: [Inputs<'_>; T] = from_fn(|token| Inputs {
-        values: &x.int8(token).as_chunks().0[..count],
+        values: &x.blocks(token).as_chunks().0[..count],
         scales: &x.scales(token).as_chunks().0[..count],
         sums: &x.sums(token).as_chunks().0[..count],
     });

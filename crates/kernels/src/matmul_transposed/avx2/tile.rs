@@ -25,7 +25,9 @@ const TILE_TOKENS: usize = 6;
 struct Panel([[f32; PITCH]; ROWS]);
 
 /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
+// Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
+#[inline(never)]
 pub(super) fn matmul_transposed_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut panel = Panel([[0.0; PITCH]; ROWS]);
     for row in (0..w.rows()).step_by(ROWS) {

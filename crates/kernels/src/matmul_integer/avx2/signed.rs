@@ -1,0 +1,221 @@
+//! Weights of 8 bits taken apart into magnitudes and signs: `q8_0` as it is, FP8 in the steps of its blocks.
+
+use crate::avx2::{half, load16_bytes, load32, padded, store32};
+use crate::integers::BLOCK;
+use crate::lanes::avx2::RowsAhead;
+use crate::matmul_integer::LEAST_EXPONENT;
+use crate::quantized::{BlockQ8_0, blocks};
+use crate::{Format, MatrixView};
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Pairs of columns in a block.
+pub(super) const PAIRS: usize = BLOCK / 2;
+/// Blocks of a row that are taken apart together.
+pub(super) const BLOCKS: usize = 4;
+/// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
+/// processor does not foresee.
+const AHEAD: usize = 8;
+
+/// A block of a row.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(super) struct Block {
+    /// Each pair of columns twice: four bytes, as they are broadcast.
+    pub(super) magnitudes: [[u8; 4]; PAIRS],
+    /// What [`place`] says of each pair.
+    places: [u8; PAIRS],
+    /// What one is worth.
+    pub(super) scale: f32,
+}
+
+/// Some blocks of a row.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Row(pub(super) [Block; BLOCKS]);
+
+/// Bytes from the tokens of one pair of signs to those of the next.
+pub(super) const PLACE: usize = 32;
+
+/// Where the tokens of a pair of columns lie that have the signs of its weights: after those of `+ +`, `- +`, `+ -` and
+/// `- -`. Every other pair is subtracted, so it takes both signs otherwise.
+const fn place(pair: usize, signs: usize) -> usize {
+    PLACE * if pair.is_multiple_of(2) { signs } else { 3 - signs }
+}
+
+impl Block {
+    const EMPTY: Self = Self { magnitudes: [[0; 4]; PAIRS], places: [0; PAIRS], scale: 0.0 };
+
+    /// Where tokens lie that have the signs of a pair of weights: a multiple of [`PLACE`], three times it at most.
+    #[inline]
+    pub(super) fn place(&self, pair: usize) -> usize {
+        usize::from(self.places[pair])
+    }
+
+    /// Fills it in but for the scale; the sign is the upper bit of each byte of `signs`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn set(&mut self, magnitudes: __m256i, signs: __m256i) {
+        // Pairs 0 to 3 and 8 to 11 in the lower halves, as the unpacking takes them.
+        let pairs = _mm256_permute4x64_epi64::<0b11_01_10_00>(magnitudes);
+        let twice = [_mm256_unpacklo_epi16(pairs, pairs), _mm256_unpackhi_epi16(pairs, pairs)];
+        for (to, pairs) in self.magnitudes.as_flattened_mut().as_chunks_mut().0.iter_mut().zip(twice) {
+            store32(to, pairs);
+        }
+        let bits = _mm256_and_si256(_mm256_srli_epi16::<7>(signs), _mm256_set1_epi8(1));
+        let weights = i16::from_le_bytes([place(0, 1) as u8, place(0, 2) as u8]);
+        let places = _mm256_maddubs_epi16(bits, _mm256_set1_epi16(weights));
+        let places = _mm256_xor_si256(places, _mm256_set1_epi32((place(1, 0) << 16) as i32));
+        let bytes = _mm_packus_epi16(_mm256_castsi256_si128(places), _mm256_extracti128_si256::<1>(places));
+        // SAFETY: an exclusive reference to sixteen bytes; the store needs no alignment.
+        unsafe { _mm_storeu_si128(self.places.as_mut_ptr().cast(), bytes) }
+    }
+}
+
+impl Row {
+    pub(super) const EMPTY: Self = Self([Block::EMPTY; BLOCKS]);
+}
+
+/// Fills in columns `columns` of rows `rows` of `w`, `q8_0` or FP8.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
+    match w.format() {
+        Format::Q8_0 => fill_q8_0(w, rows, columns, out),
+        Format::Fp8 => fill_fp8(w, rows, columns, out),
+        other => unreachable!("{other} has no signs of its own"),
+    }
+}
+
+/// Asks for the part of a row that comes [`AHEAD`] rows later.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn ask_ahead(w: &MatrixView<'_>, row: usize, columns: &Range<usize>) {
+    let columns = columns.start..columns.start + BLOCKS * BLOCK;
+    RowsAhead::after(w, row..row + AHEAD, columns, 1).request(1, 0);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fill_q8_0(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
+    for (row, out) in rows.zip(out) {
+        ask_ahead(w, row, &columns);
+        let weights: &[BlockQ8_0] = blocks(w.row_bytes(row, columns.clone()));
+        for (weights, out) in weights.iter().zip(&mut out.0) {
+            let bytes = load32(&weights.values);
+            out.set(_mm256_abs_epi8(bytes), bytes);
+            out.scale = half(weights.d);
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fill_fp8(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
+    let first = rows.start;
+    for rows in w.row_range(rows).row_blocks() {
+        let mut scales = [0.0; BLOCKS];
+        let row_scales = w.row_scales(first + rows.start);
+        for scaled in w.column_blocks(columns.clone()) {
+            let (start, end) = (scaled.start - columns.start, scaled.end - columns.start);
+            scales[start / BLOCK..end.div_ceil(BLOCK)].fill(row_scales.of(scaled));
+        }
+        for r in rows {
+            ask_ahead(w, first + r, &columns);
+            let bytes = w.row_bytes(first + r, columns.clone());
+            let end;
+            let bytes = match bytes.try_into() {
+                Ok(all) => all,
+                Err(_) => {
+                    end = padded(bytes);
+                    &end
+                }
+            };
+            fill_fp8_blocks(bytes, &scales, &mut out[r].0);
+        }
+    }
+}
+
+/// Four blocks, each in steps of its own.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn fill_fp8_blocks(bytes: &[u8; BLOCKS * BLOCK], scales: &[f32; BLOCKS], out: &mut [Block; BLOCKS]) {
+    let mut signed = [_mm256_setzero_si256(); BLOCKS];
+    let mut magnitudes = [_mm256_setzero_si256(); BLOCKS];
+    for (block, bytes) in bytes.as_chunks().0.iter().enumerate() {
+        signed[block] = load32(bytes);
+        magnitudes[block] = _mm256_and_si256(signed[block], _mm256_set1_epi8(0x7f));
+    }
+    let (raised, steps) = raise(largest(magnitudes));
+    // SAFETY: a reference to four f32; the load needs no alignment.
+    let scales = _mm_mul_ps(steps, unsafe { _mm_loadu_ps(scales.as_ptr()) });
+    let mut block_scales = [0.0; BLOCKS];
+    // SAFETY: an exclusive reference to four f32; the store needs no alignment.
+    unsafe { _mm_storeu_ps(block_scales.as_mut_ptr(), scales) }
+    for block in 0..BLOCKS {
+        out[block].set(in_steps(magnitudes[block], raised[block]), signed[block]);
+        out[block].scale = block_scales[block];
+    }
+}
+
+/// The largest byte of each of four blocks, as the four numbers of 64 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn largest(blocks: [__m256i; BLOCKS]) -> __m256i {
+    let halves = |one, other| {
+        let (low, high) =
+            (_mm256_permute2x128_si256::<0x20>(one, other), _mm256_permute2x128_si256::<0x31>(one, other));
+        _mm256_max_epu8(low, high)
+    };
+    // Blocks 0 and 2 lie in the lower half, 1 and 3 in the upper one.
+    let (one, other) = (halves(blocks[0], blocks[1]), halves(blocks[2], blocks[3]));
+    let eight = _mm256_max_epu8(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
+    let four = _mm256_max_epu8(eight, _mm256_srli_epi64::<32>(eight));
+    let two = _mm256_max_epu8(four, _mm256_srli_epi64::<16>(four));
+    let one = _mm256_max_epu8(two, _mm256_srli_epi64::<8>(two));
+    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_and_si256(one, _mm256_set1_epi64x(0xff)))
+}
+
+/// From the largest magnitude of each block: what its bytes are raised by so that the largest exponent becomes 15, and what
+/// one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step).
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn raise(largest: __m256i) -> ([__m256i; BLOCKS], __m128) {
+    const MOST: i64 = 15 << 3;
+    const MOST_RAISED: i64 = MOST - ((LEAST_EXPONENT as i64) << 3);
+    // An exponent, bit 3 of a byte onwards, of 15 has steps of 2^2. Steps in f32 have theirs from bit 23 on.
+    const STEP: i64 = (127 + 2) << 3;
+    let exponents = _mm256_and_si256(largest, _mm256_set1_epi64x(MOST));
+    let raised = _mm256_subs_epu8(_mm256_set1_epi64x(MOST), exponents);
+    let raised = _mm256_min_epu8(raised, _mm256_set1_epi64x(MOST_RAISED));
+    let steps = _mm256_slli_epi64::<{ 23 - 3 }>(_mm256_sub_epi64(_mm256_set1_epi64x(STEP), raised));
+    let nan = _mm256_cmpeq_epi64(largest, _mm256_set1_epi64x(0x7f));
+    let steps = _mm256_or_si256(steps, nan);
+    let lower = _mm256_permutevar8x32_epi32(steps, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+    let mut all = [0_u8; 32];
+    store32(&mut all, raised);
+    let mut raised = [_mm256_setzero_si256(); BLOCKS];
+    for (raised, bytes) in raised.iter_mut().zip(all.as_chunks::<8>().0) {
+        *raised = _mm256_set1_epi8(bytes[0].cast_signed());
+    }
+    (raised, _mm_castsi128_ps(_mm256_castsi256_si128(lower)))
+}
+
+/// Magnitudes of FP8 in steps: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those from 8 on that divided by
+/// powers of two and rounded to even, of all below 0.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn in_steps(magnitudes: __m256i, raised: __m256i) -> __m256i {
+    let table = |values| _mm256_broadcastsi128_si256(load16_bytes(&values));
+    // By the lower four of six bits that are left of an exponent and a mantissa once 8 has been taken from the exponent.
+    let tables = [
+        table([0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2]),
+        table([2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8]),
+        table([8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30]),
+        table([32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 88, 96, 104, 112, 120]),
+    ];
+    let index = _mm256_subs_epu8(_mm256_add_epi8(magnitudes, raised), _mm256_set1_epi8(8 << 3));
+    let values = tables.map(|table| _mm256_shuffle_epi8(table, index));
+    // The upper two bits, where the blend looks for them.
+    let (fifth, sixth) = (_mm256_slli_epi16::<3>(index), _mm256_slli_epi16::<2>(index));
+    let lower = _mm256_blendv_epi8(values[0], values[1], fifth);
+    let upper = _mm256_blendv_epi8(values[2], values[3], fifth);
+    _mm256_blendv_epi8(lower, upper, sixth)
+}
