@@ -178,8 +178,8 @@ mod tests {
     #[test]
     fn integers_are_taken_where_the_format_has_them() {
         let device = Device::single(2).unwrap();
-        // Of q8_0: a scale of 1, then ones; of f32, ones.
-        let block: Vec<u8> = [0x00, 0x3c].into_iter().chain([1; 32]).collect();
+        // Of q8_0: a scale of 1/64, then 64s, so that products of 16 bits lose nothing; of f32, ones.
+        let block: Vec<u8> = [0x00, 0x24].into_iter().chain([64; 32]).collect();
         let bytes = block.repeat(3 * 1000);
         let blocks = MatrixView::from_bytes(Format::Q8_0, &bytes, 3, 32_000, None);
         let ones = vec![1.0; 3 * 32_000];
