@@ -16,7 +16,7 @@ const DECODE_TASK_ROWS: usize = 64;
 const PREFILL_TASK_ELEMENTS: usize = 1 << 19;
 /// Each task copies all activations, which lie in memory where they are long, so its rows must be many enough to pay for
 /// that: as many as the kernels go through with one copy.
-const PREFILL_TASK_ROWS: usize = 264;
+const PREFILL_TASK_ROWS: usize = 528;
 /// Tokens from which on a decode step's tasks are cut as those of prefill: so many are copied in all formats.
 const MANY_TOKENS: usize = 13;
 /// Rows of a task come in multiples of this, so that few of the kernels' tiles, of 6 or 8 rows, are not full.

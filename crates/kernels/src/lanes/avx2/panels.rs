@@ -11,14 +11,16 @@ pub(crate) const LINES: usize = 528;
 const TOKENS: usize = GROUPS * LANES;
 /// Lanes of tokens.
 const GROUPS: usize = 8;
-/// Rows whose sums are kept in lanes until all columns have gone by, 135 kB.
-pub(crate) const ROWS: usize = 264;
+/// Rows whose sums are kept in lanes until all columns have gone by, 270 kB: tokens are packed once for so many.
+const ROWS: usize = 528;
+/// Rows of a panel, at most.
+pub(crate) const PANEL: usize = 264;
 /// Rows of a panel that stays in the first cache: two tiles for sixteen tokens, one for eight.
 pub(crate) const FEW_ROWS: usize = 2 * TILE;
 
 /// Some columns of a row of weights, as they are multiplied with tokens of type `X`, a batch of `G` times sixteen at once.
 pub(crate) trait Row<X: Copy, const G: usize>: Copy {
-    /// Rows of a panel, at most [`ROWS`].
+    /// Rows of a panel, at most [`PANEL`].
     const ROWS: usize;
     /// Columns at most, whole blocks of every format.
     const COLUMNS: usize;
@@ -59,7 +61,7 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
 
 /// Memory of a product.
 struct Memory<P> {
-    panel: [MaybeUninit<P>; ROWS],
+    panel: [MaybeUninit<P>; PANEL],
     tokens: [[MaybeUninit<Lanes>; LINES]; GROUPS],
     sums: [MaybeUninit<Lanes>; GROUPS * ROWS],
 }
@@ -74,7 +76,7 @@ pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize>(
     mut out: MatrixMut<'_>,
 ) {
     let mut memory = Memory::<P> {
-        panel: [const { MaybeUninit::uninit() }; ROWS],
+        panel: [const { MaybeUninit::uninit() }; PANEL],
         tokens: [const { [const { MaybeUninit::uninit() }; LINES] }; GROUPS],
         sums: [const { MaybeUninit::uninit() }; GROUPS * ROWS],
     };

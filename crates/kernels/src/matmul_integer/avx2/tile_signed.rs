@@ -39,7 +39,7 @@ pub(super) fn matmul_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'
 }
 
 impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
-    const ROWS: usize = panels::ROWS;
+    const ROWS: usize = panels::PANEL;
     const COLUMNS: usize = BLOCKS * BLOCK;
     const STEP: usize = BLOCKS * BLOCK;
     const EMPTY: Self = Self::EMPTY;
