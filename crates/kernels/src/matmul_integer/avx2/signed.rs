@@ -79,25 +79,25 @@ impl Row {
 /// Fills in columns `columns` of rows `rows` of `w`, `q8_0` or FP8.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
+    let whole = columns.start..columns.start + BLOCKS * BLOCK;
+    let ahead = RowsAhead::after(w, rows.start..rows.start + AHEAD, whole, 1);
     match w.format() {
-        Format::Q8_0 => fill_q8_0(w, rows, columns, out),
-        Format::Fp8 => fill_fp8(w, rows, columns, out),
+        Format::Q8_0 => fill_q8_0(w, rows, columns, ahead, out),
+        Format::Fp8 => fill_fp8(w, rows, columns, ahead, out),
         other => unreachable!("{other} has no signs of its own"),
     }
 }
 
-/// Asks for the part of a row that comes [`AHEAD`] rows later.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn ask_ahead(w: &MatrixView<'_>, row: usize, columns: &Range<usize>) {
-    let columns = columns.start..columns.start + BLOCKS * BLOCK;
-    RowsAhead::after(w, row..row + AHEAD, columns, 1).request(1, 0);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn fill_q8_0(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
-    for (row, out) in rows.zip(out) {
-        ask_ahead(w, row, &columns);
+fn fill_q8_0(
+    w: &MatrixView<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    ahead: RowsAhead,
+    out: &mut [Row],
+) {
+    for (place, (row, out)) in rows.zip(out).enumerate() {
+        ahead.below(place).request(1, 0);
         let weights: &[BlockQ8_0] = blocks(w.row_bytes(row, columns.clone()));
         for (weights, out) in weights.iter().zip(&mut out.0) {
             let bytes = load32(&weights.values);
@@ -108,7 +108,13 @@ fn fill_q8_0(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out:
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_fp8(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
+fn fill_fp8(
+    w: &MatrixView<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    ahead: RowsAhead,
+    out: &mut [Row],
+) {
     let first = rows.start;
     for rows in w.row_range(rows).row_blocks() {
         let mut scales = [0.0; BLOCKS];
@@ -118,7 +124,7 @@ fn fill_fp8(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: 
             scales[start / BLOCK..end.div_ceil(BLOCK)].fill(row_scales.of(scaled));
         }
         for r in rows {
-            ask_ahead(w, first + r, &columns);
+            ahead.below(r).request(1, 0);
             let bytes = w.row_bytes(first + r, columns.clone());
             let end;
             let bytes = match bytes.try_into() {
