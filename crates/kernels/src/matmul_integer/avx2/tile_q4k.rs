@@ -192,7 +192,8 @@ fn add_four<const R: usize, const V: usize>(
     for r in 0..R {
         let weights = broadcast_four(rows[r].values[group][four]);
         for v in 0..V {
-            sums[r][v] = in_order(_mm256_add_epi16(sums[r][v], _mm256_maddubs_epi16(weights, tokens[v])));
+            let product = in_order(_mm256_maddubs_epi16(weights, tokens[v]));
+            sums[r][v] = in_order(_mm256_add_epi16(sums[r][v], product));
         }
     }
 }
