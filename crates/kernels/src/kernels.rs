@@ -213,9 +213,9 @@ impl Kernels {
     }
 
     /// `out[t, r] += sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
-    /// in accuracy against [`matmul_add`](Self::matmul_add): half a step of `x` times the weights; of FP8, half of a step
-    /// of the block, at most a 128th of its largest magnitude, times `x`, where the weight is smaller than eight steps;
-    /// and of `q8_0` and FP8 less than a sixteenth of what the rounding of `x` costs, for sums of 16 bits.
+    /// in accuracy against [`matmul_add`](Self::matmul_add): half a step of `x` times the weights; of FP8, times `x`, half of
+    /// a step of the block's, which is a 64th of its largest magnitude at most, or a 32nd of the scale where that is more;
+    /// and of `q8_0` and FP8, on AVX2, less than 128 steps of a product a block, because sums have 16 bits.
     ///
     /// # Shapes
     /// w [rows, cols], x [tokens, cols], out [tokens, rows].
@@ -240,7 +240,7 @@ impl Kernels {
         assert_eq!(x.cols(), w.cols(), "columns of x and of w");
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
-        assert!(self.takes_integers(w, usize::MAX), "{} has no integer product", w.format());
+        assert!(self.takes_integers(w, usize::MAX), "{w:?} has no integer product");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
         unsafe { (self.matmul_integer_add)(order, w, x, out) }
     }

@@ -32,12 +32,12 @@ pub(crate) fn takes_integers(w: &MatrixView<'_>, tokens: usize) -> bool {
 /// Bits that a product of two neighbouring columns may lose of `q8_0` and FP8, rounded downwards and upwards in turn.
 pub(crate) const LOST_BITS: i32 = 4;
 
-/// The exponent field of FP8 that a block's largest one is taken for at least: below it, where values are less than 2 of 448,
-/// all of a block is small beside what else has its scale, and may be less exact.
+/// The exponent field of FP8 that a block's largest one is taken for at least: where values are less than 2 of 448, steps
+/// stay a 32nd of the scale. A scale is made for a largest magnitude of 448 in its block, beside which that is small.
 const LEAST_EXPONENT: u8 = 8;
 
-/// What one is worth where a block of FP8 is rounded to integers, in units of its scale: the largest magnitude becomes 64 to
-/// 120, so that what FP8 holds of it, and of magnitudes from 8 on, is exact. None if there is a NaN.
+/// What one is worth where a block of FP8 is rounded to integers, in units of its scale: the largest magnitude, from 2 on,
+/// becomes 64 to 120, so that what FP8 holds of it, and of magnitudes of 8 steps on, is exact. None if there is a NaN.
 ///
 /// A magnitude is `(8 + mantissa) * 2^(exponent - 10)`.
 fn fp8_step(bytes: &[u8]) -> Option<f32> {

@@ -4,7 +4,10 @@
 use super::{FEW, FEW_FP8, LOST_BITS, fp8_step, takes_integers};
 use crate::integers::LIMIT;
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
-use crate::{Format, IntegerMatrix, IntegerRef, Isa, Kernels, MatrixMut, MatrixRef, MatrixView};
+use crate::{
+    BlockScales, Format, IntegerMatrix, IntegerRef, Isa, Kernels, MatrixMut, MatrixRef, MatrixView,
+    fp8_e4m3_to_f32,
+};
 
 /// What lies between the rows of a strided matrix, and must not change.
 const GAP: f32 = -77.0;
@@ -178,7 +181,7 @@ fn largest_values_do_not_overflow() {
             q4k.extend([0xff; 140]);
             let one = 1.0_f32.to_le_bytes();
             let scales =
-                crate::BlockScales { bytes: &one, block_rows: 1, block_cols: 32, grid_cols: 1, first_row: 0 };
+                BlockScales { bytes: &one, block_rows: 1, block_cols: 32, grid_cols: 1, first_row: 0 };
             let cases = [
                 (Format::Fp8, vec![0x7e; 32], Some(scales), 448.0 * 32.0),
                 (Format::Q8_0, q8_0, None, -128.0 * 32.0),
@@ -255,8 +258,46 @@ fn a_nan_of_a_token_reaches_it_and_no_other() {
 #[test]
 fn more_rows_than_have_their_sums_in_lanes() {
     let mut random = Random(10);
-    for spec in specs(&[300], &[64]) {
+    // Two panels, and a second block of rows.
+    for spec in specs(&[300, 540], &[64]) {
         check(&Weights::random(spec, &mut random), 17, &mut random);
+    }
+}
+
+/// A row is a block: its first byte is its largest magnitude, and all that are not larger come once at least, with both signs.
+/// A token takes one column.
+#[test]
+fn every_fp8_becomes_its_steps_whatever_is_largest_in_its_block() {
+    let mut bytes = Vec::new();
+    for largest in 0..0x7f_u8 {
+        let all: Vec<u8> = (0..=largest).flat_map(|byte| [byte, byte | 0x80]).collect();
+        for others in all.chunks(31) {
+            let block = std::iter::once(largest).chain(others.iter().copied()).chain(std::iter::repeat(0));
+            bytes.extend(block.take(32));
+        }
+    }
+    let (rows, one) = (bytes.len() / 32, 1.0_f32.to_le_bytes());
+    let scales = BlockScales { bytes: &one, block_rows: rows, block_cols: 32, grid_cols: 1, first_row: 0 };
+    let w = MatrixView::from_bytes(Format::Fp8, &bytes, rows, 32, Some(scales));
+    let identity: Vec<f32> = (0..32 * 32).map(|at| if at % 33 == 0 { 1.0 } else { 0.0 }).collect();
+    for kernels in tables() {
+        let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; 32 * rows]);
+        kernels.quantize(MatrixRef::new(&identity, 32, 32), integers.reshape(32, 32));
+        kernels.matmul_integer_add(&w, integers.as_ref(), MatrixMut::new(&mut out, 32, rows));
+        for (row, block) in bytes.chunks(32).enumerate() {
+            let step = fp8_step(block).expect("no NaN");
+            for (column, &byte) in block.iter().enumerate() {
+                let expected = (fp8_e4m3_to_f32(byte) / step).round_ties_even() * step;
+                // Of a product with 127 less than the lowest bits that stay, which does not make it another one.
+                let lost = step * (1 << LOST_BITS) as f32 / f32::from(LIMIT);
+                let error = (out[column * rows + row] - expected).abs();
+                assert!(
+                    error <= lost,
+                    "{kernels:?} {byte:#x} beside {:#x}: {error} off {expected}",
+                    block[0]
+                );
+            }
+        }
     }
 }
 

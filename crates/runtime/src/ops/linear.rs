@@ -119,7 +119,7 @@ mod tests {
                     assert!(task.is_multiple_of(ROW_TILE) && task <= config.rows_per_task.get());
                     let many = config.task_rows(16, &device);
                     assert!(
-                        many >= task.max(264).min(rows / (THREAD_TASKS * threads)),
+                        many >= task.max(PREFILL_TASK_ROWS).min(rows / (THREAD_TASKS * threads)),
                         "many tokens, many rows"
                     );
                     // Tiles are whole, so that a task may have almost one more than its share.

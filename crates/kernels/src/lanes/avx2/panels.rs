@@ -1,27 +1,24 @@
-//! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that a batch of
-//! tokens stays in the first cache while rows of weights, which lie in the second with the sums, go by.
+//! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that either a panel of
+//! weights stays in the first cache while tokens go by, or a batch of tokens while a larger panel does; the other and the
+//! sums lie in the second.
 
 use super::{RowsAhead, TILE, add_to_rows, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
 /// Lines that the columns of a panel take of sixteen tokens, at most.
-pub(crate) const LINES: usize = 528;
+pub(crate) const LINES: usize = 512;
 /// Tokens that use a panel before the next panel.
 const TOKENS: usize = GROUPS * LANES;
 /// Lanes of tokens.
 const GROUPS: usize = 8;
 /// Rows whose sums are kept in lanes until all columns have gone by, 270 kB: tokens are packed once for so many.
 const ROWS: usize = 528;
-/// Rows of a panel, at most.
-pub(crate) const PANEL: usize = 264;
 /// Rows of a panel that stays in the first cache: two tiles for sixteen tokens, one for eight.
 pub(crate) const FEW_ROWS: usize = 2 * TILE;
 
 /// Some columns of a row of weights, as they are multiplied with tokens of type `X`, a batch of `G` times sixteen at once.
 pub(crate) trait Row<X: Copy, const G: usize>: Copy {
-    /// Rows of a panel, at most [`PANEL`].
-    const ROWS: usize;
     /// Columns at most, whole blocks of every format.
     const COLUMNS: usize;
     /// Columns that a tile goes through between two requests to memory.
@@ -60,23 +57,24 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
 }
 
 /// Memory of a product.
-struct Memory<P> {
-    panel: [MaybeUninit<P>; PANEL],
+struct Memory<P, const N: usize> {
+    panel: [MaybeUninit<P>; N],
     tokens: [[MaybeUninit<Lanes>; LINES]; GROUPS],
     sums: [MaybeUninit<Lanes>; GROUPS * ROWS],
 }
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`. A token's sums are taken in the same order wherever it lies.
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]`, with panels of `N` rows. A token's sums are taken in the same order wherever
+/// it lies.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize>(
+pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     w: &MatrixView<'_>,
     x: X,
     mut out: MatrixMut<'_>,
 ) {
-    let mut memory = Memory::<P> {
-        panel: [const { MaybeUninit::uninit() }; PANEL],
+    let mut memory = Memory::<P, N> {
+        panel: [const { MaybeUninit::uninit() }; N],
         tokens: [const { [const { MaybeUninit::uninit() }; LINES] }; GROUPS],
         sums: [const { MaybeUninit::uninit() }; GROUPS * ROWS],
     };
@@ -96,18 +94,18 @@ pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize>(
 
 /// As [`matmul_add`], of at most [`ROWS`] rows and [`TOKENS`] tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block_add<X: Copy, P: Row<X, G>, const G: usize>(
+fn block_add<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     w: &MatrixView<'_>,
     (x, tokens): (X, Range<usize>),
     mut out: MatrixMut<'_>,
-    memory: &mut Memory<P>,
+    memory: &mut Memory<P, N>,
 ) {
     let batches = tokens.len().div_ceil(G * LANES);
     let batch_tokens = |batch: usize| {
         let first = tokens.start + batch * G * LANES;
         first..tokens.end.min(first + G * LANES)
     };
-    let panel = filled(&mut memory.panel[..w.rows().min(P::ROWS)], P::EMPTY);
+    let panel = filled(&mut memory.panel[..w.rows().min(N)], P::EMPTY);
     let (sums, _) = zeros(&mut memory.sums[..batches * w.rows() * G]).as_chunks_mut::<G>();
     for first in (0..w.cols()).step_by(P::COLUMNS) {
         let columns = first..w.cols().min(first + P::COLUMNS);
@@ -117,15 +115,15 @@ fn block_add<X: Copy, P: Row<X, G>, const G: usize>(
             // SAFETY: this function has the features that are asked for, here and below.
             packed[batch] = unsafe { P::pack(x, batch_tokens(batch), columns.clone(), memory) };
         }
-        for row in (0..w.rows()).step_by(P::ROWS) {
-            let rows = row..w.rows().min(row + P::ROWS);
+        for row in (0..w.rows()).step_by(N) {
+            let rows = row..w.rows().min(row + N);
             let panel = &mut panel[..rows.len()];
             // SAFETY: as above.
             unsafe { P::fill(w, rows.clone(), columns.clone(), panel) };
             for (batch, packed) in packed[..batches].iter().enumerate() {
                 // The first batch asks for the next panel.
                 let next = (batch == 0).then(|| {
-                    RowsAhead::after(w, row..row + P::ROWS, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
+                    RowsAhead::after(w, row..row + N, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
                 });
                 let sums = &mut sums[batch * w.rows()..][rows.clone()];
                 match batch_tokens(batch).len() <= G * LANES / 2 {
