@@ -6,8 +6,9 @@ use super::{RowsAhead, TILE, add_to_rows, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
-/// Lines that the columns of a panel take of sixteen tokens, at most.
-pub(crate) const LINES: usize = 512;
+/// Lines for the columns of a panel of sixteen tokens: 512 at most, and some more, so that groups lie in different sets of a
+/// cache.
+pub(crate) const LINES: usize = 528;
 /// Tokens that use a panel before the next panel.
 const TOKENS: usize = GROUPS * LANES;
 /// Lanes of tokens.
