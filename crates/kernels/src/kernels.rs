@@ -198,8 +198,8 @@ impl Kernels {
     }
 
     /// `x` as integers: in each block of 32 columns of a row the largest magnitude becomes 127, and the rest is rounded to
-    /// the nearest step. A block with a value that is not
-    /// finite makes the products of its row NaN; one with none above 2^-100 is zero.
+    /// the nearest step. A block with a value that is not finite makes the products of its row NaN; one with none above
+    /// 2^-100 is zero.
     ///
     /// # Shapes
     /// x [tokens, cols], out [tokens, cols].

@@ -70,11 +70,11 @@ pub(crate) fn pack<'a>(
             }
         }
     }
-    for (c, out) in rest.iter_mut().enumerate() {
-        let value = |lane| x.row(lane)[whole + c];
-        let scaled = |lane| factor.map_or(value(lane), |factor| value(lane) * factor);
-        let lane = |lane| if lane < x.rows() { scaled(lane) } else { 0.0 };
-        out.write(Lanes(from_fn(lane)));
+    let rest = zeros(rest);
+    for lane in 0..x.rows() {
+        for (out, value) in rest.iter_mut().zip(&x.row(lane)[whole..]) {
+            out.0[lane] = factor.map_or(*value, |factor| value * factor);
+        }
     }
     // SAFETY: both halves of every line of a whole block, and every line after them, have been written.
     unsafe { out.assume_init_ref() }

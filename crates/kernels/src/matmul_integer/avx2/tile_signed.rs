@@ -11,7 +11,7 @@
 use super::signed::{BLOCKS, PAIRS, PLACE, Row, fill};
 use crate::avx2::{LANES as VECTOR, broadcast_four, in_memory, in_order, load, store};
 use crate::integers::BLOCK;
-use crate::lanes::avx2::{RowsAhead, panels, transpose};
+use crate::lanes::avx2::{RowsAhead, pack, panels, transpose};
 use crate::matmul_integer::LOST_BITS;
 use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
@@ -64,7 +64,7 @@ impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
         for (first, lines) in tokens.clone().step_by(LANES).zip(groups) {
             let x = x.row_range(first..tokens.end.min(first + LANES));
             let (scales, pairs) = lines.split_at_mut(blocks.len());
-            pack_scales(x, blocks.start, scales);
+            pack(x.all_scales().column_range(blocks.clone()), None, scales);
             for (block, lines) in blocks.clone().zip(pairs.as_chunks_mut::<PAIR_LINES>().0.as_chunks_mut().0)
             {
                 pack_block(x, block, lines);
@@ -118,7 +118,7 @@ fn products<const R: usize, const V: usize>(
     tokens: [&Pairs; V],
 ) -> [[__m256i; V]; R] {
     let mut sums = [[_mm256_setzero_si256(); V]; R];
-    // Few turns: one after many would be foreseen wrongly.
+    // Four turns: the end of a longer loop would be predicted wrongly.
     for pair in (0..PAIRS).step_by(PAIRS / 4) {
         add_pair::<R, V, false>(rows, block, pair, tokens, &mut sums);
         add_pair::<R, V, true>(rows, block, pair + 1, tokens, &mut sums);
@@ -166,21 +166,6 @@ fn add_scaled(sums: &mut Lanes, products: __m256i, scale: f32, x_scales: &Lanes)
         let scale = _mm256_mul_ps(scale, load(&x_scales[half]));
         let total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(halves[half]), scale, load(&sums[half]));
         store(&mut sums[half], total);
-    }
-}
-
-/// The scales of blocks from `first` on of at most sixteen tokens; zero where there is no token.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn pack_scales(x: IntegerRef<'_>, first: usize, out: &mut [MaybeUninit<Lanes>]) {
-    let mut lines = [Lanes::ZERO; BLOCKS];
-    for token in 0..x.rows() {
-        for (line, scale) in lines.iter_mut().zip(&x.scales(token)[first..]) {
-            line.0[token] = *scale;
-        }
-    }
-    for (out, line) in out.iter_mut().zip(lines) {
-        out.write(line);
     }
 }
 
