@@ -158,6 +158,19 @@ impl<'a> MatrixMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.row_stride), self.cols) }
     }
 
+    /// All rows to write at once, of a matrix of `N`.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
+    pub(crate) fn rows_mut<const N: usize>(&mut self) -> [&mut [f32]; N] {
+        assert_eq!(self.rows, N, "rows of a matrix");
+        // SAFETY: each of these rows exists, as for `row_mut`; rows do not overlap, and the results borrow `self`
+        // exclusively.
+        std::array::from_fn(|row| unsafe {
+            std::slice::from_raw_parts_mut(self.first.add(row * self.row_stride), self.cols)
+        })
+    }
+
     /// Some rows of some columns, to be written while others write the rest.
     ///
     /// # Safety

@@ -2,6 +2,8 @@
 //!
 //! A vector is eight f32. Functions here are compiled for AVX2, FMA and F16C and inlined into kernels that are, too.
 
+pub(crate) mod fp8;
+
 use crate::Format;
 use std::arch::x86_64::*;
 
@@ -36,7 +38,7 @@ impl Encoding for Fp8 {
 }
 
 /// Sixteen weights as f32, divided by [`Encoding::UNIT`]. An FP8 NaN comes out as 480, the value its bits would have
-/// otherwise: who calls this looks for NaN with [`watch_nan`], which is cheaper than a test of every element.
+/// otherwise: who calls this looks for NaN with [`fp8::watch_nan`], which is cheaper than a test of every element.
 ///
 /// FP8 goes through half precision, whose exponent is one bit wider and biased by 8 more: the same bits, moved, are
 /// the value divided by 2^8, subnormals included, and the processor's conversion from half is exact. (Through f32
@@ -102,20 +104,6 @@ fn widen_bf16(halves: __m128i) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
 }
 
-/// Remembers in `seen` whether a byte of `bytes` is an FP8 NaN: only those are 0xff once the sign bit is set.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-pub(crate) fn watch_nan(seen: __m256i, bytes: __m256i) -> __m256i {
-    _mm256_max_epu8(seen, _mm256_or_si256(bytes, _mm256_set1_epi8(i8::MIN)))
-}
-
-/// Whether [`watch_nan`] has met an FP8 NaN.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-pub(crate) fn saw_nan(seen: __m256i) -> bool {
-    _mm256_movemask_epi8(_mm256_cmpeq_epi8(seen, _mm256_set1_epi8(-1))) != 0
-}
-
 /// How many bytes ahead a loop that reads weights once asks for them: what a core gets from memory in several times
 /// the latency, and a part of the first cache.
 pub(crate) const AHEAD: usize = 4 << 10;
@@ -150,19 +138,6 @@ impl Ahead {
     pub(crate) fn request(self, number: usize) {
         prefetch(self.start.wrapping_add(number * self.step));
     }
-}
-
-/// What the values that [`fp8_fields`] gives must be multiplied by: 2^120.
-pub(crate) const FP8_FIELDS_UNIT: f32 = f32::from_bits((127 + 120) << 23);
-
-/// The values, divided by 2^120, of FP8 numbers that begin at the top of each double word but for their signs, which are
-/// there five times. A NaN comes out as 480 divided by it. What is subnormal in FP8 is so in f32, too, which costs some
-/// processors time; of weights scaled by their blocks' largest few are.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-pub(crate) fn fp8_fields(words: __m256i) -> __m256 {
-    const FIELDS: i32 = 0x87f0_0000_u32.cast_signed();
-    _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(FIELDS)))
 }
 
 /// Eight values.
@@ -214,6 +189,13 @@ pub(crate) fn in_memory<T>(value: &mut T) {
 pub(crate) fn load16_bytes(bytes: &[u8; 16]) -> __m128i {
     // SAFETY: a reference to 16 bytes; the load needs no alignment.
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Eight signed bytes as f32.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn widen_int8(bytes: &[u8; LANES]) -> __m256 {
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(bytes)))
 }
 
 /// A vector of bytes.

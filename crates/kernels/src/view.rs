@@ -159,12 +159,20 @@ impl<'a> MatrixView<'a> {
         &self.bytes[self.format.bytes(start)..self.format.bytes(end)]
     }
 
-    /// The stored bytes of columns `columns` of row `row`. Always inlined: what does not depend on the row is to be done
-    /// before a loop over rows.
-    #[inline(always)]
+    /// The stored bytes of columns `columns` of row `row`.
     pub(crate) fn row_bytes(&self, row: usize, columns: Range<usize>) -> &'a [u8] {
         debug_assert!(row < self.rows && columns.end <= self.cols);
         self.element_range(row, columns.start, 1, columns.len())
+    }
+
+    /// The stored bytes of columns `columns` of every row: for a loop over rows, which has no time to look at the format in
+    /// each.
+    pub(crate) fn rows_bytes(&self, columns: Range<usize>) -> RowsBytes<'a> {
+        RowsBytes {
+            bytes: self.element_range(0, columns.start, self.rows, columns.len()),
+            stride: self.format.bytes(self.row_stride),
+            length: self.format.bytes(columns.len()),
+        }
     }
 
     /// Cuts `columns` where the scale changes: in any row, all elements of a piece have one scale. One piece, unless
@@ -210,18 +218,14 @@ impl<'a> MatrixView<'a> {
         Self { next: Some(next.bytes), ..self }
     }
 
-    /// What is read `ahead` bytes after each byte of a row.
-    pub(crate) fn ahead_of_row(&self, row: usize, ahead: usize) -> AheadOfRow {
-        let stride = self.format.bytes(self.row_stride);
-        let left = (self.rows - row) * stride;
-        let near = self.bytes.as_ptr().wrapping_add(row * stride + ahead);
-        match self.next {
-            Some(next) => AheadOfRow {
-                near,
-                turn: left.saturating_sub(ahead),
-                far: next.as_ptr().wrapping_add(ahead).wrapping_sub(left),
-            },
-            None => AheadOfRow { near, turn: usize::MAX, far: near },
+    /// What is read `ahead` bytes after each byte of the rows.
+    pub(crate) fn ahead_of_rows(&self, ahead: usize) -> AheadOfRows<'a> {
+        AheadOfRows {
+            bytes: self.bytes,
+            stride: self.format.bytes(self.row_stride),
+            rows: self.rows,
+            ahead,
+            next: self.next,
         }
     }
 
@@ -237,6 +241,56 @@ impl<'a> MatrixView<'a> {
             let block_row = (scales.first_row + row) / scales.block_rows;
             &scales.bytes[block_row * scales.grid_cols * size_of::<f32>()..]
         }))
+    }
+}
+
+/// The stored bytes of some columns of all rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowsBytes<'a> {
+    bytes: &'a [u8],
+    /// Bytes from the start of a row to the start of the next.
+    stride: usize,
+    length: usize,
+}
+
+impl<'a> RowsBytes<'a> {
+    /// The bytes of a row.
+    #[inline(always)]
+    pub(crate) fn row(self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.stride..][..self.length]
+    }
+
+    /// Bytes from the start of a row to the start of the next.
+    pub(crate) fn stride(self) -> usize {
+        self.stride
+    }
+}
+
+/// Addresses to ask memory for while rows are read; they need not be mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AheadOfRows<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+    rows: usize,
+    ahead: usize,
+    next: Option<&'a [u8]>,
+}
+
+impl AheadOfRows<'_> {
+    /// Those for a row.
+    #[inline(always)]
+    pub(crate) fn row(self, row: usize) -> AheadOfRow {
+        let Self { bytes, stride, rows, ahead, next } = self;
+        let left = (rows - row) * stride;
+        let near = bytes.as_ptr().wrapping_add(row * stride + ahead);
+        match next {
+            Some(next) => AheadOfRow {
+                near,
+                turn: left.saturating_sub(ahead),
+                far: next.as_ptr().wrapping_add(ahead).wrapping_sub(left),
+            },
+            None => AheadOfRow { near, turn: usize::MAX, far: near },
+        }
     }
 }
 
@@ -341,7 +395,7 @@ mod tests {
         let view = MatrixView::from_bytes(Format::Bf16, &bytes[..24], 4, 3, None);
         let next = MatrixView::from_bytes(Format::Bf16, &bytes[28..], 1, 2, None);
         let at = |view: &MatrixView<'_>, row, byte| {
-            view.ahead_of_row(row, 8).of(byte) as usize - bytes.as_ptr() as usize
+            view.ahead_of_rows(8).row(row).of(byte) as usize - bytes.as_ptr() as usize
         };
         // Without a word, what lies behind, even past the end.
         assert_eq!([at(&view, 0, 0), at(&view, 1, 5), at(&view, 3, 5)], [8, 19, 31]);

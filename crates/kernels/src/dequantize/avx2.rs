@@ -2,10 +2,7 @@
 //! scale.
 
 use super::scalar;
-use crate::avx2::{
-    Bf16, Encoding, F32, FP8_FIELDS_UNIT, Fp8, LANES, fp8_fields, half, load8, load16, padded, saw_nan,
-    store, watch_nan,
-};
+use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, fp8, half, load8, load16, padded, store, widen_int8};
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_COLS, Q4K_GROUP, Q8_0_COLS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
@@ -76,7 +73,7 @@ fn dequantize_as<E: Encoding, O: AsMut<[f32]>>(
     }
     // A NaN was taken for a number, or a scale is so large that times the unit it is none, 2^8 or more, which would let
     // weights of 10^5 be: both are rare enough to start over.
-    if E::FORMAT == Format::Fp8 && (saw_nan(nan) || !all_finite) {
+    if E::FORMAT == Format::Fp8 && (fp8::saw_nan(nan) || !all_finite) {
         for (row, out) in (row..).zip(out) {
             scalar::dequantize(w, row, columns.start, &mut out.as_mut()[..columns.len()]);
         }
@@ -88,8 +85,7 @@ fn dequantize_as<E: Encoding, O: AsMut<[f32]>>(
 fn dequantize_q8_0(block: &BlockQ8_0, out: &mut [f32; Q8_0_COLS]) {
     let scale = _mm256_set1_ps(half(block.d));
     for (out, bytes) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(block.values.as_chunks().0) {
-        let values = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(bytes)));
-        store(out, _mm256_mul_ps(values, scale));
+        store(out, _mm256_mul_ps(widen_int8(bytes), scale));
     }
 }
 
@@ -142,7 +138,7 @@ fn dequantize_block<E: Encoding>(bytes: &[u8], factor: f32, out: &mut [f32], mut
 /// What the values that [`dequantize_step`] multiplies by the scale are multiplied by, too.
 const fn unit<E: Encoding>() -> f32 {
     match E::FORMAT {
-        Format::Fp8 => FP8_FIELDS_UNIT,
+        Format::Fp8 => fp8::FIELDS_UNIT,
         _ => E::UNIT,
     }
 }
@@ -174,9 +170,9 @@ unsafe fn dequantize_step<E: Encoding>(
     let values = if E::FORMAT == Format::Fp8 {
         // SAFETY: `STEP` elements of FP8 are 16 bytes; the load needs no alignment.
         let bytes = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(weights.cast()) });
-        nan = watch_nan(nan, bytes);
+        nan = fp8::watch_nan(nan, bytes);
         let factor = _mm256_set1_ps(factor);
-        fp8_tops(bytes).map(|tops| _mm256_mul_ps(fp8_fields(_mm256_srai_epi32::<4>(tops)), factor))
+        fp8_tops(bytes).map(|tops| _mm256_mul_ps(fp8::fields(_mm256_srai_epi32::<4>(tops)), factor))
     } else {
         // SAFETY: what the caller promises is what `load16` asks for.
         unsafe { load16::<E>(weights) }

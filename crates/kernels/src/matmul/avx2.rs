@@ -7,7 +7,7 @@ mod stream_fp8;
 mod stream_q8_0;
 mod tile;
 
-use crate::avx2::{Bf16, Encoding, F32, Fp8};
+use crate::avx2::{Bf16, Encoding, F32, Fp8, fp8};
 use crate::{Format, LANES, MatrixMut, MatrixRef, MatrixView, Order, matmul_integer};
 
 /// A product of this file; the processor has AVX2, FMA and F16C.
@@ -38,7 +38,7 @@ pub(crate) fn matmul_add(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out
 fn few_add(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let (most, in_lanes): (usize, Option<MatmulAdd>) = match w.format() {
         Format::F32 | Format::Bf16 => (STREAMED, Some(chains::matmul_add::<chains::Floats>)),
-        Format::Fp8 if stream_fp8::fits(w) => (2, Some(chains::matmul_add::<Fp8>)),
+        Format::Fp8 if fp8::fits(w) => (2, Some(chains::matmul_add::<Fp8>)),
         Format::Fp8 | Format::Q8_0 => (STREAMED, None),
         Format::Q4K => return tile::matmul_add(w, x, out),
     };
@@ -61,7 +61,7 @@ fn few_add(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn fastest_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-    let is_cheap = || w.format() == Format::Q8_0 || w.format() == Format::Fp8 && stream_fp8::fits(w);
+    let is_cheap = || w.format() == Format::Q8_0 || w.format() == Format::Fp8 && fp8::fits(w);
     // To turn these to f32 is cheap: reading them a few times is faster than lanes that are half empty.
     if x.rows() > CHEAPLY_STREAMED || x.rows() > STREAMED && !is_cheap() {
         return tile::matmul_add(w, x, out);
@@ -81,7 +81,7 @@ fn stream_few(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match w.format() {
         Format::F32 => stream_add::<F32>(w, x, out),
         Format::Bf16 => stream_add::<Bf16>(w, x, out),
-        Format::Fp8 if stream_fp8::fits(w) => stream_fp8_add(w, x, out),
+        Format::Fp8 if fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
         Format::Q8_0 => stream_q8_0_add(w, x, out),
         Format::Q4K => tile::matmul_add(w, x, out),

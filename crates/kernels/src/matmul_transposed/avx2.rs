@@ -2,9 +2,11 @@
 //! weights turned to f32 in a buffer (`tile`).
 
 mod stream;
+mod stream_fp8;
+mod stream_q8_0;
 mod tile;
 
-use crate::avx2::{Bf16, Encoding, F32, Fp8};
+use crate::avx2::{Bf16, Encoding, F32, Fp8, fp8};
 use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 
 /// Tokens up to which rows of weights are added where they are read.
@@ -38,8 +40,10 @@ fn few_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match w.format() {
         Format::F32 => stream_add::<F32>(w, x, out),
         Format::Bf16 => stream_add::<Bf16>(w, x, out),
+        Format::Fp8 if fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
-        Format::Q8_0 | Format::Q4K => tile::matmul_transposed_add(w, x, out),
+        Format::Q8_0 => stream_q8_0_add(w, x, out),
+        Format::Q4K => tile::matmul_transposed_add(w, x, out),
     }
 }
 
@@ -51,6 +55,30 @@ fn stream_add<E: Encoding>(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<
         2 => stream::matmul_transposed_add::<E, 4, 2>(w, x, out),
         3 => stream::matmul_transposed_add::<E, 4, 3>(w, x, out),
         STREAMED => stream::matmul_transposed_add::<E, 4, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `tile`"),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn stream_q8_0_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match x.rows() {
+        0 => (),
+        1 => stream_q8_0::matmul_transposed_add::<4, 1>(w, x, out),
+        2 => stream_q8_0::matmul_transposed_add::<4, 2>(w, x, out),
+        3 => stream_q8_0::matmul_transposed_add::<4, 3>(w, x, out),
+        STREAMED => stream_q8_0::matmul_transposed_add::<4, STREAMED>(w, x, out),
+        more => unreachable!("{more} tokens are for `tile`"),
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn stream_fp8_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    match x.rows() {
+        0 => (),
+        1 => stream_fp8::matmul_transposed_add::<4, 1>(w, x, out),
+        2 => stream_fp8::matmul_transposed_add::<4, 2>(w, x, out),
+        3 => stream_fp8::matmul_transposed_add::<4, 3>(w, x, out),
+        STREAMED => stream_fp8::matmul_transposed_add::<4, STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `tile`"),
     }
 }

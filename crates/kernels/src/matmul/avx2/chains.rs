@@ -5,7 +5,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a chain is an index into several arrays")]
 
 use super::stream_fp8;
-use crate::avx2::{Fp8, LANES as VECTOR};
+use crate::avx2::{Fp8, LANES as VECTOR, fp8};
 use crate::lanes::avx2::{Pair, RowsAhead, TILE, add_to_rows, load, pack, store, zeros};
 use crate::view::ColumnBlock;
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
@@ -209,16 +209,16 @@ fn panel_add<C: Chained, const R: usize>(
 
 // SAFETY: a unit's columns have different places in it.
 unsafe impl Chained for Fp8 {
-    const CHAINS: usize = stream_fp8::UNIT;
+    const CHAINS: usize = fp8::UNIT;
     const COLUMNS: usize = COLUMNS;
     const RUN: usize = stream_fp8::COLUMNS;
 
     fn chain(column: usize) -> usize {
-        stream_fp8::place(column % stream_fp8::UNIT)
+        fp8::place(column % fp8::UNIT)
     }
 
     fn factor(w: &MatrixView<'_>, row: usize, block: ColumnBlock) -> f32 {
-        w.row_scales(row).of(block) * stream_fp8::HALF_UNIT
+        w.row_scales(row).of(block) * fp8::HALF_UNIT
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -243,7 +243,7 @@ unsafe impl Chained for Fp8 {
         let lanes: [Pair; VECTOR] = from_fn(parts);
         let four =
             |first: usize| add(add(lanes[first], lanes[first + 1]), add(lanes[first + 2], lanes[first + 3]));
-        add(four(0), four(4)).map(|sum| _mm256_mul_ps(sum, _mm256_set1_ps(stream_fp8::HALF_UNIT)))
+        add(four(0), four(4)).map(|sum| _mm256_mul_ps(sum, _mm256_set1_ps(fp8::HALF_UNIT)))
     }
 }
 

@@ -4,8 +4,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{Encoding, LANES, load16, padded, prefetch, saw_nan, sum, watch_nan};
-use crate::view::RowScales;
+use crate::avx2::fp8::{saw_nan, watch_nan};
+use crate::avx2::{Encoding, LANES, load16, padded, prefetch, sum};
+use crate::view::{RowScales, RowsBytes};
 use crate::{Format, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -28,12 +29,13 @@ pub(super) fn matmul_add<E: Encoding, const R: usize, const T: usize>(
     mut out: MatrixMut<'_>,
 ) {
     let x: [&[f32]; T] = from_fn(|token| x.row(token));
+    let bytes = w.rows_bytes(0..w.cols());
     let whole = w.rows() - w.rows() % R;
     for row in (0..whole).step_by(R) {
-        rows_add::<E, R, T>(w, row, x, &mut out);
+        rows_add::<E, R, T>(w, bytes, row, x, &mut out);
     }
     for row in whole..w.rows() {
-        rows_add::<E, 1, T>(w, row, x, &mut out);
+        rows_add::<E, 1, T>(w, bytes, row, x, &mut out);
     }
 }
 
@@ -47,19 +49,20 @@ struct Rows<'a, const R: usize, const T: usize> {
     nan: [__m256i; R],
 }
 
-/// Rows `row..row + R` of `w`.
+/// Rows `row..row + R` of `w`, which has these bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_add<E: Encoding, const R: usize, const T: usize>(
     w: &MatrixView<'_>,
+    bytes: RowsBytes<'_>,
     row: usize,
     x: [&[f32]; T],
     out: &mut MatrixMut<'_>,
 ) {
     let zero = _mm256_setzero_ps();
-    let weights = from_fn(|r| w.row_bytes(row + r, 0..w.cols()));
+    let weights = from_fn(|r| bytes.row(row + r));
     let scales: [RowScales<'_>; R] = from_fn(|r| w.row_scales(row + r));
-    let ahead = R * w.row_stride() * E::BYTES; // the same columns of the next rows
+    let ahead = R * bytes.stride(); // the same columns of the next rows
     let mut rows = Rows { weights, x, sums: [[zero; R]; T], nan: [_mm256_setzero_si256(); R] };
     let mut totals = [[zero; R]; T];
     for block in w.column_blocks(0..w.cols()) {

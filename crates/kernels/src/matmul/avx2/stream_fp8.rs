@@ -1,23 +1,15 @@
-//! Few tokens and FP8: weights become f32 in registers, at two instructions for eight of them.
-//!
-//! The bits of an FP8 number, moved to the right place, are those of an f32 that is 2^120 times smaller, subnormals
-//! included. A vector of 32 bytes is taken apart into four of f32, one for each byte of its double words: two shifts
-//! bring a byte's bits to the top of the double word, an `and` cuts them out. The inputs are laid out in that order
-//! once a call, times the scale of their block, which all rows of a block share, and times 2^60, so that products stay
-//! far from the ends of f32's range; the sums are multiplied by the other 2^60.
+//! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart once a
+//! call, times the scale of their block, which all rows of a block share.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{LANES, fp8_fields, load, load32, padded, prefetch, saw_nan, store, sum_each, watch_nan};
-use crate::view::AheadOfRow;
+use crate::avx2::fp8::{HALF_UNIT, PARTS, UNIT, by_part, saw_nan, take_apart, watch_nan};
+use crate::avx2::{LANES, load32, padded, prefetch, store, sum_each};
+use crate::view::{AheadOfRow, AheadOfRows, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range};
 
-/// Columns that are taken apart at a time: a vector of bytes.
-pub(super) const UNIT: usize = 32;
-/// Vectors of f32 of a unit: bytes of a double word.
-const PARTS: usize = UNIT / LANES;
 /// Columns whose inputs lie ready, 72 kB a token, so that the longest rows of the 671B model, of 18432, are read in one run:
 /// inputs from the second cache cost less than a jump in memory.
 pub(super) const COLUMNS: usize = 18432;
@@ -28,16 +20,6 @@ const GROUP: usize = 4;
 const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
-/// 2^60: the inputs' factor, and the sums'.
-pub(super) const HALF_UNIT: f32 = f32::from_bits((127 + 60) << 23);
-
-/// Whether the matrix is cut into blocks only where units end, or not at all, and no scale is beyond all reason.
-pub(super) fn fits(w: &MatrixView<'_>) -> bool {
-    let mut blocks = w.column_blocks(0..w.cols());
-    let aligned = blocks.next().is_some_and(|block| block.end.is_multiple_of(UNIT) || block.end == w.cols());
-    aligned && w.has_moderate_scales()
-}
-
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`]; row by row, for memory gives
 /// one stream faster than several. Each sum is kept in `C` parts, so that one need not wait for the other.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
@@ -55,9 +37,11 @@ pub(super) fn matmul_add<const C: usize, const T: usize>(
             for t in 0..T {
                 lay_out(w, rows.start, &columns, x.row(t), &mut inputs.0[t]);
             }
+            let (weights, ahead) = (w.rows_bytes(columns.clone()), ahead(w, &columns));
             for row in rows.clone().step_by(GROUP) {
+                let group = row..rows.end.min(row + GROUP);
                 // SAFETY: the inputs of all these columns are laid out.
-                unsafe { group_add::<C, T>(w, row..rows.end.min(row + GROUP), &columns, &inputs, &mut out) };
+                unsafe { group_add::<C, T>(weights, ahead, group, &inputs, &mut out) };
             }
         }
     }
@@ -70,18 +54,17 @@ pub(super) fn matmul_add<const C: usize, const T: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn group_add<const C: usize, const T: usize>(
-    w: &MatrixView<'_>,
+    weights: RowsBytes<'_>,
+    ahead: AheadOfRows<'_>,
     rows: Range<usize>,
-    columns: &Range<usize>,
     inputs: &Inputs<T>,
     out: &mut MatrixMut<'_>,
 ) {
     let mut vectors = [[_mm256_setzero_ps(); GROUP]; T];
     let mut nan = [false; GROUP];
     for (place, row) in rows.clone().enumerate() {
-        let weights = w.row_bytes(row, columns.clone());
         // SAFETY: what the caller promises.
-        let (sums, seen) = unsafe { row_sums::<C, T>(weights, ahead(w, row, columns), inputs) };
+        let (sums, seen) = unsafe { row_sums::<C, T>(weights.row(row), ahead.row(row), inputs) };
         nan[place] = saw_nan(seen);
         for t in 0..T {
             vectors[t][place] = sums[t];
@@ -125,30 +108,11 @@ fn lay_out(
     }
 }
 
-/// Where the input of a unit's column goes: `PARTS * i + k` to `LANES * k + i`.
-pub(super) fn place(column: usize) -> usize {
-    LANES * (column % PARTS) + column / PARTS
-}
-
-/// The inputs of a unit to their [`place`]s.
+/// The inputs of a unit in the order of weights taken apart.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut MaybeUninit<[f32; UNIT]>) {
-    let x = x.as_chunks::<LANES>().0;
-    // Two 4 x 4 transpositions side by side: inputs 0-15 in the lower halves, 16-31 in the upper ones.
-    let (low, high) = ([load(&x[0]), load(&x[1])], [load(&x[2]), load(&x[3])]);
-    let a = _mm256_permute2f128_ps::<0x20>(low[0], high[0]);
-    let b = _mm256_permute2f128_ps::<0x31>(low[0], high[0]);
-    let c = _mm256_permute2f128_ps::<0x20>(low[1], high[1]);
-    let d = _mm256_permute2f128_ps::<0x31>(low[1], high[1]);
-    let (ab, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-    let (cd, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-    let parts = [
-        _mm256_shuffle_ps::<0x44>(ab, cd),
-        _mm256_shuffle_ps::<0xee>(ab, cd),
-        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
-        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
-    ];
+    let parts = by_part(x);
     let out = inputs.as_mut_ptr().cast::<f32>();
     for part in 0..PARTS {
         let scaled = _mm256_mul_ps(_mm256_set1_ps(factor), parts[part]);
@@ -161,11 +125,11 @@ fn lay_out_unit(x: &[f32; UNIT], factor: f32, inputs: &mut MaybeUninit<[f32; UNI
 type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 
 /// What is read next: the row goes on in the next one, or only some columns of it do.
-fn ahead(w: &MatrixView<'_>, row: usize, columns: &Range<usize>) -> AheadOfRow {
+fn ahead<'a>(w: &MatrixView<'a>, columns: &Range<usize>) -> AheadOfRows<'a> {
     let ahead = if columns.len() == w.row_stride() { AHEAD } else { w.row_stride() };
     // What follows the matrix is not read yet where columns are left.
     let w = if columns.end == w.cols() { *w } else { w.row_range(0..w.rows()) };
-    w.ahead_of_row(row, columns.start + ahead)
+    w.ahead_of_rows(columns.start + ahead)
 }
 
 /// The products of some columns of a row with all tokens, divided by [`HALF_UNIT`], a part of each in every lane; and
@@ -250,21 +214,4 @@ pub(super) fn take_row_apart(weights: &[u8], out: &mut [f32]) -> bool {
         }
     }
     saw_nan(nan)
-}
-
-/// The values of 32 FP8 numbers divided by 2^120, by their place in the double word, the lowest byte first. A NaN
-/// comes out as 480 divided by it.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn take_apart(bytes: __m256i) -> [__m256; PARTS] {
-    // A word's upper byte, its sign repeated on the left; of the lower bytes the same, moved up before. What lies
-    // beside them is cut off. Whole bytes are moved by shuffles, which more ports do than shifts by bits.
-    let upper = _mm256_srai_epi16::<4>(bytes);
-    let lower = _mm256_srai_epi16::<4>(_mm256_bslli_epi128::<1>(bytes));
-    [
-        fp8_fields(_mm256_bslli_epi128::<2>(lower)),
-        fp8_fields(_mm256_bslli_epi128::<2>(upper)),
-        fp8_fields(lower),
-        fp8_fields(upper),
-    ]
 }

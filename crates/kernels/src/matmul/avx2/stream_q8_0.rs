@@ -2,9 +2,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{AHEAD, LANES, broadcast_half, load, load8, prefetch, sum};
+use crate::avx2::{AHEAD, LANES, broadcast_half, load, prefetch, sum, widen_int8};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
-use crate::view::AheadOfRow;
+use crate::view::{AheadOfRow, AheadOfRows, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -20,29 +20,34 @@ pub(super) fn matmul_add<const R: usize, const T: usize>(
     mut out: MatrixMut<'_>,
 ) {
     let x: [&[Inputs]; T] = from_fn(|token| x.row(token).as_chunks().0);
+    let (rows, ahead) = (w.rows_bytes(0..w.cols()), w.ahead_of_rows(AHEAD));
     let whole = w.rows() - w.rows() % R;
     for row in (0..whole).step_by(R) {
-        rows_add::<R, T>(w, row, x, &mut out);
+        rows_add::<R, T>(rows, ahead, row, x, &mut out);
     }
     for row in whole..w.rows() {
-        rows_add::<1, T>(w, row, x, &mut out);
+        rows_add::<1, T>(rows, ahead, row, x, &mut out);
     }
 }
 
-/// Rows `row..row + R` of `w`.
+/// Rows `row..row + R`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_add<const R: usize, const T: usize>(
-    w: &MatrixView<'_>,
+    rows: RowsBytes<'_>,
+    ahead: AheadOfRows<'_>,
     row: usize,
     x: [&[Inputs]; T],
     out: &mut MatrixMut<'_>,
 ) {
-    let count = w.cols() / Q8_0_COLS;
+    let ahead: [AheadOfRow; R] = from_fn(|r| ahead.row(row + r));
     let mut weights: [&[BlockQ8_0]; R] = [&[]; R];
-    let ahead: [AheadOfRow; R] = from_fn(|r| w.ahead_of_row(row + r, AHEAD));
     for r in 0..R {
-        weights[r] = &blocks(w.row_bytes(row + r, 0..w.cols()))[..count];
+        weights[r] = blocks(rows.row(row + r));
+    }
+    let count = weights[0].len();
+    for r in 0..R {
+        weights[r] = &weights[r][..count];
     }
     let mut inputs: [&[Inputs]; T] = [&[]; T];
     for t in 0..T {
@@ -54,7 +59,7 @@ fn rows_add<const R: usize, const T: usize>(
         // Rows take each step together, so that what waits for a result has the other rows' work between.
         for i in 0..Q8_0_COLS / LANES {
             for r in 0..R {
-                let values = widen(&weights[r][block].values.as_chunks().0[i]);
+                let values = widen_int8(&weights[r][block].values.as_chunks().0[i]);
                 for t in 0..T {
                     sums[t][r] = if i == 0 {
                         _mm256_mul_ps(values, load(&inputs[t][block].as_chunks().0[i]))
@@ -78,11 +83,4 @@ fn rows_add<const R: usize, const T: usize>(
             out[r] += sum(totals[t][r]);
         }
     }
-}
-
-/// Signed bytes as f32.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn widen(bytes: &[u8; LANES]) -> __m256 {
-    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(bytes)))
 }

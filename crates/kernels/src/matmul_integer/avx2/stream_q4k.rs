@@ -6,6 +6,7 @@ use super::q4k::{nibbles, scales_and_minima, widen};
 use crate::avx2::{AHEAD, broadcast_half, load, load32, prefetch, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
+use crate::view::AheadOfRow;
 use crate::{IntegerRef, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -30,24 +31,29 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, 
         scales: &x.scales(token).as_chunks().0[..count],
         sums: &x.sums(token).as_chunks().0[..count],
     });
+    let (rows, ahead) = (w.rows_bytes(0..w.cols()), w.ahead_of_rows(AHEAD));
     for row in 0..w.rows() {
-        row_add(w, row, x, &mut out);
+        let weights = &blocks(rows.row(row))[..count];
+        let totals = row_totals(weights, ahead.row(row), x);
+        for t in 0..T {
+            out.row_mut(t)[row] += sum(totals[t]);
+        }
     }
 }
 
-/// Row `row` of `w`.
+/// A row's products, a part of each in every lane.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn row_add<const T: usize>(w: &MatrixView<'_>, row: usize, x: [Inputs<'_>; T], out: &mut MatrixMut<'_>) {
-    let count = w.cols() / Q4K_COLS;
-    let weights: &[BlockQ4K] = &blocks(w.row_bytes(row, 0..w.cols()))[..count];
-    let ahead = w.ahead_of_row(row, AHEAD);
-    let mut inputs = x;
+fn row_totals<const T: usize>(
+    weights: &[BlockQ4K],
+    ahead: AheadOfRow,
+    mut inputs: [Inputs<'_>; T],
+) -> [__m256; T] {
     for t in 0..T {
-        inputs[t] = x[t].first(count);
+        inputs[t] = inputs[t].first(weights.len());
     }
     let mut totals = [_mm256_setzero_ps(); T];
-    for block in 0..count {
+    for block in 0..weights.len() {
         for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
             prefetch(ahead.of(block * size_of::<BlockQ4K>() + line));
         }
@@ -60,9 +66,7 @@ fn row_add<const T: usize>(w: &MatrixView<'_>, row: usize, x: [Inputs<'_>; T], o
             block_add(&weights[block], [last.block(block)], T - 1, &mut totals);
         }
     }
-    for t in 0..T {
-        out.row_mut(t)[row] += sum(totals[t]);
-    }
+    totals
 }
 
 /// A token's part in one block of weights.

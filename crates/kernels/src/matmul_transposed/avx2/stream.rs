@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::{Encoding, LANES, load16_with_nan, padded, prefetch};
-use crate::view::RowScales;
+use crate::view::{RowScales, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -25,27 +25,29 @@ pub(super) fn matmul_transposed_add<E: Encoding, const R: usize, const T: usize>
     mut out: MatrixMut<'_>,
 ) {
     let x: [&[f32]; T] = from_fn(|token| x.row(token));
+    let bytes = w.rows_bytes(0..w.cols());
     let whole = w.rows() - w.rows() % R;
     for row in (0..whole).step_by(R) {
-        rows_add::<E, R, T>(w, row, x, &mut out);
+        rows_add::<E, R, T>(w, bytes, row, x, &mut out);
     }
     for row in whole..w.rows() {
-        rows_add::<E, 1, T>(w, row, x, &mut out);
+        rows_add::<E, 1, T>(w, bytes, row, x, &mut out);
     }
 }
 
-/// Rows `row..row + R` of `w`.
+/// Rows `row..row + R` of `w`, which has these bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn rows_add<E: Encoding, const R: usize, const T: usize>(
     w: &MatrixView<'_>,
+    bytes: RowsBytes<'_>,
     row: usize,
     x: [&[f32]; T],
     out: &mut MatrixMut<'_>,
 ) {
-    let weights = from_fn(|r| w.row_bytes(row + r, 0..w.cols()));
+    let weights = from_fn(|r| bytes.row(row + r));
     let scales: [RowScales<'_>; R] = from_fn(|r| w.row_scales(row + r));
-    let ahead = R * w.row_stride() * E::BYTES; // the same columns of the next rows
+    let ahead = R * bytes.stride(); // the same columns of the next rows
     let mut rows = Rows { weights, factors: [[_mm256_setzero_ps(); R]; T] };
     for block in w.column_blocks(0..w.cols()) {
         let outs = from_fn(|t| out.row_mut(t).as_mut_ptr());
