@@ -101,7 +101,11 @@ fn widen_half(halves: __m256i) -> [__m256; 2] {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn widen_bf16(halves: __m128i) -> __m256 {
-    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+    // One shuffle moves each half to the top of its word: four halves in each half of the vector.
+    let top = |half: i8| i32::from_le_bytes([-1, -1, 2 * half, 2 * half + 1].map(i8::cast_unsigned));
+    let [a, b, c, d, e, f, g, h] = std::array::from_fn(|half| top(half as i8));
+    let tops = _mm256_setr_epi32(a, b, c, d, e, f, g, h);
+    _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(halves), tops))
 }
 
 /// How many bytes ahead a loop that reads weights once asks for them: what a core gets from memory in several times

@@ -39,7 +39,7 @@ pub struct Kernels {
     quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
     matmul_integer_add: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
     matmul_transposed_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
-    dequantize_row: unsafe fn(&MatrixView<'_>, usize, &mut [f32]),
+    dequantize: unsafe fn(&MatrixView<'_>, MatrixMut<'_>),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
     pack_block_floats: PackBlockFloats,
     sum_of_squares: unsafe fn(&[f32]) -> f32,
@@ -69,7 +69,7 @@ static SCALAR: Kernels = Kernels {
     quantize: to_integers::scalar::quantize,
     matmul_integer_add: matmul_integer::scalar::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
-    dequantize_row: dequantize::scalar::dequantize_row,
+    dequantize: dequantize::scalar::dequantize,
     quantize_row: quantize::scalar::quantize_row,
     pack_block_floats: block_float::scalar::pack_block_floats,
     sum_of_squares: reduce::scalar::sum_of_squares,
@@ -97,7 +97,7 @@ static AVX2: Kernels = Kernels {
     quantize: to_integers::avx2::quantize,
     matmul_integer_add: matmul_integer::avx2::matmul_integer_add,
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
-    dequantize_row: dequantize::avx2::dequantize_row,
+    dequantize: dequantize::avx2::dequantize,
     quantize_row: quantize::avx2::quantize_row,
     pack_block_floats: block_float::avx2::pack_block_floats,
     sum_of_squares: reduce::avx2::sum_of_squares,
@@ -286,15 +286,25 @@ impl Kernels {
         unsafe { (self.matmul_transposed_add)(order, w, x, out) }
     }
 
-    /// Row `row` of `w` as f32, into `out`, `[cols]`. Exact for F32, BF16 and q8_0; rounded once for FP8 and q4_K.
+    /// `w` as f32. Exact for F32, BF16 and q8_0; rounded once for FP8 and q4_K.
+    ///
+    /// # Shapes
+    /// w and out `[rows, cols]`.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn dequantize(&self, w: &MatrixView<'_>, out: MatrixMut<'_>) {
+        assert_eq!((out.rows(), out.cols()), (w.rows(), w.cols()), "rows and columns of out and of w");
+        // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
+        unsafe { (self.dequantize)(w, out) }
+    }
+
+    /// [`dequantize`](Self::dequantize) of row `row` of `w`, into `out`, `[cols]`.
     ///
     /// # Panics
     /// If there is no such row or `out` is not `cols` long.
     pub fn dequantize_row(&self, w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
-        assert!(row < w.rows(), "row {row} of {}", w.rows());
-        assert_eq!(out.len(), w.cols(), "length of out and columns of w");
-        // SAFETY: a table is handed out only where its ISA is available; the row exists and out is as long as it.
-        unsafe { (self.dequantize_row)(w, row, out) }
+        self.dequantize(&w.row_range(row..row + 1), MatrixMut::new(out, 1, w.cols()));
     }
 
     /// `row` as it is stored in `format`: f32 as it is, bf16 to the nearest, q8_0 as ggml quantises it, q4_K by our own
@@ -560,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "row 3 of 3")]
+    #[should_panic(expected = "rows 3..4 of 3")]
     fn a_row_must_exist() {
         Kernels::best().dequantize_row(&MatrixView::f32(&[0.0; 12], 3, 4), 3, &mut [0.0; 4]);
     }

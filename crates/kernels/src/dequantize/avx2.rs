@@ -4,43 +4,72 @@
 use super::scalar;
 use crate::avx2::{Bf16, Encoding, F32, Fp8, LANES, fp8, half, load8, load16, padded, store, widen_int8};
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_COLS, Q4K_GROUP, Q8_0_COLS, blocks};
-use crate::{Format, MatrixView};
+use crate::{Format, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Weights converted at a time.
 const STEP: usize = 2 * LANES;
 
-/// Row `row` of `w`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
-    dequantize_rows(w, row, 0..out.len(), &mut [out]);
+/// Rows of f32 to write.
+pub(crate) trait Rows {
+    fn count(&self) -> usize;
+    fn row_mut(&mut self, row: usize) -> &mut [f32];
 }
 
-/// Columns `columns` of rows `row..row + out.len()` of `w`: whole blocks of the format. Rows of `out` are as long at least.
+impl Rows for MatrixMut<'_> {
+    fn count(&self) -> usize {
+        self.rows()
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        self.row_mut(row)
+    }
+}
+
+impl<R: AsMut<[f32]>> Rows for [R] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        self[row].as_mut()
+    }
+}
+
+/// All of `w`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dequantize_rows<O: AsMut<[f32]>>(
+pub(crate) fn dequantize(w: &MatrixView<'_>, mut out: MatrixMut<'_>) {
+    dequantize_rows(w, 0, 0..w.cols(), &mut out);
+}
+
+/// Columns `columns` of rows of `w`, from `row` on as many as `out` has: whole blocks of the format. Rows of `out` are as long
+/// at least.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dequantize_rows<O: Rows + ?Sized>(
     w: &MatrixView<'_>,
     row: usize,
     columns: Range<usize>,
-    out: &mut [O],
+    out: &mut O,
 ) {
+    let rows = w.row_range(row..row + out.count());
+    let bytes = rows.rows_bytes(columns.clone());
     match w.format() {
-        Format::F32 => dequantize_as::<F32, O>(w, row, columns, out),
-        Format::Bf16 => dequantize_as::<Bf16, O>(w, row, columns, out),
-        Format::Fp8 => dequantize_as::<Fp8, O>(w, row, columns, out),
+        Format::F32 => dequantize_as::<F32, O>(&rows, columns, out),
+        Format::Bf16 => dequantize_as::<Bf16, O>(&rows, columns, out),
+        Format::Fp8 => dequantize_as::<Fp8, O>(&rows, columns, out),
         Format::Q8_0 => {
-            for (row, out) in (row..).zip(out) {
-                let bytes = w.row_bytes(row, columns.clone());
-                for (out, block) in out.as_mut().as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
+            for row in 0..rows.rows() {
+                let blocks = blocks(bytes.row(row));
+                for (out, block) in out.row_mut(row).as_chunks_mut().0.iter_mut().zip(blocks) {
                     dequantize_q8_0(block, out);
                 }
             }
         }
         Format::Q4K => {
-            for (row, out) in (row..).zip(out) {
-                let bytes = w.row_bytes(row, columns.clone());
-                for (out, block) in out.as_mut().as_chunks_mut().0.iter_mut().zip(blocks(bytes)) {
+            for row in 0..rows.rows() {
+                let blocks = blocks(bytes.row(row));
+                for (out, block) in out.row_mut(row).as_chunks_mut().0.iter_mut().zip(blocks) {
                     dequantize_q4k(block, out);
                 }
             }
@@ -48,34 +77,29 @@ pub(crate) fn dequantize_rows<O: AsMut<[f32]>>(
     }
 }
 
-/// As [`dequantize_rows`], of a matrix that is stored as `E`. Blocks of scales are looked for once for all rows: that takes
+/// Columns of all rows of a matrix that is stored as `E`. Blocks of scales are looked for once for all rows: that takes
 /// divisions.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn dequantize_as<E: Encoding, O: AsMut<[f32]>>(
-    w: &MatrixView<'_>,
-    row: usize,
-    columns: Range<usize>,
-    out: &mut [O],
-) {
+fn dequantize_as<E: Encoding, O: Rows + ?Sized>(w: &MatrixView<'_>, columns: Range<usize>, out: &mut O) {
     let (mut nan, mut all_finite) = (_mm256_setzero_si256(), true);
-    for rows in w.row_range(row..row + out.len()).row_blocks() {
-        let scales = w.row_scales(row + rows.start);
+    for rows in w.row_blocks() {
+        let scales = w.row_scales(rows.start);
         for block in w.column_blocks(columns.clone()) {
             let factor = scales.of(block) * unit::<E>();
             all_finite &= factor.is_finite();
-            for r in rows.clone() {
-                let out = &mut out[r].as_mut()[block.start - columns.start..block.end - columns.start];
-                let bytes = w.row_bytes(row + r, block.start..block.end);
-                nan = dequantize_block::<E>(bytes, factor, out, nan);
+            let bytes = w.rows_bytes(block.start..block.end);
+            for row in rows.clone() {
+                let out = &mut out.row_mut(row)[block.start - columns.start..block.end - columns.start];
+                nan = dequantize_block::<E>(bytes.row(row), factor, out, nan);
             }
         }
     }
     // A NaN was taken for a number, or a scale is so large that times the unit it is none, 2^8 or more, which would let
     // weights of 10^5 be: both are rare enough to start over.
     if E::FORMAT == Format::Fp8 && (fp8::saw_nan(nan) || !all_finite) {
-        for (row, out) in (row..).zip(out) {
-            scalar::dequantize(w, row, columns.start, &mut out.as_mut()[..columns.len()]);
+        for row in 0..w.rows() {
+            scalar::dequantize_part(w, row, columns.start, &mut out.row_mut(row)[..columns.len()]);
         }
     }
 }

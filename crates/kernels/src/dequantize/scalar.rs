@@ -1,15 +1,17 @@
 //! The specification: the value of an element is its stored value times its block's scale.
 
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_COLS, Q4K_GROUP, Q8_0_COLS, blocks};
-use crate::{Format, MatrixView, bf16_to_f32, fp8_e4m3_to_f32};
+use crate::{Format, MatrixMut, MatrixView, bf16_to_f32, fp8_e4m3_to_f32};
 
-/// Row `row` of `w`.
-pub(crate) fn dequantize_row(w: &MatrixView<'_>, row: usize, out: &mut [f32]) {
-    dequantize(w, row, 0, out);
+/// All of `w`.
+pub(crate) fn dequantize(w: &MatrixView<'_>, mut out: MatrixMut<'_>) {
+    for row in 0..w.rows() {
+        dequantize_part(w, row, 0, out.row_mut(row));
+    }
 }
 
 /// Columns `first..first + out.len()` of row `row` of `w`: whole blocks of the format.
-pub(crate) fn dequantize(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
+pub(crate) fn dequantize_part(w: &MatrixView<'_>, row: usize, first: usize, out: &mut [f32]) {
     let scales = w.row_scales(row);
     for block in w.column_blocks(first..first + out.len()) {
         let out = &mut out[block.start - first..block.end - first];

@@ -1,20 +1,25 @@
 //! Every table gives the exact value, rounded once.
 
-use crate::testing::{Random, Weights, specs, tables};
-use crate::{BlockScales, Format, MatrixView, fp8_e4m3_to_f32};
+use crate::testing::{GAP, Random, Weights, specs, tables};
+use crate::{BlockScales, Format, MatrixMut, MatrixView, fp8_e4m3_to_f32};
 
 #[test]
 fn rows_are_the_values_rounded_once() {
     let mut random = Random(1);
     for spec in specs(&[1, 4, 9], &[1, 7, 15, 16, 17, 31, 128, 129, 300]) {
         let weights = Weights::random(spec, &mut random);
+        let expected = |row| (0..spec.cols).map(|col| weights.value(row, col) as f32).collect::<Vec<_>>();
         for kernels in tables() {
-            for row in 0..spec.rows {
-                let mut out = vec![f32::NAN; spec.cols];
-                kernels.dequantize_row(&weights.view(), row, &mut out);
-                for (col, got) in out.into_iter().enumerate() {
-                    assert_eq!(got, weights.value(row, col) as f32, "{kernels:?} {spec:?} [{row}, {col}]");
-                }
+            let stride = spec.cols + GAP;
+            let mut all = vec![-77.0; spec.rows * stride];
+            let out = MatrixMut::strided(&mut all, spec.rows, spec.cols, stride);
+            kernels.dequantize(&weights.view(), out);
+            for (row, all) in all.chunks(stride).enumerate() {
+                assert_eq!(all[..spec.cols], expected(row), "{kernels:?} {spec:?} row {row}");
+                assert_eq!(all[spec.cols..], [-77.0; GAP], "{kernels:?} wrote between the rows");
+                let mut one = vec![f32::NAN; spec.cols];
+                kernels.dequantize_row(&weights.view(), row, &mut one);
+                assert_eq!(one, all[..spec.cols], "{kernels:?} {spec:?} row {row}");
             }
         }
     }

@@ -11,7 +11,7 @@ pub(crate) fn matmul_add(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out
     for row in 0..w.rows() {
         for first in (0..w.cols()).step_by(COLUMNS) {
             let weights = &mut weights[..COLUMNS.min(w.cols() - first)];
-            dequantize::scalar::dequantize(w, row, first, weights);
+            dequantize::scalar::dequantize_part(w, row, first, weights);
             for token in 0..x.rows() {
                 let x = &x.row(token)[first..first + weights.len()];
                 out.row_mut(token)[row] += reduce::scalar::dot(x, weights);

@@ -11,7 +11,7 @@ pub(crate) fn matmul_transposed_add(_: Order, w: &MatrixView<'_>, x: MatrixRef<'
     for first in (0..w.cols()).step_by(COLUMNS) {
         let weights = &mut weights[..COLUMNS.min(w.cols() - first)];
         for row in 0..w.rows() {
-            dequantize::scalar::dequantize(w, row, first, weights);
+            dequantize::scalar::dequantize_part(w, row, first, weights);
             for token in 0..x.rows() {
                 let out = &mut out.row_mut(token)[first..first + weights.len()];
                 elementwise::scalar::add_scaled(out, x.row(token)[row], weights);

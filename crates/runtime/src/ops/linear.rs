@@ -6,9 +6,9 @@ use dsv3_kernels::{Cuts, Parts, Queue};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
-/// Weight elements that one task of a decode step reads: a few microseconds of memory bandwidth, long enough to pay
+/// Weight elements that one task of a decode step reads: 20 microseconds of a core's share of memory, long enough to pay
 /// for handing the task to a thread, short enough that threads end together.
-const DECODE_TASK_ELEMENTS: usize = 1 << 17;
+const DECODE_TASK_ELEMENTS: usize = 1 << 18;
 /// Weight rows that one task of a decode step reads at least: before it reads them it lays out its inputs, in the time that
 /// two rows take.
 const DECODE_TASK_ROWS: usize = 64;

@@ -228,10 +228,10 @@ impl Head<'_> {
         for part in [first..first + nope, first + nope..first + nope + v] {
             for start in part.clone().step_by(LANES) {
                 let count = LANES.min(part.end - start);
-                for (row, out) in (start..start + count).zip(rows.chunks_exact_mut(rank)) {
-                    self.kernels.dequantize_row(wkv_b, row, out);
-                }
-                let rows = MatrixRef::new(&rows[..count * rank], count, rank);
+                let rows = &mut rows[..count * rank];
+                let strip = wkv_b.row_range(start..start + count);
+                self.kernels.dequantize(&strip, MatrixMut::new(rows, count, rank));
+                let rows = MatrixRef::new(rows, count, rank);
                 let strip = weights.next().expect("a strip for each sixteen rows");
                 self.kernels.pack_lanes(rows, 1.0, strip);
             }

@@ -4,7 +4,7 @@ mod format;
 mod over_rows;
 
 use crate::{Capacity, Error, PageId, Tensor, zeros_in_large_pages};
-use dsv3_kernels::{Kernels, LANES, MatrixView};
+use dsv3_kernels::{Kernels, LANES, MatrixMut, MatrixView};
 use format::Plane;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -97,9 +97,8 @@ impl LatentCache {
             // In this order, because whole blocks may reach into the features of the next plane.
             for plane in &self.planes {
                 let matrix = self.matrix(page, plane);
-                for (row, out) in (first..).zip(rows.chunks_exact_mut(stride)) {
-                    kernels.dequantize_row(&matrix, row, &mut out[plane.first..][..plane.cols]);
-                }
+                let out = MatrixMut::strided(&mut rows[plane.first..], count, plane.cols, stride);
+                kernels.dequantize(&matrix.row_range(first..first + count), out);
             }
             rest = left;
             position += count;
