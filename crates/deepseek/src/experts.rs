@@ -110,10 +110,10 @@ pub(crate) fn forward(
     w: &[MlpWeights<Weight>],
     device: &Device,
 ) -> Tensor {
-    let shared = shared.map(|(config, w)| ops::SharedExpert { weights: matrices(w), config });
-    ops::experts(input.x, input.routing, |expert| matrices(&w[expert]), shared, cfg, device)
+    let shared = shared.map(|(config, w)| ops::SharedExpert { weights: weights_of(w), config });
+    ops::experts(input.x, input.routing, |expert| weights_of(&w[expert]), shared, cfg, device)
 }
 
-fn matrices(MlpWeights { w1, w2, w3 }: &MlpWeights<Weight>) -> ops::ExpertMatrices<'_> {
-    ops::ExpertMatrices { w1: w1.matrix(), w2: w2.matrix(), w3: w3.matrix() }
+fn weights_of(MlpWeights { w1, w2, w3 }: &MlpWeights<Weight>) -> ops::ExpertWeights<'_> {
+    ops::ExpertWeights { w1, w2, w3 }
 }

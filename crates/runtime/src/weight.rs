@@ -167,6 +167,15 @@ pub(crate) fn scales_shape([rows, cols]: [usize; 2], block: [usize; 2]) -> [usiz
 }
 
 impl Weight {
+    /// A matrix over bytes that come from no file.
+    #[cfg(test)]
+    pub(crate) fn in_memory(format: Format, shape: [usize; 2], bytes: Vec<u8>) -> Self {
+        let data =
+            Extent { location: Location::Cache, file: "w".into(), offset: 0, length: bytes.len() as u64 };
+        let saved = SavedWeight { source: "w".into(), format, shape: shape.to_vec(), data, scales: None };
+        Self::new(&saved, Bytes::from(bytes), None)
+    }
+
     /// The weight over its bytes.
     pub(crate) fn new(saved: &SavedWeight, bytes: Bytes, scales: Option<Bytes>) -> Self {
         match (&saved.shape[..], saved.format) {

@@ -2,7 +2,7 @@
 
 use super::arithmetic::{Inputs, Integers};
 use super::{LinearConfig, MulConfig, Routing};
-use crate::{Device, Tensor, buffer::Buffer};
+use crate::{Device, Tensor, Weight, buffer::Buffer};
 use dsv3_kernels::{Cuts, Kernels, LANES, Lanes, MatrixMut, MatrixRef, MatrixView, Part, Parts, Queue};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -22,21 +22,21 @@ pub struct ExpertsConfig {
 }
 
 /// The weights of one expert.
-#[derive(Clone, Copy, Debug)]
-pub struct ExpertMatrices<'a> {
+#[derive(Clone, Copy)]
+pub struct ExpertWeights<'a> {
     /// `[intermediate, hidden]`.
-    pub w1: MatrixView<'a>,
+    pub w1: &'a Weight,
     /// `[hidden, intermediate]`.
-    pub w2: MatrixView<'a>,
+    pub w2: &'a Weight,
     /// `[intermediate, hidden]`.
-    pub w3: MatrixView<'a>,
+    pub w3: &'a Weight,
 }
 
 /// The expert that every token goes to, beside its routed ones.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct SharedExpert<'a> {
     /// Its weights.
-    pub weights: ExpertMatrices<'a>,
+    pub weights: ExpertWeights<'a>,
     /// Its projections.
     pub config: &'a ExpertsConfig,
 }
@@ -52,7 +52,7 @@ pub struct SharedExpert<'a> {
 pub fn experts<'a>(
     x: &Tensor,
     routing: &Routing,
-    weights: impl Fn(usize) -> ExpertMatrices<'a> + Sync,
+    weights: impl Fn(usize) -> ExpertWeights<'a> + Sync,
     shared: Option<SharedExpert<'_>>,
     config: &ExpertsConfig,
     device: &Device,
@@ -119,9 +119,9 @@ struct Mixture<'a, F> {
     device: &'a Device,
 }
 
-impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
+impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
     /// The weights of the chosen expert at this place, if there is one.
-    fn expert(&self, place: usize) -> Option<ExpertMatrices<'w>> {
+    fn expert(&self, place: usize) -> Option<ExpertWeights<'w>> {
         self.dispatch.experts.get(place).map(|&expert| (self.weights)(expert))
     }
 
@@ -136,7 +136,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         // Where there are integers, f32 is for experts of a few rows only, which gather them for themselves.
         let gathered = (x.rows() > 1 && integers.is_none()).then(|| self.gather());
         let common_integers = shared.and_then(|shared| {
-            Integers::quantize(x, &shared.weights.w1, shared.config.w1.arithmetic, device)
+            Integers::quantize(x, &shared.weights.w1.matrix(), shared.config.w1.arithmetic, device)
         });
         let mut routed = Tensor::zeros(dispatch.rows.len(), config.w1.out_features);
         let common = shared.map(|shared| Tensor::zeros(x.rows(), shared.config.w1.out_features));
@@ -161,7 +161,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
             }
             for part in routed_parts.drain() {
                 let weights = self.expert(part.row_piece).expect("a piece of rows is an expert's");
-                let next = self.expert(part.row_piece + 1).map(|next| next.w1);
+                let next = self.expert(part.row_piece + 1).map(|next| next.w1.matrix());
                 let rows = part.rows.clone();
                 let inputs = match (&gathered, &integers) {
                     // One token is every row's.
@@ -204,9 +204,9 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
 
     /// Whether both products of the chosen expert at this place take integers, for so many rows.
     fn take_integers(&self, place: usize, rows: usize) -> bool {
-        let ExpertMatrices { w1, w3, .. } = self.expert(place).expect("a place of a chosen expert");
+        let ExpertWeights { w1, w3, .. } = self.expert(place).expect("a place of a chosen expert");
         let order = self.config.w1.arithmetic.order();
-        [w1, w3].iter().all(|w| self.device.kernels().takes_integers_in(order, w, rows))
+        [w1, w3].iter().all(|w| self.device.kernels().takes_integers_in(order, &w.matrix(), rows))
     }
 
     /// Each row's token.
@@ -229,7 +229,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     fn gather_integers(&self) -> Option<Integers> {
         let &Self { x, dispatch, config, device, .. } = self;
         let (arithmetic, most) = (config.w1.arithmetic, dispatch.most());
-        let w1 = self.expert(0)?.w1;
+        let w1 = self.expert(0)?.w1.matrix();
         if !Integers::pay(&w1, most, arithmetic, device.kernels()) {
             return None;
         }
@@ -244,7 +244,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     /// What the routed experts' down projections take.
     fn routed_integers(&self, routed: &Tensor) -> Option<Integers> {
         let &Self { dispatch, config, device, .. } = self;
-        let w2 = self.expert(0)?.w2;
+        let w2 = self.expert(0)?.w2.matrix();
         let pay = Integers::pay(&w2, dispatch.most(), config.w2.arithmetic, device.kernels());
         pay.then(|| Integers::of(routed, device))
     }
@@ -257,7 +257,7 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let order = config.w2.arithmetic.order();
         let routed = Inputs::new(routed, integers.as_ref(), order);
         let common_integers = shared.and_then(|shared| {
-            Integers::quantize(common, &shared.weights.w2, shared.config.w2.arithmetic, device)
+            Integers::quantize(common, &shared.weights.w2.matrix(), shared.config.w2.arithmetic, device)
         });
         let common = Inputs::new(common, common_integers.as_ref(), order);
         let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
@@ -266,20 +266,22 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
         let lines = (x.rows() * cols).div_ceil(LANES);
         device.for_each_with(&parts, lines, |mut part, memory| {
             let memory = Lanes::flatten_mut(memory);
-            for (place, &expert) in dispatch.experts.iter().enumerate() {
+            let shared_rows = shared.map(|shared| down_rows(shared.weights, part.cols.clone()));
+            let mut next = self.expert(0).map(|next| down_rows(next, part.cols.clone()));
+            for place in 0..dispatch.experts.len() {
                 let rows = dispatch.range(place);
                 let mut down = zeros(memory, rows.len(), part.cols.len());
-                let w2 = (self.weights)(expert).w2.row_range(part.cols.clone());
-                let next = self.expert(place + 1).or(shared.map(|shared| shared.weights)).map(|next| next.w2);
-                let w2 = next.map_or(w2, |next| w2.followed_by(&next.row_range(part.cols.clone())));
+                let w2 = next.expect("a chosen expert");
+                next = self.expert(place + 1).map(|next| down_rows(next, part.cols.clone()));
+                let w2 = next.or(shared_rows).map_or(w2, |next| w2.followed_by(&next));
                 routed.row_range(rows.clone()).matmul_add(&w2, down.reborrow(), kernels);
                 for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {
                     kernels.add_scaled(part.out.row_mut(token), weight, down.row(row));
                 }
             }
-            if let Some(shared) = shared {
+            if let Some(shared_rows) = shared_rows {
                 let mut down = zeros(memory, x.rows(), part.cols.len());
-                common.matmul_add(&shared.weights.w2.row_range(part.cols), down.reborrow(), kernels);
+                common.matmul_add(&shared_rows, down.reborrow(), kernels);
                 for token in 0..x.rows() {
                     kernels.add(part.out.row_mut(token), down.row(token));
                 }
@@ -289,10 +291,15 @@ impl<'w, F: Fn(usize) -> ExpertMatrices<'w> + Sync> Mixture<'_, F> {
     }
 }
 
+/// Rows of an expert's down projection.
+fn down_rows(weights: ExpertWeights<'_>, rows: Range<usize>) -> MatrixView<'_> {
+    weights.w2.matrix().row_range(rows)
+}
+
 /// `silu(w1 x) * w3 x`, for some rows of both weights: the part's columns. `memory` holds as many values; `next` is what is
 /// read after the last part.
 fn gate_up(
-    weights: &ExpertMatrices<'_>,
+    weights: &ExpertWeights<'_>,
     next: Option<MatrixView<'_>>,
     x: Inputs<'_>,
     part: Part<'_>,
@@ -301,9 +308,9 @@ fn gate_up(
 ) {
     let mut gate = part.out;
     let mut up = zeros(memory, gate.rows(), gate.cols());
-    let (gate_rows, up_rows) =
-        (weights.w1.row_range(part.cols.clone()), weights.w3.row_range(part.cols.clone()));
-    let behind = weights.w1.row_range(part.cols.end..weights.w1.rows());
+    let (w1, w3) = (weights.w1.matrix(), weights.w3.matrix());
+    let (gate_rows, up_rows) = (w1.row_range(part.cols.clone()), w3.row_range(part.cols.clone()));
+    let behind = w1.row_range(part.cols.end..w1.rows());
     let next = if behind.rows() > 0 { Some(behind) } else { next };
     x.matmul_add(&gate_rows.followed_by(&up_rows), gate.reborrow(), kernels);
     x.matmul_add(&next.map_or(up_rows, |next| up_rows.followed_by(&next)), up.reborrow(), kernels);
@@ -323,7 +330,7 @@ fn zeros(memory: &mut [f32], rows: usize, cols: usize) -> MatrixMut<'_> {
 mod tests {
     use super::*;
     use crate::{
-        Mode, Weight,
+        Mode,
         ops::{Activation, Arithmetic, GateConfig, grouped_top_k},
     };
     use dsv3_kernels::Format;
@@ -349,9 +356,8 @@ mod tests {
         // Ones, in q8_0 with a scale of 1/64, so that products of 16 bits lose nothing, and in f32.
         let block: Vec<u8> = [0x00, 0x24].into_iter().chain([64; 32]).collect();
         let blocks = block.repeat(SIZE * SIZE / 32);
-        let quantised = MatrixView::from_bytes(Format::Q8_0, &blocks, SIZE, SIZE, None);
-        let ones = vec![1.0; SIZE * SIZE];
-        let float = MatrixView::f32(&ones, SIZE, SIZE);
+        let quantised = &Weight::in_memory(Format::Q8_0, [SIZE; 2], blocks);
+        let float = &Weight::in_memory(Format::F32, [SIZE; 2], 1.0_f32.to_le_bytes().repeat(SIZE * SIZE));
         let linear =
             LinearConfig { arithmetic: Arithmetic::Integer, ..LinearConfig::new(Mode::Prefill, SIZE, SIZE) };
         let mul_activation = MulConfig { input_tensor_a_activation: Activation::Silu };
@@ -361,8 +367,8 @@ mod tests {
         for tokens in [1, 5, 20] {
             let x = Tensor::from_vec(tokens, SIZE, vec![1.0 / 64.0; tokens * SIZE]);
             for (w1, w3, w2) in [(quantised, float, float), (float, quantised, quantised)] {
-                let matrices = |_| ExpertMatrices { w1, w2, w3 };
-                let out = experts(&x, &routing(tokens, &device), matrices, None, &config, &device);
+                let weights = |_| ExpertWeights { w1, w2, w3 };
+                let out = experts(&x, &routing(tokens, &device), weights, None, &config, &device);
                 // All activations are their block's largest, so integers of them are exact but for the rounding of a scale.
                 let bound = expected * 256.0 * f32::EPSILON;
                 assert!(

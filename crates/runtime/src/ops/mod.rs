@@ -27,7 +27,7 @@ pub use cache::{
 };
 pub use dispatch::{DispatchConfig, Dispatched, combine, dispatch};
 pub use embedding::{EmbeddingConfig, embedding};
-pub use experts::{ExpertMatrices, ExpertsConfig, SharedExpert, experts};
+pub use experts::{ExpertWeights, ExpertsConfig, SharedExpert, experts};
 pub use gate::{GateConfig, Routing, grouped_top_k};
 pub use linear::{LinearConfig, add_bias, linear};
 pub use mul::{Activation, MulConfig, mul};

@@ -5,7 +5,7 @@ use super::{
     paged_attention_prefill,
 };
 use crate::{
-    Bytes, Capacity, DecodeStep, Device, Extent, Location, PageId, SavedWeight, Tensor, Weight,
+    Capacity, DecodeStep, Device, PageId, Tensor, Weight,
     ops::{CacheFormat, LatentCache, LatentShape, PagedCacheConfig, paged_fill_cache},
 };
 use dsv3_kernels::{Format, Kernels};
@@ -159,10 +159,7 @@ fn a_chunk_is_absorbed_as_its_tokens_are_decoded() {
 fn wkv_b(heads: usize) -> (Weight, Tensor) {
     let values = random(heads * 28, 24, 4);
     let bytes: Vec<u8> = values.values().iter().flat_map(|value| value.to_le_bytes()).collect();
-    let data = Extent { location: Location::Cache, file: "w".into(), offset: 0, length: bytes.len() as u64 };
-    let shape = vec![values.rows(), values.cols()];
-    let saved = SavedWeight { source: "w".into(), format: Format::F32, shape, data, scales: None };
-    (Weight::new(&saved, Bytes::from(bytes), None), values)
+    (Weight::in_memory(Format::F32, [values.rows(), values.cols()], bytes), values)
 }
 
 /// Keys and values of a head, and bounds of the error of a value and (times a query's size) of a key.
