@@ -151,14 +151,15 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// `out += x w^T`, in integers where there are those that the product takes.
+    /// `out = x w^T`, in integers where there are those that the product takes.
     ///
     /// # Shapes
     /// x `[tokens, cols]`, w `[rows, cols]`, out `[tokens, rows]`.
     ///
     /// # Panics
     /// If there are only integers, and the product takes none.
-    pub(crate) fn matmul_add(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
+    pub(crate) fn matmul(&self, w: &MatrixView<'_>, mut out: MatrixMut<'_>, kernels: &Kernels) {
+        out.fill(0.0);
         let in_integers = kernels.takes_integers_in(self.order, w, out.rows());
         match (self.integer, self.float) {
             (Some(x), _) if in_integers => kernels.matmul_integer_add_in(self.order, w, x, out),
@@ -196,9 +197,9 @@ mod tests {
                 .as_ref()
                 .map(|all| Integers::gather(all.as_ref(), rows, |row| rows - 1 - row, &device));
             for w in [blocks, floats] {
-                let mut out = Tensor::zeros(rows, 3);
+                let mut out = Tensor::from_vec(rows, 3, vec![f32::NAN; rows * 3]);
                 let inputs = Inputs::new(&x, gathered.as_ref(), arithmetic.order());
-                inputs.matmul_add(&w, out.as_mut(), device.kernels());
+                inputs.matmul(&w, out.as_mut(), device.kernels());
                 // Half is the largest value of each block, so it is exact but for the rounding of its scale.
                 let bound = 16_000.0 * 32_000.0 * f32::EPSILON;
                 assert!(

@@ -138,8 +138,8 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
         let common_integers = shared.and_then(|shared| {
             Integers::quantize(x, &shared.weights.w1.matrix(), shared.config.w1.arithmetic, device)
         });
-        let mut routed = Tensor::zeros(dispatch.rows.len(), config.w1.out_features);
-        let common = shared.map(|shared| Tensor::zeros(x.rows(), shared.config.w1.out_features));
+        let mut routed = Tensor::anything(dispatch.rows.len(), config.w1.out_features);
+        let common = shared.map(|shared| Tensor::anything(x.rows(), shared.config.w1.out_features));
         let mut common = common.unwrap_or_else(|| Tensor::zeros(0, 0));
         let cut = |config: &ExpertsConfig| Cuts::Every(config.w1.rows_per_task.get());
         let common_cut = shared.map_or(Cuts::Whole, |shared| cut(shared.config));
@@ -260,28 +260,29 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
             Integers::quantize(common, &shared.weights.w2.matrix(), shared.config.w2.arithmetic, device)
         });
         let common = Inputs::new(common, common_integers.as_ref(), order);
-        let mut out = Tensor::zeros(x.rows(), config.w2.out_features);
+        let mut out = Tensor::anything(x.rows(), config.w2.out_features);
         let cols = config.w2.task_rows(x.rows(), device).min(config.w2.out_features);
         let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(cols)));
         let lines = (x.rows() * cols).div_ceil(LANES);
         device.for_each_with(&parts, lines, |mut part, memory| {
+            part.out.fill(0.0);
             let memory = Lanes::flatten_mut(memory);
             let shared_rows = shared.map(|shared| down_rows(shared.weights, part.cols.clone()));
             let mut next = self.expert(0).map(|next| down_rows(next, part.cols.clone()));
             for place in 0..dispatch.experts.len() {
                 let rows = dispatch.range(place);
-                let mut down = zeros(memory, rows.len(), part.cols.len());
+                let mut down = matrix(memory, rows.len(), part.cols.len());
                 let w2 = next.expect("a chosen expert");
                 next = self.expert(place + 1).map(|next| down_rows(next, part.cols.clone()));
                 let w2 = next.or(shared_rows).map_or(w2, |next| w2.followed_by(&next));
-                routed.row_range(rows.clone()).matmul_add(&w2, down.reborrow(), kernels);
+                routed.row_range(rows.clone()).matmul(&w2, down.reborrow(), kernels);
                 for (row, &(token, weight)) in dispatch.rows[rows].iter().enumerate() {
                     kernels.add_scaled(part.out.row_mut(token), weight, down.row(row));
                 }
             }
             if let Some(shared_rows) = shared_rows {
-                let mut down = zeros(memory, x.rows(), part.cols.len());
-                common.matmul_add(&shared_rows, down.reborrow(), kernels);
+                let mut down = matrix(memory, x.rows(), part.cols.len());
+                common.matmul(&shared_rows, down.reborrow(), kernels);
                 for token in 0..x.rows() {
                     kernels.add(part.out.row_mut(token), down.row(token));
                 }
@@ -307,23 +308,21 @@ fn gate_up(
     kernels: &Kernels,
 ) {
     let mut gate = part.out;
-    let mut up = zeros(memory, gate.rows(), gate.cols());
+    let mut up = matrix(memory, gate.rows(), gate.cols());
     let (w1, w3) = (weights.w1.matrix(), weights.w3.matrix());
     let (gate_rows, up_rows) = (w1.row_range(part.cols.clone()), w3.row_range(part.cols.clone()));
     let behind = w1.row_range(part.cols.end..w1.rows());
     let next = if behind.rows() > 0 { Some(behind) } else { next };
-    x.matmul_add(&gate_rows.followed_by(&up_rows), gate.reborrow(), kernels);
-    x.matmul_add(&next.map_or(up_rows, |next| up_rows.followed_by(&next)), up.reborrow(), kernels);
+    x.matmul(&gate_rows.followed_by(&up_rows), gate.reborrow(), kernels);
+    x.matmul(&next.map_or(up_rows, |next| up_rows.followed_by(&next)), up.reborrow(), kernels);
     for token in 0..gate.rows() {
         kernels.silu_mul(gate.row_mut(token), up.row(token));
     }
 }
 
-/// A matrix of zeros at the start of some memory.
-fn zeros(memory: &mut [f32], rows: usize, cols: usize) -> MatrixMut<'_> {
-    let values = &mut memory[..rows * cols];
-    values.fill(0.0);
-    MatrixMut::new(values, rows, cols)
+/// A matrix of anything at the start of some memory.
+fn matrix(memory: &mut [f32], rows: usize, cols: usize) -> MatrixMut<'_> {
+    MatrixMut::new(&mut memory[..rows * cols], rows, cols)
 }
 
 #[cfg(test)]

@@ -79,11 +79,11 @@ pub fn linear(x: &Tensor, w: &Weight, config: &LinearConfig, device: &Device) ->
     );
     let integers = Integers::quantize(x, &w, config.arithmetic, device);
     let inputs = Inputs::new(x, integers.as_ref(), config.arithmetic.order());
-    let mut out = Tensor::zeros(x.rows(), w.rows());
+    let mut out = Tensor::anything(x.rows(), w.rows());
     let cuts = Cuts::Every(config.task_rows(x.rows(), device));
     let parts = Queue::in_runs(Parts::new(out.as_mut(), Cuts::Whole, cuts), device.threads());
     device.for_each(&parts, |part| {
-        inputs.matmul_add(&w.row_range(part.cols), part.out, device.kernels());
+        inputs.matmul(&w.row_range(part.cols), part.out, device.kernels());
     });
     out
 }

@@ -60,7 +60,7 @@ pub fn paged_attention_prefill(
 ) -> Result<Tensor, Error> {
     let tokens = queries.values.rows();
     cache.check(pages, queries.start + tokens)?;
-    let mut out = Tensor::zeros(tokens, config.heads * config.v_head_dim);
+    let mut out = Tensor::anything(tokens, config.heads * config.v_head_dim);
     if tokens > 0 {
         Expanded { queries, expansion, cache, pages, config, device }.attend(out.as_mut());
     }
