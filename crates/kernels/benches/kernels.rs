@@ -58,7 +58,7 @@ fn multiply(w: &MatrixView<'_>, x: MatrixRef<'_>, integers: Option<&IntegerMatri
         None => kernels.matmul(w, x, out),
         Some(integers) => {
             out.fill(0.0);
-            kernels.matmul_integer_add(w, integers.as_ref(), out);
+            kernels.matmul_integer(w, integers.as_ref(), out);
         }
     }
 }

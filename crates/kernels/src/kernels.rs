@@ -34,10 +34,10 @@ pub enum Order {
 #[derive(Clone, Copy)]
 pub struct Kernels {
     isa: Isa,
-    matmul_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    matmul: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     takes_integers: fn(&MatrixView<'_>, usize) -> bool,
     quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
-    matmul_integer_add: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
+    matmul_integer: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
     matmul_transposed_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize: unsafe fn(&MatrixView<'_>, MatrixMut<'_>),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
@@ -64,10 +64,10 @@ type PackBlockFloats = unsafe fn((BlockElement, BlockRounding), &[f32], usize, &
 
 static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
-    matmul_add: matmul::scalar::matmul_add,
+    matmul: matmul::scalar::matmul,
     takes_integers: matmul_integer::takes_integers,
     quantize: to_integers::scalar::quantize,
-    matmul_integer_add: matmul_integer::scalar::matmul_integer_add,
+    matmul_integer: matmul_integer::scalar::matmul_integer,
     matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
     dequantize: dequantize::scalar::dequantize,
     quantize_row: quantize::scalar::quantize_row,
@@ -92,10 +92,10 @@ static SCALAR: Kernels = Kernels {
 #[cfg(target_arch = "x86_64")]
 static AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
-    matmul_add: matmul::avx2::matmul_add,
+    matmul: matmul::avx2::matmul,
     takes_integers: matmul_integer::takes_integers,
     quantize: to_integers::avx2::quantize,
-    matmul_integer_add: matmul_integer::avx2::matmul_integer_add,
+    matmul_integer: matmul_integer::avx2::matmul_integer,
     matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
     dequantize: dequantize::avx2::dequantize,
     quantize_row: quantize::avx2::quantize_row,
@@ -153,36 +153,24 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn matmul(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-        out.fill(0.0);
-        self.matmul_add(w, x, out);
+    pub fn matmul(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+        self.matmul_in(Order::Fastest, w, x, out);
     }
 
-    /// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
-    ///
-    /// # Shapes
-    /// w [rows, cols], x [tokens, cols], out [tokens, rows].
+    /// [`matmul`](Self::matmul) in an order.
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn matmul_add(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-        self.matmul_add_in(Order::Fastest, w, x, out);
-    }
-
-    /// [`matmul_add`](Self::matmul_add) in an order.
-    ///
-    /// # Panics
-    /// If the shapes disagree.
-    pub fn matmul_add_in(&self, order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    pub fn matmul_in(&self, order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
         assert_eq!(x.cols(), w.cols(), "columns of x and of w");
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
-        unsafe { (self.matmul_add)(order, w, x, out) }
+        unsafe { (self.matmul)(order, w, x, out) }
     }
 
     /// Whether `tokens` rows of activations are to be multiplied with `w` by
-    /// [`matmul_integer_add`](Self::matmul_integer_add); where not, [`matmul_add`](Self::matmul_add) is the way: the format
+    /// [`matmul_integer`](Self::matmul_integer); where not, [`matmul`](Self::matmul) is the way: the format
     /// has no integer product, or it is not faster for as few tokens.
     pub fn takes_integers(&self, w: &MatrixView<'_>, tokens: usize) -> bool {
         (self.takes_integers)(w, tokens)
@@ -213,7 +201,7 @@ impl Kernels {
     }
 
     /// `out[t, r] += sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
-    /// in accuracy against [`matmul_add`](Self::matmul_add): half a step of `x` times the weights; of FP8, times `x`, half of
+    /// in accuracy against [`matmul`](Self::matmul): half a step of `x` times the weights; of FP8, times `x`, half of
     /// a step of the block's, which is a 64th of its largest magnitude at most, or a 32nd of the scale where that is more;
     /// and of `q8_0` and FP8, on AVX2, less than 128 steps of a product a block, because sums have 16 bits.
     ///
@@ -222,27 +210,21 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree, or `w` never [takes integers](Self::takes_integers).
-    pub fn matmul_integer_add(&self, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-        self.matmul_integer_add_in(Order::Fastest, w, x, out);
+    pub fn matmul_integer(&self, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+        self.matmul_integer_in(Order::Fastest, w, x, out);
     }
 
-    /// [`matmul_integer_add`](Self::matmul_integer_add) in an order.
+    /// [`matmul_integer`](Self::matmul_integer) in an order.
     ///
     /// # Panics
     /// As for that.
-    pub fn matmul_integer_add_in(
-        &self,
-        order: Order,
-        w: &MatrixView<'_>,
-        x: IntegerRef<'_>,
-        out: MatrixMut<'_>,
-    ) {
+    pub fn matmul_integer_in(&self, order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
         assert_eq!(x.cols(), w.cols(), "columns of x and of w");
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         assert!(self.takes_integers(w, usize::MAX), "{w:?} has no integer product");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
-        unsafe { (self.matmul_integer_add)(order, w, x, out) }
+        unsafe { (self.matmul_integer)(order, w, x, out) }
     }
 
     /// `out[t, c] = sum over r of x[t, r] * w[r, c]`: absorbs W_uk into the query.

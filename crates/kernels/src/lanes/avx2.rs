@@ -233,9 +233,13 @@ pub(crate) fn add_tile<const R: usize, const V: usize>(
     }
 }
 
-/// `out[lane, r] += sums[r][group][lane]`, for as many lanes as out has rows.
+/// `out[lane, r] = sums[r][group][lane]`, or `+=` if it is to `ADD`, for as many lanes as out has rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn add_to_rows<const G: usize>(sums: &[[Lanes; G]], group: usize, out: &mut MatrixMut<'_>) {
+pub(crate) fn to_rows<const G: usize, const ADD: bool>(
+    sums: &[[Lanes; G]],
+    group: usize,
+    out: &mut MatrixMut<'_>,
+) {
     let (blocks, rest) = sums.as_chunks::<VECTOR>();
     for (block, sums) in blocks.iter().enumerate() {
         for first in (0..out.rows()).step_by(VECTOR) {
@@ -244,8 +248,11 @@ pub(crate) fn add_to_rows<const G: usize>(sums: &[[Lanes; G]], group: usize, out
                 let out = &mut out.row_mut(lane)[block * VECTOR..][..VECTOR];
                 // SAFETY: a slice of eight floats; load and store need no alignment.
                 unsafe {
-                    let before = _mm256_loadu_ps(out.as_ptr());
-                    _mm256_storeu_ps(out.as_mut_ptr(), _mm256_add_ps(before, values));
+                    let values = match ADD {
+                        true => _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), values),
+                        false => values,
+                    };
+                    _mm256_storeu_ps(out.as_mut_ptr(), values);
                 }
             }
         }
@@ -253,7 +260,7 @@ pub(crate) fn add_to_rows<const G: usize>(sums: &[[Lanes; G]], group: usize, out
     for lane in 0..out.rows() {
         let out = &mut out.row_mut(lane)[blocks.len() * VECTOR..];
         for (out, sums) in out.iter_mut().zip(rest) {
-            *out += sums[group].0[lane];
+            *out = if ADD { *out } else { 0.0 } + sums[group].0[lane];
         }
     }
 }

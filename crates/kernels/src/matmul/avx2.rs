@@ -22,31 +22,32 @@ const _: () = assert!(CHEAPLY_STREAMED == matmul_integer::FEW, "from there on q8
 /// Tokens from which on sixteen in lanes, filled or not, are as fast as a few at a time (measured on Zen 2).
 const FILLED: usize = 12;
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_add(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+pub(crate) fn matmul(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match order {
-        Order::Fastest => fastest_add(w, x, out),
-        Order::Few => few_add(w, x, out),
-        Order::Many => tile::matmul_add(w, x, out),
+        Order::Fastest => fastest(w, x, out),
+        Order::Few => few(w, x, out),
+        Order::Many => tile::matmul(w, x, out),
     }
 }
 
 /// Some tokens at a time, as many as sum in the same order as one alone: sixteen in lanes where most are filled, or a few, of
 /// FP8 two (each sum is kept in four parts).
 #[target_feature(enable = "avx2,fma,f16c")]
-fn few_add(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+fn few(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let (most, in_lanes): (usize, Option<MatmulAdd>) = match w.format() {
         Format::F32 | Format::Bf16 => (STREAMED, Some(chains::matmul_add::<chains::Floats>)),
         Format::Fp8 if fp8::fits(w) => (2, Some(chains::matmul_add::<Fp8>)),
         Format::Fp8 | Format::Q8_0 => (STREAMED, None),
-        Format::Q4K => return tile::matmul_add(w, x, out),
+        Format::Q4K => return tile::matmul(w, x, out),
     };
     while let Some(matmul_add) = in_lanes
         && x.rows() >= FILLED
     {
         let tokens = x.rows().min(LANES);
-        let (some, rest) = out.split_rows_at(tokens);
+        let (mut some, rest) = out.split_rows_at(tokens);
+        some.fill(0.0);
         // SAFETY: this function has the features of the others.
         unsafe { matmul_add(w, x.row_range(0..tokens), some) };
         (x, out) = (x.row_range(tokens..x.rows()), rest);
@@ -60,11 +61,11 @@ fn few_add(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fastest_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+fn fastest(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let is_cheap = || w.format() == Format::Q8_0 || w.format() == Format::Fp8 && fp8::fits(w);
     // To turn these to f32 is cheap: reading them a few times is faster than lanes that are half empty.
     if x.rows() > CHEAPLY_STREAMED || x.rows() > STREAMED && !is_cheap() {
-        return tile::matmul_add(w, x, out);
+        return tile::matmul(w, x, out);
     }
     let (tokens, parts) = (x.rows(), x.rows().div_ceil(STREAMED));
     for part in 0..parts {
@@ -77,14 +78,15 @@ fn fastest_add(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
 
 /// At most `STREAMED` tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn stream_few(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+fn stream_few(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    out.fill(0.0);
     match w.format() {
         Format::F32 => stream_add::<F32>(w, x, out),
         Format::Bf16 => stream_add::<Bf16>(w, x, out),
         Format::Fp8 if fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
         Format::Q8_0 => stream_q8_0_add(w, x, out),
-        Format::Q4K => tile::matmul_add(w, x, out),
+        Format::Q4K => tile::matmul(w, x, out),
     }
 }
 

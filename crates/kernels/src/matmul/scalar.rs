@@ -5,8 +5,9 @@ use crate::{MatrixMut, MatrixRef, MatrixView, Order, dequantize, reduce};
 /// Columns turned to f32 at a time, on the stack.
 const COLUMNS: usize = 512;
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
-pub(crate) fn matmul_add(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
+pub(crate) fn matmul(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    out.fill(0.0);
     let mut weights = [0.0; COLUMNS];
     for row in 0..w.rows() {
         for first in (0..w.cols()).step_by(COLUMNS) {

@@ -13,38 +13,33 @@ use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 /// Tokens up to which q4_K is used from the register.
 const STREAMED: usize = 4;
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_integer_add(
-    order: Order,
-    w: &MatrixView<'_>,
-    x: IntegerRef<'_>,
-    mut out: MatrixMut<'_>,
-) {
+pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     match w.format() {
         Format::Q4K if order == Order::Few => {
             for first in (0..x.rows()).step_by(STREAMED) {
                 let x = x.row_range(first..x.rows().min(first + STREAMED));
                 let (some, rest) = out.split_rows_at(x.rows());
-                stream_q4k_add(w, x, some);
+                few_q4k(w, x, some);
                 out = rest;
             }
         }
-        Format::Q4K if order == Order::Fastest && x.rows() <= STREAMED => stream_q4k_add(w, x, out),
-        Format::Q4K => tile_q4k::matmul_add(w, x, out),
-        Format::Q8_0 | Format::Fp8 => tile_signed::matmul_add(w, x, out),
+        Format::Q4K if order == Order::Fastest && x.rows() <= STREAMED => few_q4k(w, x, out),
+        Format::Q4K => tile_q4k::matmul(w, x, out),
+        Format::Q8_0 | Format::Fp8 => tile_signed::matmul(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn stream_q4k_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+fn few_q4k(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
-        1 => stream_q4k::matmul_add::<1>(w, x, out),
-        2 => stream_q4k::matmul_add::<2>(w, x, out),
-        3 => stream_q4k::matmul_add::<3>(w, x, out),
-        STREAMED => stream_q4k::matmul_add::<STREAMED>(w, x, out),
+        1 => stream_q4k::matmul::<1>(w, x, out),
+        2 => stream_q4k::matmul::<2>(w, x, out),
+        3 => stream_q4k::matmul::<3>(w, x, out),
+        STREAMED => stream_q4k::matmul::<STREAMED>(w, x, out),
         more => unreachable!("{more} tokens are for `tile_q4k`"),
     }
 }

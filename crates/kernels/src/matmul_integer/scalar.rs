@@ -6,8 +6,8 @@ use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order, fp8_e4m3_to_f32};
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of its block.
-pub(crate) fn matmul_integer_add(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of its block.
+pub(crate) fn matmul_integer(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     for row in 0..w.rows() {
         for token in 0..x.rows() {
             let product = match w.format() {
@@ -16,7 +16,7 @@ pub(crate) fn matmul_integer_add(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
                 Format::Q4K => q4k(w, row, x, token),
                 Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
             };
-            out.row_mut(token)[row] += product;
+            out.row_mut(token)[row] = product;
         }
     }
 }

@@ -52,12 +52,12 @@ pub fn expand_values(
 ) -> Tensor {
     let &AttentionConfig { heads, kv_lora_rank: rank, qk_nope_head_dim: nope, v_head_dim: v, .. } = config;
     let (wkv_b, per_head) = (wkv_b.matrix(), nope + v);
-    let mut out = Tensor::zeros(attended.rows(), heads * v);
+    let mut out = Tensor::anything(attended.rows(), heads * v);
     let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(v)));
     device.for_each(&parts, |part| {
         let head = part.cols.start / v;
         let values = wkv_b.row_range(head * per_head + nope..(head + 1) * per_head);
-        device.kernels().matmul_add_in(order, &values, attended.columns(head * rank, rank), part.out);
+        device.kernels().matmul_in(order, &values, attended.columns(head * rank, rank), part.out);
     });
     out
 }

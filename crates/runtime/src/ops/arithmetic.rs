@@ -158,12 +158,11 @@ impl<'a> Inputs<'a> {
     ///
     /// # Panics
     /// If there are only integers, and the product takes none.
-    pub(crate) fn matmul(&self, w: &MatrixView<'_>, mut out: MatrixMut<'_>, kernels: &Kernels) {
-        out.fill(0.0);
+    pub(crate) fn matmul(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
         let in_integers = kernels.takes_integers_in(self.order, w, out.rows());
         match (self.integer, self.float) {
-            (Some(x), _) if in_integers => kernels.matmul_integer_add_in(self.order, w, x, out),
-            (_, Some(x)) => kernels.matmul_add_in(self.order, w, x, out),
+            (Some(x), _) if in_integers => kernels.matmul_integer_in(self.order, w, x, out),
+            (_, Some(x)) => kernels.matmul_in(self.order, w, x, out),
             (_, None) => {
                 panic!("a product of {} with {} rows in f32, which are not there", w.format(), out.rows())
             }

@@ -2,7 +2,7 @@
 //! weights stays in the first cache while tokens go by, or a batch of tokens while a larger panel does; the other and the
 //! sums lie in the second.
 
-use super::{RowsAhead, TILE, add_to_rows, zeros};
+use super::{RowsAhead, TILE, to_rows, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
@@ -64,12 +64,12 @@ struct Memory<P, const N: usize> {
     sums: [MaybeUninit<Lanes>; GROUPS * ROWS],
 }
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`, with panels of `N` rows. A token's sums are taken in the same order wherever
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`, with panels of `N` rows. A token's sums are taken in the same order wherever
 /// it lies.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
+pub(crate) fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     w: &MatrixView<'_>,
     x: X,
     mut out: MatrixMut<'_>,
@@ -86,16 +86,16 @@ pub(crate) fn matmul_add<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
         for row in (0..w.rows()).step_by(ROWS) {
             let w = w.row_range(row..w.rows().min(row + ROWS));
             let (now, after) = block.split_columns_at(w.rows());
-            block_add(&w, (x, tokens.clone()), now, &mut memory);
+            block_products(&w, (x, tokens.clone()), now, &mut memory);
             block = after;
         }
         out = rest;
     }
 }
 
-/// As [`matmul_add`], of at most [`ROWS`] rows and [`TOKENS`] tokens.
+/// As [`matmul`], of at most [`ROWS`] rows and [`TOKENS`] tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block_add<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
+fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     w: &MatrixView<'_>,
     (x, tokens): (X, Range<usize>),
     mut out: MatrixMut<'_>,
@@ -139,7 +139,7 @@ fn block_add<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
         for group in 0..batch_tokens(batch).len().div_ceil(LANES) {
             let lanes = out.rows().min(LANES);
             let (mut now, rest) = out.split_rows_at(lanes);
-            add_to_rows(sums, group, &mut now);
+            to_rows::<G, false>(sums, group, &mut now);
             out = rest;
         }
     }

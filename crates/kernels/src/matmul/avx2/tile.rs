@@ -23,10 +23,10 @@ impl AsMut<[f32]> for Row {
     }
 }
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul_add::<_, Row, 1, { panels::FEW_ROWS }>(w, x, out);
+pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    panels::matmul::<_, Row, 1, { panels::FEW_ROWS }>(w, x, out);
 }
 
 impl panels::Row<MatrixRef<'_>, 1> for Row {

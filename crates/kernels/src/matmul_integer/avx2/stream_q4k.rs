@@ -22,9 +22,9 @@ struct Inputs<'a> {
     sums: &'a [[f32; Q4K_GROUPS]],
 }
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, one row after the other.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]` for `T` tokens, one row after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
+pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     let count = w.cols() / Q4K_COLS;
     let x: [Inputs<'_>; T] = from_fn(|token| Inputs {
         values: &x.blocks(token).as_chunks().0[..count],
@@ -36,7 +36,7 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, 
         let weights = &blocks(rows.row(row))[..count];
         let totals = row_totals(weights, ahead.row(row), x);
         for t in 0..T {
-            out.row_mut(t)[row] += sum(totals[t]);
+            out.row_mut(t)[row] = sum(totals[t]);
         }
     }
 }

@@ -34,10 +34,10 @@ type Pairs = [[[i8; PLACE]; SIGNS]; PAIRS];
 
 const _: () = assert!(BLOCKS * BLOCK_LINES <= panels::LINES && PLACE == 2 * LANES);
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]`, of `q8_0` or FP8.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of `q8_0` or FP8.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul_add(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul_add::<_, Row, GROUPS, ROWS>(w, x, out);
+pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    panels::matmul::<_, Row, GROUPS, ROWS>(w, x, out);
 }
 
 impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
