@@ -52,14 +52,11 @@ fn ways(tokens: usize) -> impl Iterator<Item = (Format, bool, String)> {
 }
 
 /// One product; the integers, if any, are made before.
-fn multiply(w: &MatrixView<'_>, x: MatrixRef<'_>, integers: Option<&IntegerMatrix>, mut out: MatrixMut<'_>) {
+fn multiply(w: &MatrixView<'_>, x: MatrixRef<'_>, integers: Option<&IntegerMatrix>, out: MatrixMut<'_>) {
     let kernels = Kernels::best();
     match integers {
         None => kernels.matmul(w, x, out),
-        Some(integers) => {
-            out.fill(0.0);
-            kernels.matmul_integer(w, integers.as_ref(), out);
-        }
+        Some(integers) => kernels.matmul_integer(w, integers.as_ref(), out),
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Kernels {
     takes_integers: fn(&MatrixView<'_>, usize) -> bool,
     quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
     matmul_integer: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
-    matmul_transposed_add: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    matmul_transposed: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     dequantize: unsafe fn(&MatrixView<'_>, MatrixMut<'_>),
     quantize_row: unsafe fn(Format, &[f32], &mut [u8]),
     pack_block_floats: PackBlockFloats,
@@ -68,7 +68,7 @@ static SCALAR: Kernels = Kernels {
     takes_integers: matmul_integer::takes_integers,
     quantize: to_integers::scalar::quantize,
     matmul_integer: matmul_integer::scalar::matmul_integer,
-    matmul_transposed_add: matmul_transposed::scalar::matmul_transposed_add,
+    matmul_transposed: matmul_transposed::scalar::matmul_transposed,
     dequantize: dequantize::scalar::dequantize,
     quantize_row: quantize::scalar::quantize_row,
     pack_block_floats: block_float::scalar::pack_block_floats,
@@ -96,7 +96,7 @@ static AVX2: Kernels = Kernels {
     takes_integers: matmul_integer::takes_integers,
     quantize: to_integers::avx2::quantize,
     matmul_integer: matmul_integer::avx2::matmul_integer,
-    matmul_transposed_add: matmul_transposed::avx2::matmul_transposed_add,
+    matmul_transposed: matmul_transposed::avx2::matmul_transposed,
     dequantize: dequantize::avx2::dequantize,
     quantize_row: quantize::avx2::quantize_row,
     pack_block_floats: block_float::avx2::pack_block_floats,
@@ -200,7 +200,7 @@ impl Kernels {
         unsafe { (self.quantize)(x, out) }
     }
 
-    /// `out[t, r] += sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
+    /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
     /// in accuracy against [`matmul`](Self::matmul): half a step of `x` times the weights; of FP8, times `x`, half of
     /// a step of the block's, which is a 64th of its largest magnitude at most, or a 32nd of the scale where that is more;
     /// and of `q8_0` and FP8, on AVX2, less than 128 steps of a product a block, because sums have 16 bits.
@@ -234,27 +234,15 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn matmul_transposed(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
-        out.fill(0.0);
-        self.matmul_transposed_add(w, x, out);
+    pub fn matmul_transposed(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+        self.matmul_transposed_in(Order::Fastest, w, x, out);
     }
 
-    /// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
-    ///
-    /// # Shapes
-    /// w [rows, cols], x [tokens, rows], out [tokens, cols].
+    /// [`matmul_transposed`](Self::matmul_transposed) in an order.
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn matmul_transposed_add(&self, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-        self.matmul_transposed_add_in(Order::Fastest, w, x, out);
-    }
-
-    /// [`matmul_transposed_add`](Self::matmul_transposed_add) in an order.
-    ///
-    /// # Panics
-    /// If the shapes disagree.
-    pub fn matmul_transposed_add_in(
+    pub fn matmul_transposed_in(
         &self,
         order: Order,
         w: &MatrixView<'_>,
@@ -265,7 +253,7 @@ impl Kernels {
         assert_eq!(out.cols(), w.cols(), "columns of out and of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
-        unsafe { (self.matmul_transposed_add)(order, w, x, out) }
+        unsafe { (self.matmul_transposed)(order, w, x, out) }
     }
 
     /// `w` as f32. Exact for F32, BF16 and q8_0; rounded once for FP8 and q4_K.

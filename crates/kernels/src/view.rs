@@ -1,7 +1,11 @@
 //! Weights as the kernels read them: borrowed, in their stored format, from any alignment.
 
+mod rows;
+
 use crate::Format;
 use std::ops::Range;
+
+pub(crate) use rows::{AheadOfRow, AheadOfRows, RowsBytes};
 
 /// Scales of the blocks of an FP8 matrix, in place in the checkpoint.
 ///
@@ -244,75 +248,6 @@ impl<'a> MatrixView<'a> {
     }
 }
 
-/// The stored bytes of some columns of all rows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowsBytes<'a> {
-    bytes: &'a [u8],
-    /// Bytes from the start of a row to the start of the next.
-    stride: usize,
-    length: usize,
-}
-
-impl<'a> RowsBytes<'a> {
-    /// The bytes of a row.
-    #[inline(always)]
-    pub(crate) fn row(self, row: usize) -> &'a [u8] {
-        &self.bytes[row * self.stride..][..self.length]
-    }
-
-    /// Bytes from the start of a row to the start of the next.
-    pub(crate) fn stride(self) -> usize {
-        self.stride
-    }
-}
-
-/// Addresses to ask memory for while rows are read; they need not be mapped.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AheadOfRows<'a> {
-    bytes: &'a [u8],
-    stride: usize,
-    rows: usize,
-    ahead: usize,
-    next: Option<&'a [u8]>,
-}
-
-impl AheadOfRows<'_> {
-    /// Those for a row.
-    #[inline(always)]
-    pub(crate) fn row(self, row: usize) -> AheadOfRow {
-        let Self { bytes, stride, rows, ahead, next } = self;
-        let left = (rows - row) * stride;
-        let near = bytes.as_ptr().wrapping_add(row * stride + ahead);
-        match next {
-            Some(next) => AheadOfRow {
-                near,
-                turn: left.saturating_sub(ahead),
-                far: next.as_ptr().wrapping_add(ahead).wrapping_sub(left),
-            },
-            None => AheadOfRow { near, turn: usize::MAX, far: near },
-        }
-    }
-}
-
-/// Addresses to ask memory for while a row is read; they need not be mapped.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AheadOfRow {
-    /// The address for the row's first byte.
-    near: *const u8,
-    /// The byte from which on another matrix is read.
-    turn: usize,
-    /// What the first byte's address would be, counted back from that matrix.
-    far: *const u8,
-}
-
-impl AheadOfRow {
-    /// The address for a byte of the row.
-    #[inline]
-    pub(crate) fn of(self, byte: usize) -> *const u8 {
-        if byte < self.turn { self.near } else { self.far }.wrapping_add(byte)
-    }
-}
-
 /// Columns that share a scale in any given row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ColumnBlock {
@@ -387,23 +322,6 @@ mod tests {
                 out
             })
             .collect()
-    }
-
-    #[test]
-    fn memory_is_asked_for_what_is_read_next() {
-        let bytes = [0; 4 * 6 + 8];
-        let view = MatrixView::from_bytes(Format::Bf16, &bytes[..24], 4, 3, None);
-        let next = MatrixView::from_bytes(Format::Bf16, &bytes[28..], 1, 2, None);
-        let at = |view: &MatrixView<'_>, row, byte| {
-            view.ahead_of_rows(8).row(row).of(byte) as usize - bytes.as_ptr() as usize
-        };
-        // Without a word, what lies behind, even past the end.
-        assert_eq!([at(&view, 0, 0), at(&view, 1, 5), at(&view, 3, 5)], [8, 19, 31]);
-        let view = view.followed_by(&next);
-        // Eight bytes before the end the other begins.
-        assert_eq!([at(&view, 0, 5), at(&view, 2, 3), at(&view, 2, 4), at(&view, 3, 1)], [13, 23, 28, 31]);
-        let part = view.row_range(0..1);
-        assert_eq!(at(&part, 0, 5), 13, "what is read after a part is not what is read after all");
     }
 
     fn spec() -> impl Strategy<Value = Spec> {

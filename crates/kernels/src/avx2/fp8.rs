@@ -5,7 +5,7 @@
 //! bring a byte's bits to the top of the double word, an `and` cuts them out.
 //!
 //! What multiplies them is multiplied by 2^60 before, so that products stay far from the ends of f32's range, and sums by
-//! the other 2^60.
+//! the other 2^60; an input times its scale must stay below 2^68.
 
 use super::{LANES, load};
 use crate::MatrixView;

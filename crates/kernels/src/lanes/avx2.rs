@@ -235,7 +235,7 @@ pub(crate) fn add_tile<const R: usize, const V: usize>(
 
 /// `out[lane, r] = sums[r][group][lane]`, or `+=` if it is to `ADD`, for as many lanes as out has rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn to_rows<const G: usize, const ADD: bool>(
+pub(crate) fn write_rows<const G: usize, const ADD: bool>(
     sums: &[[Lanes; G]],
     group: usize,
     out: &mut MatrixMut<'_>,
@@ -260,7 +260,8 @@ pub(crate) fn to_rows<const G: usize, const ADD: bool>(
     for lane in 0..out.rows() {
         let out = &mut out.row_mut(lane)[blocks.len() * VECTOR..];
         for (out, sums) in out.iter_mut().zip(rest) {
-            *out = if ADD { *out } else { 0.0 } + sums[group].0[lane];
+            let sum = sums[group].0[lane];
+            *out = if ADD { *out + sum } else { sum };
         }
     }
 }

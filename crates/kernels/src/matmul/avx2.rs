@@ -62,6 +62,9 @@ fn few(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn fastest(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    if w.format() == Format::Q4K {
+        return tile::matmul(w, x, out);
+    }
     let is_cheap = || w.format() == Format::Q8_0 || w.format() == Format::Fp8 && fp8::fits(w);
     // To turn these to f32 is cheap: reading them a few times is faster than lanes that are half empty.
     if x.rows() > CHEAPLY_STREAMED || x.rows() > STREAMED && !is_cheap() {
@@ -86,7 +89,7 @@ fn stream_few(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
         Format::Fp8 if fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
         Format::Q8_0 => stream_q8_0_add(w, x, out),
-        Format::Q4K => tile::matmul(w, x, out),
+        Format::Q4K => unreachable!("q4_K goes through `tile`"),
     }
 }
 

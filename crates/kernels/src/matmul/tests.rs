@@ -158,16 +158,16 @@ fn no_columns_and_no_tokens() {
 /// What a product of `tokens` tokens gives in an order, all of them and each by itself.
 fn together_and_alone(
     order: Order,
-    add: impl Fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
+    multiply: impl Fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
     w: &MatrixView<'_>,
     x: MatrixRef<'_>,
     out_cols: usize,
 ) -> [Vec<f32>; 2] {
     let tokens = x.rows();
     let (mut together, mut alone) = (vec![0.5; tokens * out_cols], vec![0.5; tokens * out_cols]);
-    add(order, w, x, MatrixMut::new(&mut together, tokens, out_cols));
+    multiply(order, w, x, MatrixMut::new(&mut together, tokens, out_cols));
     for (token, out) in alone.chunks_exact_mut(out_cols).enumerate() {
-        add(order, w, x.row_range(token..token + 1), MatrixMut::new(out, 1, out_cols));
+        multiply(order, w, x.row_range(token..token + 1), MatrixMut::new(out, 1, out_cols));
     }
     [together, alone]
 }
@@ -183,10 +183,11 @@ fn long_rows_add_up_in_the_order_of_one_token() {
             let x_values = random.values(LANES * cols);
             let x = MatrixRef::new(&x_values, LANES, cols);
             for kernels in tables() {
-                let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                let multiply = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
                     kernels.matmul_in(order, w, x, out);
                 };
-                let [together, alone] = together_and_alone(Order::Few, add, &weights.view(), x, spec.rows);
+                let [together, alone] =
+                    together_and_alone(Order::Few, multiply, &weights.view(), x, spec.rows);
                 assert_eq!(together, alone, "{kernels:?} {spec:?}");
             }
         }
@@ -205,17 +206,17 @@ fn in_a_fixed_order_tokens_do_not_depend_on_each_other() {
             let x_transposed = MatrixRef::new(&x_values[..tokens * w.rows()], tokens, w.rows());
             for kernels in tables() {
                 for order in [Order::Few, Order::Many] {
-                    let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                    let multiply = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
                         kernels.matmul_in(order, w, x, out);
                     };
-                    let [together, alone] = together_and_alone(order, add, &w, x, w.rows());
+                    let [together, alone] = together_and_alone(order, multiply, &w, x, w.rows());
                     assert_eq!(together, alone, "{kernels:?} {order:?} {w:?} {tokens}");
-                    let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
-                        kernels.matmul_transposed_add_in(order, w, x, out);
+                    let multiply = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                        kernels.matmul_transposed_in(order, w, x, out);
                     };
-                    let [together, alone] = together_and_alone(order, add, &w, x_transposed, w.cols());
+                    let [together, alone] = together_and_alone(order, multiply, &w, x_transposed, w.cols());
                     assert_eq!(together, alone, "{kernels:?} {order:?} transposed {w:?} {tokens}");
-                    let add = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
+                    let multiply = |order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>| {
                         if !kernels.takes_integers_in(order, w, x.rows()) {
                             return;
                         }
@@ -223,7 +224,7 @@ fn in_a_fixed_order_tokens_do_not_depend_on_each_other() {
                         kernels.quantize(x, integers.reshape(x.rows(), x.cols()));
                         kernels.matmul_integer_in(order, w, integers.as_ref(), out);
                     };
-                    let [together, alone] = together_and_alone(order, add, &w, x, w.rows());
+                    let [together, alone] = together_and_alone(order, multiply, &w, x, w.rows());
                     assert_eq!(together, alone, "{kernels:?} {order:?} in integers {w:?} {tokens}");
                 }
                 let mut few = vec![0.0; w.rows()];

@@ -1,5 +1,6 @@
-//! Two ways, as for matmul: few tokens add up rows of weights where they are read (`stream`); more tokens share
-//! weights turned to f32 in a buffer (`tile`).
+//! Two ways, as for matmul: few tokens add up rows of weights where they are read (`stream`, of q8_0 `stream_q8_0`, of FP8
+//! `stream_fp8` where units of 32 columns have one moderate scale); more tokens share weights turned to f32 in a buffer
+//! (`tile`).
 
 mod stream;
 mod stream_fp8;
@@ -12,14 +13,10 @@ use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 /// Tokens up to which rows of weights are added where they are read.
 const STREAMED: usize = 4;
 
-/// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
+/// `out[t, c] = sum over r of x[t, r] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_transposed_add(
-    order: Order,
-    w: &MatrixView<'_>,
-    x: MatrixRef<'_>,
-    mut out: MatrixMut<'_>,
-) {
+pub(crate) fn matmul_transposed(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    out.fill(0.0);
     match order {
         Order::Fastest if x.rows() <= STREAMED => few_add(w, x, out),
         Order::Fastest | Order::Many => tile::matmul_transposed_add(w, x, out),

@@ -5,8 +5,9 @@ use crate::{MatrixMut, MatrixRef, MatrixView, Order, dequantize, elementwise};
 /// Columns turned to f32 at a time, on the stack.
 const COLUMNS: usize = 512;
 
-/// `out[t, c] += sum over r of x[t, r] * w[r, c]`.
-pub(crate) fn matmul_transposed_add(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+/// `out[t, c] = sum over r of x[t, r] * w[r, c]`.
+pub(crate) fn matmul_transposed(_: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    out.fill(0.0);
     let mut weights = [0.0; COLUMNS];
     for first in (0..w.cols()).step_by(COLUMNS) {
         let weights = &mut weights[..COLUMNS.min(w.cols() - first)];

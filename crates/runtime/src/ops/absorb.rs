@@ -22,14 +22,14 @@ pub fn absorb_queries(
         heads, kv_lora_rank: rank, qk_nope_head_dim: nope, qk_rope_head_dim: rope, ..
     } = config;
     let (wkv_b, per_head) = (wkv_b.matrix(), nope + config.v_head_dim);
-    let mut out = Tensor::zeros(queries.rows(), heads * (rank + rope));
+    let mut out = Tensor::anything(queries.rows(), heads * (rank + rope));
     let parts = Queue::new(Parts::new(out.as_mut(), Cuts::Whole, Cuts::Every(rank + rope)));
     device.for_each(&parts, |part| {
         let head = part.cols.start / (rank + rope);
         let (latent, mut rotated) = part.out.split_columns_at(rank);
         let keys = wkv_b.row_range(head * per_head..head * per_head + nope);
         let query = queries.columns(head * (nope + rope), nope);
-        device.kernels().matmul_transposed_add_in(order, &keys, query, latent);
+        device.kernels().matmul_transposed_in(order, &keys, query, latent);
         for user in 0..queries.rows() {
             let query = &queries.row(user)[head * (nope + rope)..][..nope + rope];
             rotated.row_mut(user).copy_from_slice(&query[nope..]);

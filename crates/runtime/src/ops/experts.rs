@@ -22,7 +22,7 @@ pub struct ExpertsConfig {
 }
 
 /// The weights of one expert.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct ExpertWeights<'a> {
     /// `[intermediate, hidden]`.
     pub w1: &'a Weight,
@@ -33,7 +33,7 @@ pub struct ExpertWeights<'a> {
 }
 
 /// The expert that every token goes to, beside its routed ones.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct SharedExpert<'a> {
     /// Its weights.
     pub weights: ExpertWeights<'a>,

@@ -2,7 +2,7 @@
 //! weights stays in the first cache while tokens go by, or a batch of tokens while a larger panel does; the other and the
 //! sums lie in the second.
 
-use super::{RowsAhead, TILE, to_rows, zeros};
+use super::{RowsAhead, TILE, write_rows, zeros};
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
@@ -139,7 +139,7 @@ fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
         for group in 0..batch_tokens(batch).len().div_ceil(LANES) {
             let lanes = out.rows().min(LANES);
             let (mut now, rest) = out.split_rows_at(lanes);
-            to_rows::<G, false>(sums, group, &mut now);
+            write_rows::<G, false>(sums, group, &mut now);
             out = rest;
         }
     }

@@ -6,7 +6,7 @@
 
 use super::stream_fp8;
 use crate::avx2::{Fp8, LANES as VECTOR, fp8};
-use crate::lanes::avx2::{Pair, RowsAhead, TILE, load, pack, store, to_rows, zeros};
+use crate::lanes::avx2::{Pair, RowsAhead, TILE, load, pack, store, write_rows, zeros};
 use crate::view::ColumnBlock;
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::arch::x86_64::*;
@@ -138,7 +138,7 @@ fn run_add<C: Chained>(
         let total = unsafe { C::total(&sums[row * C::CHAINS..][..C::CHAINS]) };
         store(&mut sums[row], if is_nan[row] { [_mm256_set1_ps(f32::NAN); 2] } else { total });
     }
-    to_rows::<1, true>(sums[..w.rows()].as_chunks::<1>().0, 0, out);
+    write_rows::<1, true>(sums[..w.rows()].as_chunks::<1>().0, 0, out);
 }
 
 /// The tokens' columns by chain, from each chain to the next a line more than it has; zeros where columns have ended.

@@ -60,7 +60,8 @@ fn rows_add<E: Encoding, const R: usize, const T: usize>(
     out: &mut MatrixMut<'_>,
 ) {
     let zero = _mm256_setzero_ps();
-    let weights = from_fn(|r| bytes.row(row + r));
+    let weights: [&[u8]; R] = from_fn(|r| bytes.row(row + r));
+    assert_eq!(weights[0].len(), w.cols() * E::BYTES, "bytes of a row");
     let scales: [RowScales<'_>; R] = from_fn(|r| w.row_scales(row + r));
     let ahead = R * bytes.stride(); // the same columns of the next rows
     let mut rows = Rows { weights, x, sums: [[zero; R]; T], nan: [_mm256_setzero_si256(); R] };
@@ -69,7 +70,7 @@ fn rows_add<E: Encoding, const R: usize, const T: usize>(
         rows.sums = [[zero; R]; T];
         let mut column = block.start;
         while column + STEP <= block.end {
-            // SAFETY: a block ends within the row.
+            // SAFETY: a block ends within the row, whose bytes all of these have.
             unsafe { rows.add_step::<E>(column, ahead) };
             column += STEP;
         }

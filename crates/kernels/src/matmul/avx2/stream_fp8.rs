@@ -20,7 +20,8 @@ const GROUP: usize = 4;
 const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`]; row by row, for memory gives
+
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx2::fp8::fits); row by row, for memory gives
 /// one stream faster than several. Each sum is kept in `C` parts, so that one need not wait for the other.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -50,7 +51,7 @@ pub(super) fn matmul_add<const C: usize, const T: usize>(
 /// Adds a few rows' products with the tokens, whose sums across vectors are taken together.
 ///
 /// # Safety
-/// The inputs of these columns are laid out.
+/// The inputs of all columns of `weights` are laid out.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn group_add<const C: usize, const T: usize>(
@@ -198,7 +199,7 @@ unsafe fn add_unit<const C: usize, const T: usize>(
     }
 }
 
-/// The values of some columns of a row divided by 2^120, each at its input's [`place`], with zeros to the end of the last unit;
+/// The values of some columns of a row divided by 2^120, each at its input's [`place`](crate::avx2::fp8::place), with zeros to the end of the last unit;
 /// whether there is a NaN, which comes out as 480.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn take_row_apart(weights: &[u8], out: &mut [f32]) -> bool {

@@ -45,7 +45,8 @@ fn rows_add<E: Encoding, const R: usize, const T: usize>(
     x: [&[f32]; T],
     out: &mut MatrixMut<'_>,
 ) {
-    let weights = from_fn(|r| bytes.row(row + r));
+    let weights: [&[u8]; R] = from_fn(|r| bytes.row(row + r));
+    assert_eq!(weights[0].len(), w.cols() * E::BYTES, "bytes of a row");
     let scales: [RowScales<'_>; R] = from_fn(|r| w.row_scales(row + r));
     let ahead = R * bytes.stride(); // the same columns of the next rows
     let mut rows = Rows { weights, factors: [[_mm256_setzero_ps(); R]; T] };
