@@ -166,7 +166,7 @@ impl<'a> MatrixView<'a> {
     /// The stored bytes of columns `columns` of row `row`.
     pub(crate) fn row_bytes(&self, row: usize, columns: Range<usize>) -> &'a [u8] {
         debug_assert!(row < self.rows && columns.end <= self.cols);
-        self.element_range(row, columns.start, 1, columns.len())
+        self.rows_bytes(columns).row(row)
     }
 
     /// The stored bytes of columns `columns` of every row: for a loop over rows, which has no time to look at the format in

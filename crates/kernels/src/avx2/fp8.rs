@@ -7,7 +7,7 @@
 //! What multiplies them is multiplied by 2^60 before, so that products stay far from the ends of f32's range, and sums by
 //! the other 2^60; an input times its scale must stay below 2^68.
 
-use super::{LANES, load};
+use super::{LANES, load, load32, padded, store};
 use crate::MatrixView;
 use std::arch::x86_64::*;
 
@@ -114,4 +114,22 @@ pub(crate) fn take_apart(bytes: __m256i) -> [__m256; PARTS] {
         fields(lower),
         fields(upper),
     ]
+}
+
+/// The values of some columns of a row divided by 2^120, each at its input's [`place`], with zeros to the end of the last unit;
+/// whether there is a NaN, which comes out as 480.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn take_row_apart(weights: &[u8], out: &mut [f32]) -> bool {
+    let mut nan = _mm256_setzero_si256();
+    let (units, rest) = weights.as_chunks::<UNIT>();
+    let last: [u8; UNIT] = padded(rest);
+    let all = units.iter().chain((!rest.is_empty()).then_some(&last));
+    for (unit, out) in all.zip(out.as_chunks_mut::<LANES>().0.as_chunks_mut::<PARTS>().0) {
+        let bytes = load32(unit);
+        nan = watch_nan(nan, bytes);
+        for (out, part) in out.iter_mut().zip(take_apart(bytes)) {
+            store(out, part);
+        }
+    }
+    saw_nan(nan)
 }

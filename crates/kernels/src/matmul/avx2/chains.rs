@@ -229,8 +229,9 @@ unsafe impl Chained for Fp8 {
         panel: &mut [[f32; PITCH]],
         is_nan: &mut [bool],
     ) {
+        let bytes = w.rows_bytes(columns);
         for (r, (panel, is_nan)) in panel.iter_mut().zip(is_nan).enumerate() {
-            *is_nan |= stream_fp8::take_row_apart(w.row_bytes(row + r, columns.clone()), panel);
+            *is_nan |= fp8::take_row_apart(bytes.row(row + r), panel);
         }
     }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::fp8::{HALF_UNIT, PARTS, UNIT, by_part, saw_nan, take_apart, watch_nan};
-use crate::avx2::{LANES, load32, padded, prefetch, store, sum_each};
+use crate::avx2::{LANES, padded, prefetch, sum_each};
 use crate::view::{AheadOfRow, AheadOfRows, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -197,22 +197,4 @@ unsafe fn add_unit<const C: usize, const T: usize>(
             sums[t][part % C] = _mm256_fmadd_ps(weights[part], input, sums[t][part % C]);
         }
     }
-}
-
-/// The values of some columns of a row divided by 2^120, each at its input's [`place`](crate::avx2::fp8::place), with zeros to the end of the last unit;
-/// whether there is a NaN, which comes out as 480.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn take_row_apart(weights: &[u8], out: &mut [f32]) -> bool {
-    let mut nan = _mm256_setzero_si256();
-    let (units, rest) = weights.as_chunks::<UNIT>();
-    let last: [u8; UNIT] = padded(rest);
-    let all = units.iter().chain((!rest.is_empty()).then_some(&last));
-    for (unit, out) in all.zip(out.as_chunks_mut::<LANES>().0.as_chunks_mut::<PARTS>().0) {
-        let bytes = load32(unit);
-        nan = watch_nan(nan, bytes);
-        for (out, part) in out.iter_mut().zip(take_apart(bytes)) {
-            store(out, part);
-        }
-    }
-    saw_nan(nan)
 }

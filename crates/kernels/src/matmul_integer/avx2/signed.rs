@@ -96,9 +96,10 @@ fn fill_q8_0(
     ahead: RowsAhead,
     out: &mut [Row],
 ) {
+    let bytes = w.rows_bytes(columns);
     for (place, (row, out)) in rows.zip(out).enumerate() {
         ahead.below(place).request(1, 0);
-        let weights: &[BlockQ8_0] = blocks(w.row_bytes(row, columns.clone()));
+        let weights: &[BlockQ8_0] = blocks(bytes.row(row));
         for (weights, out) in weights.iter().zip(&mut out.0) {
             let bytes = load32(&weights.values);
             out.set(_mm256_abs_epi8(bytes), bytes);
@@ -115,7 +116,7 @@ fn fill_fp8(
     ahead: RowsAhead,
     out: &mut [Row],
 ) {
-    let first = rows.start;
+    let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
     for rows in w.row_range(rows).row_blocks() {
         let mut scales = [0.0; BLOCKS];
         let row_scales = w.row_scales(first + rows.start);
@@ -125,7 +126,7 @@ fn fill_fp8(
         }
         for r in rows {
             ahead.below(r).request(1, 0);
-            let bytes = w.row_bytes(first + r, columns.clone());
+            let bytes = bytes.row(first + r);
             let end;
             let bytes = match bytes.try_into() {
                 Ok(all) => all,
