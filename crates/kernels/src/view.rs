@@ -68,9 +68,7 @@ impl<'a> MatrixView<'a> {
             "{rows} x {cols} by {row_stride} takes {needed}, got {}",
             values.len()
         );
-        // SAFETY: any initialised f32 is four initialised bytes, u8 has no alignment, and the length in bytes is
-        // that of the same slice, borrowed for the same lifetime.
-        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        let bytes = f32_bytes(values);
         Self { format: Format::F32, rows, cols, row_stride, bytes, scales: None, moderate: true, next: None }
     }
 
@@ -293,6 +291,13 @@ impl RowScales<'_> {
         let scale = bytes[block.index * size_of::<f32>()..].first_chunk();
         f32::from_le_bytes(*scale.expect("the grid of scales covers the view"))
     }
+}
+
+/// The bytes of values.
+pub(crate) fn f32_bytes(values: &[f32]) -> &[u8] {
+    // SAFETY: any initialised f32 is four initialised bytes, u8 has no alignment, and the length in bytes is that of the
+    // same slice, borrowed for the same lifetime.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
 /// Elements from the start of the first row to the end of the last.

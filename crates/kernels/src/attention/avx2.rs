@@ -6,7 +6,7 @@ use super::{AttentionState, KeyValues, Queries};
 use crate::activation::avx2::exp8;
 use crate::avx2::LANES as VECTOR;
 use crate::lanes::avx2::{Pair, TILE, load, products, store, transpose};
-use crate::{LANES, Lanes, MatrixMut, MatrixRef};
+use crate::{KeyRows, LANES, Lanes, MatrixMut};
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
@@ -19,6 +19,15 @@ const AHEAD_KEYS: usize = 4;
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
+    match block.keys.shares_halves() {
+        true => attend_to::<2>(block, queries, state),
+        false => attend_to::<4>(block, queries, state),
+    }
+}
+
+/// As [`attend`], to values that begin `STEP` bytes apart.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn attend_to<const STEP: usize>(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let AttentionState { max, sum, sums } = state;
     let mut scores = [Lanes::ZERO; KEYS];
     let keys = block.keys.rows();
@@ -26,13 +35,13 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
     for first in (0..keys).step_by(KEYS) {
         let part = first..keys.min(first + KEYS);
         let scores = &mut scores[..part.len()];
-        products(block.keys.row_range(part.clone()), queries.features, scores);
+        products::<STEP>(block.keys.row_range(part.clone()), queries.features, scores);
         let visible = queries.visible.map(|visible| visible.saturating_sub(first));
         if visible.iter().any(|&visible| visible < scores.len()) {
             mask(scores, visible);
         }
         let shrink = softmax(scores, max, sum);
-        weighted_sums(block.values.row_range(part), scores, shrink, sums, &mut ahead);
+        weighted_sums::<STEP>(block.values.row_range(part), scores, shrink, sums, &mut ahead);
     }
 }
 
@@ -84,8 +93,8 @@ pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_
 
 /// `sums[c][lane] = sums[c][lane] * shrink[lane] + sum over k of values[k, c] * weights[k][lane]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn weighted_sums(
-    values: MatrixRef<'_>,
+fn weighted_sums<const STEP: usize>(
+    values: KeyRows<'_>,
     weights: &[Lanes],
     shrink: Pair,
     sums: &mut [Lanes],
@@ -101,12 +110,12 @@ fn weighted_sums(
         let (first, end) = (values.cols() * tile / tiles, values.cols() * (tile + 1) / tiles);
         let sums = &mut sums[first..end];
         match end - first {
-            1 => columns_tile::<1>(values, first, weights, shrink, sums, *ahead),
-            2 => columns_tile::<2>(values, first, weights, shrink, sums, *ahead),
-            3 => columns_tile::<3>(values, first, weights, shrink, sums, *ahead),
-            4 => columns_tile::<4>(values, first, weights, shrink, sums, *ahead),
-            5 => columns_tile::<5>(values, first, weights, shrink, sums, *ahead),
-            _ => columns_tile::<TILE>(values, first, weights, shrink, sums, *ahead),
+            1 => columns_tile::<STEP, 1>(values, first, weights, shrink, sums, *ahead),
+            2 => columns_tile::<STEP, 2>(values, first, weights, shrink, sums, *ahead),
+            3 => columns_tile::<STEP, 3>(values, first, weights, shrink, sums, *ahead),
+            4 => columns_tile::<STEP, 4>(values, first, weights, shrink, sums, *ahead),
+            5 => columns_tile::<STEP, 5>(values, first, weights, shrink, sums, *ahead),
+            _ => columns_tile::<STEP, TILE>(values, first, weights, shrink, sums, *ahead),
         }
         ahead.next += weights.len() / AHEAD_KEYS;
     }
@@ -115,8 +124,8 @@ fn weighted_sums(
 /// As [`weighted_sums`], of `R` columns of the values from `first` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn columns_tile<const R: usize>(
-    values: MatrixRef<'_>,
+fn columns_tile<const STEP: usize, const R: usize>(
+    values: KeyRows<'_>,
     first: usize,
     weights: &[Lanes],
     shrink: Pair,
@@ -124,13 +133,14 @@ fn columns_tile<const R: usize>(
     ahead: Ahead,
 ) {
     assert!(weights.len() == values.rows() && first + R <= values.cols(), "columns of values");
-    let (values, stride) = values.values();
+    let (values, stride) = (values.start(first), values.stride());
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     let mut add_key = |k: usize, weights: &Lanes| {
         let weights = load(weights);
         for r in 0..R {
-            // SAFETY: row `k` of the values has columns `first..first + R`.
-            let value = _mm256_set1_ps(unsafe { *values.get_unchecked(k * stride + first + r) });
+            // SAFETY: row `k` of the values has columns `first..first + R`; the load needs no alignment.
+            let value = unsafe { values.add(k * stride + r * STEP).cast::<f32>().read_unaligned() };
+            let value = _mm256_set1_ps(value);
             sums[r] = multiply_add(value, weights, sums[r]);
         }
     };

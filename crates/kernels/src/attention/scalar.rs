@@ -8,7 +8,7 @@ use crate::{LANES, MatrixMut};
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let AttentionState { max, sum, sums } = state;
     for key in 0..block.keys.rows() {
-        let scores = lane_sums(block.keys.row(key), queries.features);
+        let scores = lane_sums(block.keys.values(key), queries.features);
         for lane in (0..LANES).filter(|&lane| key < queries.visible[lane]) {
             let score = scores.0[lane];
             if score > max.0[lane] {
@@ -19,7 +19,7 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
             }
             let weight = (score - max.0[lane]).exp();
             sum.0[lane] += weight;
-            for (sums, value) in sums.iter_mut().zip(block.values.row(key)) {
+            for (sums, value) in sums.iter_mut().zip(block.values.values(key)) {
                 sums.0[lane] += weight * value;
             }
         }

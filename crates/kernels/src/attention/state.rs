@@ -1,14 +1,14 @@
 //! What the attention kernels read and write.
 
-use crate::{LANES, Lanes, MatrixRef};
+use crate::{KeyRows, LANES, Lanes};
 
 /// A block of keys and their values.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyValues<'a> {
     /// `[keys, features]`.
-    pub keys: MatrixRef<'a>,
-    /// `[keys, v]`. They may lie within the keys.
-    pub values: MatrixRef<'a>,
+    pub keys: KeyRows<'a>,
+    /// `[keys, v]`, stored as the keys are. They may lie within the keys.
+    pub values: KeyRows<'a>,
     /// What the caller will read next: it is asked for from memory while the block is worked on. May be empty.
     pub ahead: &'a [u8],
 }

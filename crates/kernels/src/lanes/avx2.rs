@@ -6,7 +6,7 @@ pub(crate) mod panels;
 
 use super::Lanes;
 use crate::avx2::{LANES as VECTOR, load as load_vector};
-use crate::{MatrixMut, MatrixRef, MatrixView};
+use crate::{KeyRows, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
 use std::mem::MaybeUninit;
@@ -104,12 +104,16 @@ pub(crate) fn transpose(r: [__m256; VECTOR]) -> [__m256; VECTOR] {
 
 /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_lanes(x: KeyRows<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
     let mut sums = [Lanes::ZERO; ROWS];
     for first in (0..x.rows()).step_by(ROWS) {
         let rows = ROWS.min(x.rows() - first);
-        products(x.row_range(first..first + rows), w, &mut sums[..rows]);
-        for (row, sums) in sums[..rows].iter().enumerate() {
+        let (x, sums) = (x.row_range(first..first + rows), &mut sums[..rows]);
+        match x.shares_halves() {
+            true => products::<2>(x, w, sums),
+            false => products::<4>(x, w, sums),
+        }
+        for (row, sums) in sums.iter().enumerate() {
             let out = out.row_mut(first + row);
             match out.first_chunk_mut() {
                 Some(out) => *out = sums.0,
@@ -119,9 +123,9 @@ pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>
     }
 }
 
-/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`.
+/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`, of values that begin `STEP` bytes apart.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
+pub(crate) fn products<const STEP: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mut [Lanes]) {
     assert_eq!(
         (x.rows(), x.cols()),
         (out.len(), w.len()),
@@ -137,12 +141,12 @@ pub(crate) fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
             let (first, end) = (x.rows() * tile / tiles, x.rows() * (tile + 1) / tiles);
             let out = &mut out[first..end];
             match end - first {
-                1 => rows_tile::<1>(x, first, features.start, w, out),
-                2 => rows_tile::<2>(x, first, features.start, w, out),
-                3 => rows_tile::<3>(x, first, features.start, w, out),
-                4 => rows_tile::<4>(x, first, features.start, w, out),
-                5 => rows_tile::<5>(x, first, features.start, w, out),
-                _ => rows_tile::<TILE>(x, first, features.start, w, out),
+                1 => rows_tile::<STEP, 1>(x, first, features.start, w, out),
+                2 => rows_tile::<STEP, 2>(x, first, features.start, w, out),
+                3 => rows_tile::<STEP, 3>(x, first, features.start, w, out),
+                4 => rows_tile::<STEP, 4>(x, first, features.start, w, out),
+                5 => rows_tile::<STEP, 5>(x, first, features.start, w, out),
+                _ => rows_tile::<STEP, TILE>(x, first, features.start, w, out),
             }
         }
     }
@@ -151,8 +155,14 @@ pub(crate) fn products(x: MatrixRef<'_>, w: &[Lanes], out: &mut [Lanes]) {
 /// Adds the products of `R` rows of x from `row` on, columns `column..column + w.len()`, to `out`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn rows_tile<const R: usize>(x: MatrixRef<'_>, row: usize, column: usize, w: &[Lanes], out: &mut [Lanes]) {
-    add_tile::<R, 2>(from_fn(|r| &x.row(row + r)[column..]), w, None, out);
+fn rows_tile<const STEP: usize, const R: usize>(
+    x: KeyRows<'_>,
+    row: usize,
+    column: usize,
+    w: &[Lanes],
+    out: &mut [Lanes],
+) {
+    add_tile::<STEP, R, 2>(from_fn(|r| x.row(row + r, column)), w, None, out);
 }
 
 /// Rows that are read later, whose parts are asked for from memory a little at a time. They need not be mapped: a prefetch
@@ -195,18 +205,18 @@ impl RowsAhead {
     }
 }
 
-/// `out[r][lane] += sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes. With each [`STEP`] lines it
-/// asks for a step of as many rows `ahead`.
+/// `out[r][lane] += sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes, of values that begin `S` bytes
+/// apart. With each [`STEP`] lines it asks for a step of as many rows `ahead`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn add_tile<const R: usize, const V: usize>(
-    mut rows: [&[f32]; R],
+pub(crate) fn add_tile<const S: usize, const R: usize, const V: usize>(
+    rows: [&[u8]; R],
     w: &[Lanes],
     ahead: Option<RowsAhead>,
     out: &mut [Lanes],
 ) {
     for r in 0..R {
-        rows[r] = &rows[r][..w.len()];
+        assert!(rows[r].len() + S >= w.len() * S + size_of::<f32>(), "a value for each line");
     }
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for (step, lines) in w.chunks(STEP).enumerate() {
@@ -216,8 +226,10 @@ pub(crate) fn add_tile<const R: usize, const V: usize>(
         for (c, line) in lines.iter().enumerate() {
             let line = load(line);
             for r in 0..R {
-                // SAFETY: a line is one of `w`, of which each row has as many values.
-                let value = _mm256_set1_ps(unsafe { *rows[r].get_unchecked(step * STEP + c) });
+                // SAFETY: a line is one of `w`, of which each row has as many values; the load needs no alignment.
+                let value =
+                    unsafe { rows[r].as_ptr().add((step * STEP + c) * S).cast::<f32>().read_unaligned() };
+                let value = _mm256_set1_ps(value);
                 for v in 0..V {
                     sums[r][v] = _mm256_fmadd_ps(value, line[v], sums[r][v]);
                 }

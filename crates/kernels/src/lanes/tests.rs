@@ -1,8 +1,8 @@
 //! Every table: strips of every filling, awkward counts, gaps between rows.
 
 use super::{LANES, Lanes};
-use crate::MatrixMut;
 use crate::testing::{GAP, Random, Rows, sum_error, tables};
+use crate::{KeyRows, MatrixMut};
 
 #[test]
 fn rows_become_lanes() {
@@ -33,7 +33,11 @@ fn products_with_lanes_agree_with_f64() {
         let w: Vec<Lanes> = (0..features).map(|_| Lanes(std::array::from_fn(|_| random.value()))).collect();
         for kernels in tables() {
             let mut out = vec![f32::NAN; rows * (cols + GAP)];
-            kernels.matmul_lanes(x.view(), &w, MatrixMut::strided(&mut out[..], rows, cols, cols + GAP));
+            kernels.matmul_lanes(
+                KeyRows::f32(x.view()),
+                &w,
+                MatrixMut::strided(&mut out[..], rows, cols, cols + GAP),
+            );
             for row in 0..rows {
                 for lane in 0..cols {
                     let products = || {

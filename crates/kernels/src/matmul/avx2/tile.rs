@@ -3,6 +3,7 @@
 
 use crate::lanes::avx2::panels;
 use crate::lanes::avx2::{RowsAhead, STEP, add_tile, pack};
+use crate::view::f32_bytes;
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
 use std::mem::MaybeUninit;
 use std::{array::from_fn, ops::Range};
@@ -58,6 +59,6 @@ impl panels::Row<MatrixRef<'_>, 1> for Row {
         ahead: Option<RowsAhead>,
         sums: &mut [[Lanes; 1]; R],
     ) {
-        add_tile::<R, V>(from_fn(|r| &rows[r].0[..]), batch, ahead, sums.as_flattened_mut());
+        add_tile::<4, R, V>(from_fn(|r| f32_bytes(&rows[r].0)), batch, ahead, sums.as_flattened_mut());
     }
 }

@@ -224,24 +224,22 @@ impl Absorbed<'_> {
     /// `[BLOCK, features]`, strided.
     fn run(&self, task: &Task, queries: &[Lanes], states: &mut [Lanes], panel: &mut [f32]) {
         let (width, rank) = (self.cache.features(), self.config.kv_lora_rank);
-        let stride = self.cache.panel_stride();
         let Context { pages, length } = self.context(task.token);
         let kernels = self.device.kernels();
         for state in states.chunks_exact_mut(self.state_lines()) {
             AttentionState::of(state).clear();
         }
-        for first in task.positions.clone().step_by(BLOCK) {
-            let end = task.positions.end.min(first + BLOCK);
-            self.cache.read(pages, first..end, kernels, &mut panel[..(end - first) * stride]);
+        let mut end = task.positions.start;
+        while end < task.positions.end {
+            let first = end;
+            end = task.positions.end.min(self.cache.block_end(first, BLOCK));
+            let keys = self.cache.rows(pages, first..end, kernels, panel);
             // Beyond the segment, too: that is likely to be this thread's or its neighbour's next.
             let mut ahead = self.cache.stored(pages, end, length.min(end + BLOCK));
             let strips = queries.chunks_exact(width);
             for (features, state) in strips.zip(states.chunks_exact_mut(self.state_lines())) {
-                let block = KeyValues {
-                    keys: MatrixRef::strided(panel, end - first, width, stride),
-                    values: MatrixRef::strided(panel, end - first, rank, stride),
-                    ahead: mem::take(&mut ahead),
-                };
+                let block =
+                    KeyValues { keys, values: keys.first_columns(rank), ahead: mem::take(&mut ahead) };
                 let queries = PackedQueries { features, visible: [BLOCK; LANES] };
                 kernels.attend(&block, &queries, AttentionState::of(state));
             }

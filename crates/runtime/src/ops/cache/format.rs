@@ -1,6 +1,6 @@
 //! How cached latents are stored.
 
-use dsv3_kernels::{Format, f32_to_bf16};
+use dsv3_kernels::{Format, f32_to_bf16, halves_bytes, store_halves};
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -14,7 +14,7 @@ pub enum CacheFormat {
     /// Both as they were computed.
     #[default]
     F32,
-    /// Both rounded to bf16: half of the memory.
+    /// Both rounded to 16 bits, as precise as bf16: half of the memory.
     Bf16,
     /// The latent in signed bytes, 32 features with one scale, the rotated part in bf16: 59 % of bf16's memory where
     /// a latent has 512 features and the rotated part 64.
@@ -31,15 +31,6 @@ impl CacheFormat {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Q8 => "q8",
-        }
-    }
-
-    /// Formats of the latent and of the rotated part.
-    const fn parts(self) -> [Format; 2] {
-        match self {
-            Self::F32 => [Format::F32; 2],
-            Self::Bf16 => [Format::Bf16; 2],
-            Self::Q8 => [Format::Q8_0, Format::Bf16],
         }
     }
 }
@@ -67,10 +58,19 @@ impl LatentShape {
     }
 }
 
+/// How columns of a page are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    /// As a matrix of weights is.
+    Matrix(Format),
+    /// In rows whose values share halves: in 16 bits, and read as f32 where they lie.
+    Halves,
+}
+
 /// Columns of a page that are stored alike, row after row, so that a page is one matrix or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plane {
-    pub(super) format: Format,
+    pub(super) storage: Storage,
     /// The first feature.
     pub(super) first: usize,
     /// Features that are stored.
@@ -83,26 +83,32 @@ impl Plane {
     /// The planes of a page. What is stored alike is one.
     pub(super) fn of(format: CacheFormat, shape: LatentShape) -> Vec<Self> {
         let LatentShape { kv_lora_rank: rank, qk_rope_head_dim: rope } = shape;
-        let plane = |format: Format, first, features: usize| Self {
-            format,
+        let matrix = |format: Format, first, features: usize| Self {
+            storage: Storage::Matrix(format),
             first,
             features,
             cols: features.next_multiple_of(format.block_cols()),
         };
-        match format.parts() {
-            [latent, rotated] if latent == rotated => vec![plane(latent, 0, rank + rope)],
-            [latent, rotated] => vec![plane(latent, 0, rank), plane(rotated, rank, rope)],
+        let features = rank + rope;
+        match format {
+            CacheFormat::F32 => vec![matrix(Format::F32, 0, features)],
+            CacheFormat::Bf16 => vec![Self { storage: Storage::Halves, first: 0, features, cols: features }],
+            CacheFormat::Q8 => vec![matrix(Format::Q8_0, 0, rank), matrix(Format::Bf16, rank, rope)],
         }
     }
 
     /// Bytes of a row.
     pub(super) fn row_bytes(&self) -> usize {
-        self.format.bytes(self.cols)
+        match self.storage {
+            Storage::Matrix(format) => format.bytes(self.cols),
+            Storage::Halves => halves_bytes(self.cols),
+        }
     }
 
     /// Stores a row. `values` `[features]`, `out` `[row_bytes]`.
     pub(super) fn store(&self, values: &[f32], out: &mut [u8]) {
-        match self.format {
+        let Storage::Matrix(format) = self.storage else { return store_halves(values, out) };
+        match format {
             Format::F32 => {
                 for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values) {
                     *out = value.to_le_bytes();
@@ -114,8 +120,8 @@ impl Plane {
                 }
             }
             Format::Q8_0 => {
-                let block = self.format.block_cols();
-                let blocks = out.chunks_exact_mut(self.format.block_bytes());
+                let block = format.block_cols();
+                let blocks = out.chunks_exact_mut(format.block_bytes());
                 for (out, values) in blocks.zip(values.chunks(block)) {
                     store_block(values, out);
                 }
@@ -148,13 +154,16 @@ fn store_block(values: &[f32], out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dsv3_kernels::{Kernels, MatrixView};
+    use dsv3_kernels::{Kernels, KeyRows, MatrixView};
 
     /// What comes back of `values`, stored in the plane.
     fn stored(plane: &Plane, values: &[f32]) -> Vec<f32> {
         let mut bytes = vec![0; plane.row_bytes()];
         plane.store(values, &mut bytes);
-        let view = MatrixView::from_bytes(plane.format, &bytes, 1, plane.cols, None);
+        let Storage::Matrix(format) = plane.storage else {
+            return KeyRows::halves(&bytes, plane.cols).values(0).collect();
+        };
+        let view = MatrixView::from_bytes(format, &bytes, 1, plane.cols, None);
         let mut out = vec![f32::NAN; plane.cols];
         Kernels::best().dequantize_row(&view, 0, &mut out);
         out.truncate(values.len());
@@ -172,10 +181,10 @@ mod tests {
                 {
                     let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
                     for (got, value) in got.iter().zip(values) {
-                        let bound = match plane.format {
-                            Format::F32 => 0.0,
+                        let bound = match plane.storage {
+                            Storage::Matrix(Format::F32) => 0.0,
                             // 8 bits of significand, rounded to nearest.
-                            Format::Bf16 => value.abs() / 256.0,
+                            Storage::Halves | Storage::Matrix(Format::Bf16) => value.abs() / 256.0,
                             // Half a step; the scale is rounded by 2^-10, the quotient by f32.
                             _ => largest / 127.0 * (0.5 + 2f32.powi(-10)),
                         };
@@ -188,7 +197,7 @@ mod tests {
 
     #[test]
     fn blocks_of_any_size_of_values_are_stored() {
-        let plane = Plane { format: Format::Q8_0, first: 0, features: 32, cols: 32 };
+        let plane = Plane { storage: Storage::Matrix(Format::Q8_0), first: 0, features: 32, cols: 32 };
         assert_eq!(stored(&plane, &[0.0; 32]), [0.0; 32]);
         assert!(stored(&plane, &[f32::NAN; 32])[0].is_nan());
         let huge = stored(&plane, &[1e30; 32]);

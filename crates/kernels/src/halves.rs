@@ -1,0 +1,210 @@
+//! F32 in half of its memory, read without a conversion.
+//!
+//! Values of a row share their bits: the upper half of each is its own, the lower half is the upper half of the value before.
+//! So the f32 that begins two bytes after another *is* the next value, and a kernel that reads f32 reads these, too, at steps
+//! of two bytes instead of four. Each value is rounded to the nearest that can follow the one before it: what it loses is half
+//! of its upper half's last place at most, as with bf16, rounded to nearest.
+
+use crate::MatrixRef;
+use crate::view::f32_bytes;
+use std::ops::Range;
+
+/// Bytes of a half.
+const HALF: usize = 2;
+/// The bits of a value but for its sign.
+const MAGNITUDE: u32 = u32::MAX >> 1;
+/// The upper half of the largest finite value.
+const LARGEST: u32 = 0x7f7f;
+
+/// Bytes of a row of `cols` values that share halves: a half before the first.
+pub const fn halves_bytes(cols: usize) -> usize {
+    HALF * (cols + 1)
+}
+
+/// Stores `values` as a row that shares halves.
+///
+/// # Shapes
+/// `out` `[halves_bytes(values.len())]`.
+///
+/// # Panics
+/// If `out` has another length.
+pub fn store_halves(values: &[f32], out: &mut [u8]) {
+    assert_eq!(out.len(), halves_bytes(values.len()), "bytes of {} values", values.len());
+    let mut before = 0_u16;
+    let (first, rest) = out.split_at_mut(HALF);
+    first.copy_from_slice(&before.to_le_bytes());
+    for (out, value) in rest.as_chunks_mut().0.iter_mut().zip(values) {
+        before = half_after(before, *value);
+        *out = before.to_le_bytes();
+    }
+}
+
+/// The upper half that makes the value nearest to `value` where `before` is the lower.
+fn half_after(before: u16, value: f32) -> u16 {
+    let bits = value.to_bits();
+    let (sign, magnitude) = (bits & !MAGNITUDE, bits & MAGNITUDE);
+    let upper = if value.is_nan() {
+        // Whatever the lower half is.
+        0x7fc0
+    } else {
+        // To nearest, of values above the lower half; what is infinite becomes the largest finite one.
+        ((magnitude + (1 << 15)).saturating_sub(u32::from(before)) >> 16).min(LARGEST)
+    };
+    (sign >> 16 | upper) as u16
+}
+
+/// Rows of f32 that begin four bytes apart, or two, where they share halves.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyRows<'a> {
+    bytes: &'a [u8],
+    rows: usize,
+    cols: usize,
+    /// Bytes from the start of a row to the start of the next.
+    stride: usize,
+    shares_halves: bool,
+}
+
+impl<'a> KeyRows<'a> {
+    /// Rows of f32.
+    pub fn f32(values: MatrixRef<'a>) -> Self {
+        let (all, stride) = values.values();
+        Self {
+            bytes: f32_bytes(all),
+            rows: values.rows(),
+            cols: values.cols(),
+            stride: stride * size_of::<f32>(),
+            shares_halves: false,
+        }
+    }
+
+    /// Rows that share halves, one after another.
+    ///
+    /// # Panics
+    /// If `bytes` are no whole number of rows.
+    pub fn halves(bytes: &'a [u8], cols: usize) -> Self {
+        let stride = halves_bytes(cols);
+        assert!(bytes.len().is_multiple_of(stride), "rows of {stride} bytes, not {}", bytes.len());
+        Self { bytes, rows: bytes.len() / stride, cols, stride, shares_halves: true }
+    }
+
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Whether values share halves.
+    pub(crate) fn shares_halves(&self) -> bool {
+        self.shares_halves
+    }
+
+    /// Bytes from a value to the next.
+    fn step(&self) -> usize {
+        if self.shares_halves { HALF } else { size_of::<f32>() }
+    }
+
+    /// Bytes from the start of a row to the start of the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The bytes of a row's values from `column` on.
+    pub(crate) fn row(&self, row: usize, column: usize) -> &'a [u8] {
+        assert!(row < self.rows && column <= self.cols, "row {row}, column {column} of {self:?}");
+        let values = self.cols - column;
+        let bytes = if values == 0 { 0 } else { (values - 1) * self.step() + size_of::<f32>() };
+        &self.bytes[row * self.stride + column * self.step()..][..bytes]
+    }
+
+    /// Where `column` of the first row begins; all rows have its value, [`stride`](Self::stride) bytes apart.
+    pub(crate) fn start(&self, column: usize) -> *const u8 {
+        let end =
+            self.rows.checked_sub(1).map_or(0, |last| last * self.stride + self.row(last, column).len());
+        self.bytes[..end].as_ptr().wrapping_add(column * self.step())
+    }
+
+    /// The values of a row.
+    pub fn values(&self, row: usize) -> impl Iterator<Item = f32> + use<'a> {
+        self.row(row, 0)
+            .windows(size_of::<f32>())
+            .step_by(self.step())
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("a window is as long as an f32")))
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If the range ends past the last row.
+    pub fn row_range(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.rows, "rows {range:?} of {}", self.rows);
+        let bytes = if range.is_empty() { &[] } else { &self.bytes[range.start * self.stride..] };
+        Self { bytes, rows: range.len(), ..*self }
+    }
+
+    /// The first columns of every row.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn first_columns(&self, cols: usize) -> Self {
+        assert!(cols <= self.cols, "{cols} columns of {}", self.cols);
+        Self { cols, ..*self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What comes back.
+    fn stored(values: &[f32]) -> Vec<f32> {
+        let mut bytes = vec![0; halves_bytes(values.len())];
+        store_halves(values, &mut bytes);
+        KeyRows::halves(&bytes, values.len()).values(0).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_is_off_by_half_a_step_of_bf16_at_most(bits in prop::collection::vec(any::<u32>(), 0..40)) {
+            let values: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+            for (got, value) in stored(&values).into_iter().zip(values) {
+                if value.is_nan() {
+                    prop_assert!(got.is_nan());
+                } else if value.is_infinite() {
+                    prop_assert!(got.is_finite() && got.abs() >= 3.38e38 && got.signum() == value.signum());
+                } else {
+                    let step = f64::from(f32::from_bits(value.to_bits() & 0x7f80_0000)) / 128.0;
+                    let smallest = f64::from(f32::from_bits(1 << 16));
+                    let largest = f64::from(f32::from_bits(LARGEST << 16));
+                    let error = (f64::from(got) - f64::from(value)).abs();
+                    // Near zero steps do not get smaller; above the largest that can be stored there is nothing.
+                    let bound = (step.max(smallest) / 2.0).max(f64::from(value).abs() - largest);
+                    prop_assert!(error <= bound.max(smallest), "{got} for {value}: {error} > {bound}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_read_where_they_begin() {
+        let values = [1.0, -2.5, 3.25, 1e-3, -7e5, 0.1];
+        let mut bytes = vec![0; 3 * halves_bytes(2)];
+        for (out, values) in bytes.chunks_mut(halves_bytes(2)).zip(values.chunks(2)) {
+            store_halves(values, out);
+        }
+        let rows = KeyRows::halves(&bytes, 2);
+        let all: Vec<f32> = (0..3).flat_map(|row| rows.values(row)).collect();
+        assert!(
+            all.iter().zip(values).all(|(got, value)| (got - value).abs() <= value.abs() / 256.0),
+            "{all:?}"
+        );
+        let last: Vec<f32> = rows.row_range(1..3).first_columns(1).values(1).collect();
+        assert_eq!(last, all[4..5]);
+        let same = MatrixRef::strided(&all, 3, 1, 2);
+        assert_eq!(KeyRows::f32(same).values(2).collect::<Vec<_>>(), last);
+    }
+}
