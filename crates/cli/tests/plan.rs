@@ -54,8 +54,8 @@ fn the_671b_model_is_planned_from_its_config_alone() {
     // 59 layers of 256 experts of three matrices of 7168 x 2048 with scales, an eighth of each.
     let expected = 59.0 * 256.0 * 3.0 * (7168.0 * 2048.0 + 4.0 * 56.0 * 16.0) / 8.0;
     assert_eq!(number(experts, "/bytes"), expected);
-    // 62 layers with the MTP layer's, 576 values in bf16.
-    assert_eq!(number(&plan, "/cache/bytes_per_1000_tokens"), 62.0 * 576.0 * 2.0 * 1000.0);
+    // 62 layers with the MTP layer's, 576 values in bf16 and half a value before them.
+    assert_eq!(number(&plan, "/cache/bytes_per_1000_tokens"), 62.0 * (576.0 + 1.0) * 2.0 * 1000.0);
     assert_eq!((number(&plan, "/host/devices"), &plan["host"]["fits"]), (1.0, &Value::from(true)));
     assert_eq!(number(&plan, "/machines/between/bytes_per_second"), 12.5e9);
     let seconds = |part: &str| number(&plan, &format!("/decode/seconds/{part}"));

@@ -19,7 +19,7 @@ use crate::files::create_private_directory;
 use crate::{Error, KeptPage, LanguageModel, NewFile, PageKey, PagePool, PageTable};
 
 /// The file's first bytes. The number changes with the layout.
-const MAGIC: &[u8] = b"dsv3 prefix cache 2\n";
+const MAGIC: &[u8] = b"dsv3 prefix cache 3\n";
 /// The beginning of the file's name in its directory.
 const FILE: &str = "prefix-cache";
 /// Bytes of the fingerprint's hash that the name goes on with: enough to tell apart what one directory is used for.
