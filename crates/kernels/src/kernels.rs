@@ -1,8 +1,8 @@
 //! The table: one function for each operation, one table for each instruction set, and the safe door to them.
 
 use crate::{
-    AttentionState, Format, IntegerMut, IntegerRef, Isa, KeyRows, KeyValues, LANES, Lanes, MatrixMut,
-    MatrixRef, MatrixView, Queries,
+    AttentionState, Format, IntegerMut, IntegerRef, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef,
+    MatrixView, Queries,
 };
 use crate::{BLOCK_FLOATS, BlockElement, BlockRounding};
 use crate::{
@@ -53,7 +53,7 @@ pub struct Kernels {
     fma_rounds: unsafe fn(usize) -> f32,
     int8_rounds: unsafe fn(usize) -> u32,
     pack_lanes: unsafe fn(MatrixRef<'_>, f32, &mut [Lanes]),
-    matmul_lanes: unsafe fn(KeyRows<'_>, &[Lanes], MatrixMut<'_>),
+    matmul_lanes: unsafe fn(MatrixRef<'_>, &[Lanes], MatrixMut<'_>),
     attend: unsafe fn(&KeyValues<'_>, &Queries<'_>, AttentionState<'_>),
     merge_attention: unsafe fn(&mut AttentionState<'_>, &AttentionState<'_>),
     finish_attention: unsafe fn(&AttentionState<'_>, MatrixMut<'_>),
@@ -428,7 +428,7 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn matmul_lanes(&self, x: KeyRows<'_>, w: &[Lanes], out: MatrixMut<'_>) {
+    pub fn matmul_lanes(&self, x: MatrixRef<'_>, w: &[Lanes], out: MatrixMut<'_>) {
         assert_eq!(x.cols(), w.len(), "columns of x and lines of w");
         assert_eq!(x.rows(), out.rows(), "rows of x and of out");
         assert!(out.cols() <= LANES, "{} columns of {LANES} lanes", out.cols());

@@ -1,10 +1,7 @@
 //! What the tests of the kernels share: random weights whose values are known in f64, and the error that f32 may
 //! make.
 
-use crate::{
-    BlockScales, Format, Isa, Kernels, KeyRows, MatrixRef, MatrixView, fp8_e4m3_to_f32, halves_bytes,
-    store_halves,
-};
+use crate::{BlockScales, Format, Isa, Kernels, MatrixRef, MatrixView, fp8_e4m3_to_f32};
 
 /// Half of the distance from 1 to the next f32: the relative error of one rounding.
 const ROUNDING: f64 = f32::EPSILON as f64 / 2.0;
@@ -67,34 +64,6 @@ impl Rows {
 
     pub(crate) fn view(&self) -> MatrixRef<'_> {
         MatrixRef::strided(&self.values, self.rows, self.cols, self.cols + GAP)
-    }
-}
-
-/// Keys or values of attention, as a cache or a panel has them.
-pub(crate) enum StoredKeys {
-    /// With gaps between rows.
-    Whole(Rows),
-    /// In rows of so many that share halves.
-    Halves(Vec<u8>, usize),
-}
-
-impl StoredKeys {
-    pub(crate) fn random(halves: bool, rows: usize, cols: usize, random: &mut Random) -> Self {
-        if !halves {
-            return Self::Whole(Rows::random(rows, cols, random));
-        }
-        let mut bytes = vec![0; rows * halves_bytes(cols)];
-        for row in bytes.chunks_mut(halves_bytes(cols)) {
-            store_halves(&random.values(cols), row);
-        }
-        Self::Halves(bytes, cols)
-    }
-
-    pub(crate) fn view(&self) -> KeyRows<'_> {
-        match self {
-            Self::Whole(rows) => KeyRows::f32(rows.view()),
-            Self::Halves(bytes, cols) => KeyRows::halves(bytes, *cols),
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 //! that are held at once, features and values of awkward counts, gaps between rows.
 
 use super::{AttentionState, KeyValues, Queries};
-use crate::testing::{GAP, Random, StoredKeys, sum_error, tables};
-use crate::{Kernels, KeyRows, LANES, Lanes, MatrixMut};
+use crate::testing::{GAP, Random, sum_error, tables};
+use crate::{Kernels, KeyRows, LANES, Lanes, MatrixMut, halves_bytes, store_halves};
 
 /// A case of attention: blocks of keys one after another.
 struct Case {
@@ -12,6 +12,34 @@ struct Case {
     v: usize,
     /// Values are the first features of the keys, as in absorbed attention.
     within: bool,
+}
+
+/// A block's keys or values.
+enum Rows {
+    /// With gaps between rows.
+    Whole(crate::testing::Rows),
+    /// In rows of so many.
+    Halves(Vec<u8>, usize),
+}
+
+impl Rows {
+    fn random(halves: bool, rows: usize, cols: usize, random: &mut Random) -> Self {
+        if !halves {
+            return Self::Whole(crate::testing::Rows::random(rows, cols, random));
+        }
+        let mut bytes = vec![0; rows * halves_bytes(cols)];
+        for row in bytes.chunks_mut(halves_bytes(cols)) {
+            store_halves(&random.values(cols), row);
+        }
+        Self::Halves(bytes, cols)
+    }
+
+    fn view(&self) -> KeyRows<'_> {
+        match self {
+            Self::Whole(rows) => KeyRows::f32(rows.view()),
+            Self::Halves(bytes, cols) => KeyRows::halves(bytes, *cols),
+        }
+    }
 }
 
 #[test]
@@ -32,8 +60,8 @@ fn attention_agrees_with_f64() {
 }
 
 fn check_case(case: &Case, halves: bool, random: &mut Random) {
-    let of_blocks = |cols: usize, random: &mut Random| -> Vec<StoredKeys> {
-        case.blocks.iter().map(|&keys| StoredKeys::random(halves, keys, cols, random)).collect()
+    let of_blocks = |cols: usize, random: &mut Random| -> Vec<Rows> {
+        case.blocks.iter().map(|&keys| Rows::random(halves, keys, cols, random)).collect()
     };
     let (keys, others) = (of_blocks(case.features, random), of_blocks(case.v, random));
     let queries: Vec<Lanes> =
@@ -46,7 +74,7 @@ fn check_case(case: &Case, halves: bool, random: &mut Random) {
         .zip(&others)
         .map(|(keys, others)| if case.within { keys.view().first_columns(case.v) } else { others.view() })
         .collect();
-    let keys: Vec<KeyRows<'_>> = keys.iter().map(StoredKeys::view).collect();
+    let keys: Vec<KeyRows<'_>> = keys.iter().map(Rows::view).collect();
     let expected = |lane: usize| exact(&keys, &values, &queries, lane, visible[lane]);
     for kernels in tables() {
         let attend = |block: usize, first: usize, lines: &mut [Lanes]| {

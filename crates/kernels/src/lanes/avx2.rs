@@ -104,16 +104,12 @@ pub(crate) fn transpose(r: [__m256; VECTOR]) -> [__m256; VECTOR] {
 
 /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_lanes(x: KeyRows<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
     let mut sums = [Lanes::ZERO; ROWS];
     for first in (0..x.rows()).step_by(ROWS) {
         let rows = ROWS.min(x.rows() - first);
-        let (x, sums) = (x.row_range(first..first + rows), &mut sums[..rows]);
-        match x.shares_halves() {
-            true => products::<2>(x, w, sums),
-            false => products::<4>(x, w, sums),
-        }
-        for (row, sums) in sums.iter().enumerate() {
+        products::<4>(KeyRows::f32(x.row_range(first..first + rows)), w, &mut sums[..rows]);
+        for (row, sums) in sums[..rows].iter().enumerate() {
             let out = out.row_mut(first + row);
             match out.first_chunk_mut() {
                 Some(out) => *out = sums.0,

@@ -1,7 +1,7 @@
 //! The specification.
 
 use super::{LANES, Lanes};
-use crate::{KeyRows, MatrixMut, MatrixRef};
+use crate::{MatrixMut, MatrixRef};
 
 /// `out[c][lane] = x[lane, c] * factor`; zero in lanes that x has no row for.
 pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
@@ -11,9 +11,9 @@ pub(crate) fn pack_lanes(x: MatrixRef<'_>, factor: f32, out: &mut [Lanes]) {
 }
 
 /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
-pub(crate) fn matmul_lanes(x: KeyRows<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
     for t in 0..x.rows() {
-        let sums = lane_sums(x.values(t), w);
+        let sums = lane_sums(x.row(t).iter().copied(), w);
         let out = out.row_mut(t);
         out.copy_from_slice(&sums.0[..out.len()]);
     }

@@ -147,10 +147,10 @@ impl Expanded<'_> {
             AttentionState::of(state).clear();
         }
         let rows = Lanes::flatten_mut(take_lines(&mut lines, sizes.rows));
-        let latents = Lanes::flatten_mut(take_lines(&mut lines, sizes.latents));
         let mut head = Head {
             weights: take_lines(&mut lines, sizes.weights),
             queries: take_lines(&mut lines, sizes.queries),
+            latents: Lanes::flatten_mut(take_lines(&mut lines, sizes.latents)),
             keys: Lanes::flatten_mut(take_lines(&mut lines, sizes.keys)),
             values: Lanes::flatten_mut(take_lines(&mut lines, sizes.values)),
             config: self.config,
@@ -158,12 +158,12 @@ impl Expanded<'_> {
         };
         head.pack_weights(&self.expansion.wkv_b.matrix(), task.head, rows);
         head.pack_queries(self.queries.values, task.head);
-        let mut end = task.positions.start;
-        while end < task.positions.end {
-            let first = end;
-            end = task.positions.end.min(self.cache.block_end(first, BLOCK));
-            head.expand(self.cache.rows(self.pages, first..end, head.kernels, latents));
-            head.attend(first..end, self.queries.start, states);
+        for first in task.positions.clone().step_by(BLOCK) {
+            let positions = first..task.positions.end.min(first + BLOCK);
+            let rows = positions.len() * self.cache.panel_stride();
+            self.cache.read(self.pages, positions.clone(), head.kernels, &mut head.latents[..rows]);
+            head.expand(positions.len(), self.cache.panel_stride());
+            head.attend(positions, self.queries.start, states);
         }
     }
 }
@@ -208,6 +208,8 @@ struct Head<'a> {
     weights: &'a mut [Lanes],
     /// `[strips, nope + rope]`.
     queries: &'a mut [Lanes],
+    /// `[BLOCK, kv_lora_rank + rope]`, strided.
+    latents: &'a mut [f32],
     /// `[BLOCK, nope + rope]`, strided.
     keys: &'a mut [f32],
     /// `[BLOCK, v]`, strided.
@@ -247,8 +249,8 @@ impl Head<'_> {
         }
     }
 
-    /// Keys and values of the latents, `[count, kv_lora_rank + rope]`.
-    fn expand(&mut self, latents: KeyRows<'_>) {
+    /// Keys and values of the latents, `[count, kv_lora_rank + rope]` by `stride`.
+    fn expand(&mut self, count: usize, stride: usize) {
         let AttentionConfig {
             kv_lora_rank: rank,
             qk_nope_head_dim: nope,
@@ -256,7 +258,7 @@ impl Head<'_> {
             v_head_dim: v,
             ..
         } = *self.config;
-        let (count, of_rank) = (latents.rows(), latents.first_columns(rank));
+        let latents = MatrixRef::strided(self.latents, count, rank, stride);
         let (of_keys, of_values) = self.weights.split_at(nope.div_ceil(LANES) * rank);
         let key_stride = panel_stride(nope + rope);
         let parts = [
@@ -268,13 +270,12 @@ impl Head<'_> {
                 let first = strip * LANES;
                 let cols = LANES.min(features - first);
                 let out = MatrixMut::strided(&mut out[first..], count, cols, out_stride);
-                self.kernels.matmul_lanes(of_rank, weights, out);
+                self.kernels.matmul_lanes(latents, weights, out);
             }
         }
-        for (row, key) in self.keys.chunks_exact_mut(key_stride).take(count).enumerate() {
-            for (key, rotated) in key[nope..nope + rope].iter_mut().zip(latents.values(row).skip(rank)) {
-                *key = rotated;
-            }
+        let rotated = self.latents.chunks_exact(stride).map(|latent| &latent[rank..rank + rope]);
+        for (key, rotated) in self.keys.chunks_exact_mut(key_stride).zip(rotated).take(count) {
+            key[nope..nope + rope].copy_from_slice(rotated);
         }
     }
 
@@ -291,14 +292,10 @@ impl Head<'_> {
             });
             let keys = positions.len().min(visible[LANES - 1]);
             if keys > 0 {
+                let panel = |rows, cols| MatrixRef::strided(rows, keys, cols, panel_stride(cols));
                 let block = KeyValues {
-                    keys: KeyRows::f32(MatrixRef::strided(
-                        self.keys,
-                        keys,
-                        nope + rope,
-                        panel_stride(nope + rope),
-                    )),
-                    values: KeyRows::f32(MatrixRef::strided(self.values, keys, v, panel_stride(v))),
+                    keys: KeyRows::f32(panel(&*self.keys, nope + rope)),
+                    values: KeyRows::f32(panel(&*self.values, v)),
                     ahead: &[],
                 };
                 self.kernels.attend(&block, &PackedQueries { features, visible }, AttentionState::of(state));

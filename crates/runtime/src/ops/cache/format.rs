@@ -184,7 +184,8 @@ mod tests {
                         let bound = match plane.storage {
                             Storage::Matrix(Format::F32) => 0.0,
                             // 8 bits of significand, rounded to nearest.
-                            Storage::Halves | Storage::Matrix(Format::Bf16) => value.abs() / 256.0,
+                            Storage::Matrix(Format::Bf16) => value.abs() / 256.0,
+                            Storage::Halves => value.abs() / 256.0 + 2.0 * f32::MIN_POSITIVE,
                             // Half a step; the scale is rounded by 2^-10, the quotient by f32.
                             _ => largest / 127.0 * (0.5 + 2f32.powi(-10)),
                         };

@@ -106,8 +106,7 @@ impl LatentCache {
                     Storage::Halves => {
                         let stored = KeyRows::halves(bytes, plane.cols);
                         for (row, out) in rows.chunks_exact_mut(stride).enumerate() {
-                            let out = &mut out[plane.first..][..plane.cols];
-                            out.iter_mut().zip(stored.values(row)).for_each(|(out, value)| *out = value);
+                            stored.read(row, 0, &mut out[plane.first..][..plane.cols]);
                         }
                     }
                 }
