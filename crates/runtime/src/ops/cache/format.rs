@@ -185,7 +185,8 @@ mod tests {
                             Storage::Matrix(Format::F32) => 0.0,
                             // 8 bits of significand, rounded to nearest.
                             Storage::Matrix(Format::Bf16) => value.abs() / 256.0,
-                            Storage::Halves => value.abs() / 256.0 + 2.0 * f32::MIN_POSITIVE,
+                            // A 256th of that more, and zero becomes one of the smallest normal values.
+                            Storage::Halves => value.abs() / 255.0 + 2.0 * f32::MIN_POSITIVE,
                             // Half a step; the scale is rounded by 2^-10, the quotient by f32.
                             _ => largest / 127.0 * (0.5 + 2f32.powi(-10)),
                         };

@@ -322,9 +322,13 @@ mod tests {
             for positions in [0..8, 0..3, 2..4, 5..8, 7..8] {
                 let expected = latents(positions.start as u16..positions.end as u16).into_vec();
                 let got = read(&cache, &pages, positions.clone());
-                // One value a block: q8 gives it back up to the scale's rounding; a half after another, up to its own.
-                let bound = if format == CacheFormat::Bf16 { 1.0 / 256.0 } else { 1.0 / 1024.0 };
-                let near = |(got, value): (&f32, &f32)| (got - value).abs() <= value.abs() * bound;
+                // One value a block: q8 gives it back up to the scale's rounding; a half after another, up to its own and for
+                // zero the smallest normal values.
+                let (bound, zero) = match format {
+                    CacheFormat::Bf16 => (1.0 / 255.0, 2.0 * f32::MIN_POSITIVE),
+                    _ => (1.0 / 1024.0, 0.0),
+                };
+                let near = |(got, value): (&f32, &f32)| (got - value).abs() <= value.abs() * bound + zero;
                 assert!(got.iter().zip(&expected).all(near), "{format} {positions:?}: {got:?}");
                 if format == CacheFormat::F32 {
                     assert_eq!(got, expected, "{format} {positions:?}");
