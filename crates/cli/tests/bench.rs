@@ -102,19 +102,32 @@ fn what_is_no_report_is_refused_by_name() {
 #[test]
 fn kernels_are_measured_at_the_shapes_of_the_model() {
     let place = Workplace::new();
-    let args = ["bench", "kernels", "--rows", "1,3", "--repeat", "1", "--threads", "1", "--json"];
-    let report = place.run(args).success().json();
+    let args = ["bench", "kernels", "--rows", "1,3,9", "--depth", "70", "--repeat", "1", "--threads", "1"];
+    let report = place.run(args.into_iter().chain(["--json"])).success().json();
     let kernels = report["kernels"].as_array().unwrap();
     let of = |name: &str| {
         let named = |found: &&Value| found["names"].as_array().unwrap().iter().any(|known| known == name);
         kernels.iter().filter(named).collect::<Vec<_>>()
     };
     let head = of("lm_head.weight");
-    assert_eq!(head.iter().map(|found| found["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(head.iter().map(|found| found["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 9]);
     assert_eq!((&head[0]["rows"], &head[0]["cols"]), (&Value::from(1024), &Value::from(128)));
     assert_eq!(of("moe_decoder_block.mlp.experts.w2")[0]["format"], "fp8");
     assert!(head[0]["flops_share"].as_f64().unwrap() > 0.0);
     assert!(of("embedding.weight").is_empty());
+    // One token of each of few sequences, or a chunk of one, in each format of the cache.
+    for (name, tokens) in [("attention, absorbed", [1, 3].as_slice()), ("attention, expanded", &[9])] {
+        let found = of(name);
+        let keys = found.iter().map(|found| {
+            assert!(found["depth"] == 70 && found["flops"].as_f64().unwrap() > 0.0, "{found}");
+            (found["format"].as_str().unwrap(), found["tokens"].as_u64().unwrap())
+        });
+        let expected = ["f32", "bf16", "q8"].into_iter();
+        let expected = expected.flat_map(|format| tokens.iter().map(move |&tokens| (format, tokens)));
+        assert_eq!(keys.collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{name}");
+    }
+    let text = place.run(args).success().stdout;
+    assert!(text.contains("attention, absorbed") && text.contains("depth"), "{text}");
 }
 
 #[test]

@@ -19,8 +19,9 @@ pub(crate) enum BenchCommand {
     /// The kernels, each at the model's own shapes
     ///
     /// Every distinct shape and format of the model's matrices is multiplied with one, few and many rows of
-    /// activations, out of memory: caches are emptied before each measurement. The machine's ceilings are measured in
-    /// the same run.
+    /// activations, and a layer attends to the cache in each of its formats: absorbed for a token of each of up to 8
+    /// sequences, expanded for a chunk of more. All out of memory: caches are emptied before each measurement. The
+    /// machine's ceilings are measured in the same run.
     Kernels(BenchKernelsArgs),
     /// The whole model: prefill and decode at several depths
     ///
@@ -57,12 +58,15 @@ pub(crate) struct BenchKernelsArgs {
     /// Numbers of threads, each measured [default: one for each core]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Vec<u16>,
-    /// Rows of activations, each measured
+    /// Rows of activations, one a token, each measured
     #[arg(
         long, value_name = "N,..", value_delimiter = ',', default_value = "1,2,4,8,256,512",
         value_parser = clap::value_parser!(u32).range(1..=65536)
     )]
     pub(crate) rows: Vec<u32>,
+    /// Positions that are cached before the tokens whose attention is measured
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(..=163_840))]
+    pub(crate) depth: u32,
     /// Measure each N times; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) repeat: u32,

@@ -1,4 +1,6 @@
-//! `dsv3 bench kernels`: the products of the model's own matrices.
+//! `dsv3 bench kernels`: the products of the model's own matrices, and its attention.
+
+mod attention;
 
 use super::{ceilings::Ceilings, digits, percent, print, spread::Spread, table::Table};
 use crate::{
@@ -8,10 +10,11 @@ use crate::{
     progress::{Progress, Unit},
 };
 use anyhow::Result;
+use attention::Attention;
 use dsv3_deepseek::ModelWeights;
 use dsv3_runtime::{
     Device, Format, Mode, Tensor, Weight, WeightTree,
-    ops::{LinearConfig, linear},
+    ops::{CacheFormat, LinearConfig, linear},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, hint::black_box, time::Instant};
@@ -28,9 +31,11 @@ const DECODE_ROWS: usize = 8;
 /// Runs the command.
 pub(super) fn run(args: &BenchKernelsArgs) -> Result<()> {
     let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
-    let shapes = shapes(&model.weights()?);
+    let weights = model.weights()?;
+    let shapes = shapes(&weights);
     let threads = if args.threads.is_empty() { vec![0] } else { args.threads.clone() };
-    let total = (threads.len() * shapes.len() * args.rows.len()) as u64;
+    let kinds = shapes.len() + CacheFormat::ALL.len();
+    let total = (threads.len() * kinds * args.rows.len()) as u64;
     let mut progress = Progress::new("measuring", Unit::Measurements);
     let mut report = Report { ceilings: Vec::new(), kernels: Vec::new() };
     for threads in threads {
@@ -42,6 +47,13 @@ pub(super) fn run(args: &BenchKernelsArgs) -> Result<()> {
         for shape in &shapes {
             for &rows in &args.rows {
                 report.kernels.push(bench.measure(shape, rows as usize));
+                progress.update(report.kernels.len() as u64, total);
+            }
+        }
+        for format in CacheFormat::ALL {
+            for &rows in &args.rows {
+                let attention = Attention::new(&model.hf, &weights, format, [args.depth, rows])?;
+                report.kernels.push(bench.attend(&attention)?);
                 progress.update(report.kernels.len() as u64, total);
             }
         }
@@ -71,15 +83,20 @@ struct Shape {
 #[derive(Serialize)]
 struct Measurement {
     names: Vec<String>,
+    /// Of attention, its heads.
     rows: usize,
+    /// Of attention, features of a position.
     cols: usize,
-    format: Format,
+    /// Of attention, the cache's.
+    format: String,
+    /// Of attention, the positions that are cached before the tokens.
+    depth: Option<usize>,
     /// The instruction set.
     kernels: String,
     threads: usize,
     /// Rows of activations.
     tokens: usize,
-    /// Of one product.
+    /// Of one product, or of attention in one layer.
     seconds: Spread,
     bytes_per_second: f64,
     /// Of the bandwidth.
@@ -87,6 +104,19 @@ struct Measurement {
     flops: f64,
     /// Of the multiply-add rate in f32.
     flops_share: f64,
+}
+
+/// What one line is about.
+struct Work {
+    names: Vec<String>,
+    rows: usize,
+    cols: usize,
+    format: String,
+    depth: Option<usize>,
+    tokens: usize,
+    /// What is read.
+    bytes: u64,
+    operations: f64,
 }
 
 /// Groups the matrices that tokens are multiplied with.
@@ -133,22 +163,43 @@ impl Bench {
         let count = MEASURED_BYTES.div_ceil(bytes).min((MEASURED_OPERATIONS / operations) as u64);
         let matrices = &shape.matrices[..shape.matrices.len().min(count.max(1) as usize)];
         self.multiply(matrices, &x, &config); // what is not in the page cache comes now
-        let times = (0..self.repeat).map(|_| {
-            self.evict();
-            let start = Instant::now();
-            self.multiply(matrices, &x, &config);
-            start.elapsed().as_secs_f64() / matrices.len() as f64
-        });
-        let seconds = Spread::of(times.collect());
-        let (bytes_per_second, flops) = (bytes as f64 / seconds.median, operations / seconds.median);
-        Measurement {
+        let seconds = self.time(|| self.multiply(matrices, &x, &config), matrices.len());
+        let work = Work {
             names: shape.names.clone(),
             rows: shape.rows,
             cols: shape.cols,
-            format: shape.format,
+            format: shape.format.to_string(),
+            depth: None,
+            tokens,
+            bytes,
+            operations,
+        };
+        self.measurement(work, seconds)
+    }
+
+    /// How long each of `count` parts of `f` takes, with what it reads in memory.
+    fn time(&self, mut f: impl FnMut(), count: usize) -> Spread {
+        let times = (0..self.repeat).map(|_| {
+            self.evict();
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64() / count as f64
+        });
+        Spread::of(times.collect())
+    }
+
+    fn measurement(&self, work: Work, seconds: Spread) -> Measurement {
+        let (bytes_per_second, flops) =
+            (work.bytes as f64 / seconds.median, work.operations / seconds.median);
+        Measurement {
+            names: work.names,
+            rows: work.rows,
+            cols: work.cols,
+            format: work.format,
+            depth: work.depth,
             kernels: self.device.kernels().isa().to_string(),
             threads: self.device.threads(),
-            tokens,
+            tokens: work.tokens,
             seconds,
             bytes_per_second,
             bytes_share: bytes_per_second / self.ceilings.read,
@@ -180,6 +231,7 @@ impl Report {
             "format",
             "rows",
             "columns",
+            "depth",
             "kernels",
             "threads",
             "tokens",
@@ -195,9 +247,10 @@ impl Report {
             let micros = |seconds: f64| digits(seconds * 1e6);
             table.row(vec![
                 short(&found.names),
-                found.format.to_string(),
+                found.format.clone(),
                 found.rows.to_string(),
                 found.cols.to_string(),
+                found.depth.map_or_else(String::new, |depth| depth.to_string()),
                 found.kernels.clone(),
                 found.threads.to_string(),
                 found.tokens.to_string(),

@@ -1,0 +1,117 @@
+//! Attention of one layer: absorbed for a step of so many sequences, expanded for a chunk of so many tokens.
+
+use super::{Bench, DECODE_ROWS, Measurement, Work};
+use crate::session::PAGE_SIZE;
+use anyhow::Result;
+use dsv3_deepseek::{HfConfig, Mla, ModelWeights, counts::AttentionCount};
+use dsv3_mesh::Layout;
+use dsv3_runtime::{
+    Capacity, DecodeStep, Module, PageId, Tensor, Weight,
+    ops::{self, AttentionConfig, CacheFormat, LatentCache},
+};
+use std::hint::black_box;
+
+/// What is attended to, and by whom.
+pub(super) struct Attention<'a> {
+    config: AttentionConfig,
+    count: AttentionCount,
+    wkv_b: &'a Weight,
+    format: CacheFormat,
+    position_bytes: u64,
+    cache: LatentCache,
+    /// Those of each sequence.
+    pages: Vec<Vec<PageId>>,
+    /// Positions of a sequence before its tokens.
+    depth: usize,
+    /// One of each sequence, or the chunk of one.
+    tokens: usize,
+}
+
+impl<'a> Attention<'a> {
+    /// Of the model's first layer; `sizes` are the depth and the tokens, more than [`DECODE_ROWS`] of them a chunk.
+    pub(super) fn new(
+        hf: &HfConfig,
+        weights: &'a ModelWeights<Weight>,
+        format: CacheFormat,
+        sizes: [u32; 2],
+    ) -> Result<Self> {
+        let [depth, tokens] = sizes.map(|size| size as usize);
+        let config = Mla::decode_model_config(hf, Layout::SINGLE)?.attention;
+        let dense = weights.mlp_decoder_block.iter().map(|block| &block.mla);
+        let mut layers = dense.chain(weights.moe_decoder_block.iter().map(|block| &block.mla));
+        let wkv_b = &layers.next().expect("a model has a layer").wkv_b;
+        let (sequences, own) = if tokens > DECODE_ROWS { (1, tokens) } else { (tokens, 1) };
+        let of_each = (depth + own).div_ceil(PAGE_SIZE);
+        let capacity =
+            Capacity { max_context: depth + own, page_size: PAGE_SIZE, pages: sequences * of_each };
+        let mut cache = LatentCache::new(&capacity, hf.attention.latent_shape(), format)?;
+        let all: Vec<PageId> = (0..).take(capacity.pages).map(PageId).collect();
+        let pages: Vec<Vec<PageId>> = all.chunks(of_each).map(<[PageId]>::to_vec).collect();
+        let features = hf.attention.latent_dim();
+        let latents = values(depth + own, features);
+        for pages in &pages {
+            ops::paged_fill_cache(&mut cache, &latents, 0, pages, &ops::PagedCacheConfig { features })?;
+        }
+        let count = AttentionCount::of(&hf.attention);
+        let position_bytes = LatentCache::bytes_per_token(hf.attention.latent_shape(), format) as u64;
+        Ok(Self { config, count, wkv_b, format, position_bytes, cache, pages, depth, tokens })
+    }
+
+    fn is_chunk(&self) -> bool {
+        self.tokens > DECODE_ROWS
+    }
+
+    fn work(&self) -> Work {
+        let (depth, tokens) = (self.depth as u64, self.tokens as u64);
+        let (name, positions, flops, weight_bytes) = if self.is_chunk() {
+            let flops = (tokens * depth + tokens * (tokens + 1) / 2) * self.count.expanded
+                + (depth + tokens) * self.count.expansion;
+            ("expanded", depth + tokens, flops, self.wkv_b.bytes())
+        } else {
+            ("absorbed", tokens * (depth + 1), tokens * (depth + 1) * self.count.absorbed, 0)
+        };
+        Work {
+            names: vec![format!("attention, {name}")],
+            rows: self.config.heads,
+            cols: self.count.cached as usize,
+            format: self.format.to_string(),
+            depth: Some(self.depth),
+            tokens: self.tokens,
+            bytes: positions * self.position_bytes + weight_bytes,
+            operations: flops as f64,
+        }
+    }
+}
+
+impl Bench {
+    /// Attends once a measurement.
+    pub(super) fn attend(&self, attention: &Attention<'_>) -> Result<Measurement> {
+        let Attention { config, cache, pages, depth, tokens, .. } = attention;
+        let width = if attention.is_chunk() {
+            config.qk_nope_head_dim + config.qk_rope_head_dim
+        } else {
+            config.kv_lora_rank + config.qk_rope_head_dim
+        };
+        let queries = values(*tokens, config.heads * width);
+        let positions = vec![*depth; *tokens];
+        let tables: Vec<&[PageId]> = pages.iter().map(Vec::as_slice).collect();
+        let run = || {
+            if attention.is_chunk() {
+                let queries = ops::Queries { values: &queries, start: *depth, any_chunk: false };
+                let expansion = ops::Expansion { wkv_b: attention.wkv_b };
+                ops::paged_attention_prefill(queries, expansion, cache, tables[0], config, &self.device)
+            } else {
+                let step = DecodeStep::new(&positions, &tables);
+                ops::paged_attention_decode(&queries, cache, &step, config, &self.device)
+            }
+        };
+        run()?; // that it can, and what is not in the page cache comes now
+        let seconds = self.time(|| drop(black_box(run())), 1);
+        Ok(self.measurement(attention.work(), seconds))
+    }
+}
+
+/// Some values of either sign, none large.
+fn values(rows: usize, cols: usize) -> Tensor {
+    Tensor::from_vec(rows, cols, (0..rows * cols).map(|index| (index % 17) as f32 / 8.0 - 1.0).collect())
+}
