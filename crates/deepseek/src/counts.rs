@@ -6,7 +6,10 @@ use crate::{
     hf::{AttentionShape, HfConfig},
 };
 use dsv3_mesh::Layout;
-use dsv3_runtime::{Format, Module, Prefix, WeightTree};
+use dsv3_runtime::{
+    Format, Module, Prefix, WeightTree,
+    ops::{CacheFormat, LatentCache},
+};
 
 /// Matrices of one name: those of all layers and experts, which have one shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,9 +144,10 @@ pub fn chunk_flops(hf: &HfConfig, start: usize, tokens: usize, logit_rows: usize
     matrices + hf.num_hidden_layers as u64 * AttentionCount::of(&hf.attention).flops(start, tokens)
 }
 
-/// Values that all layers' caches hold of `positions` tokens.
-pub fn cached_values(hf: &HfConfig, positions: usize) -> u64 {
-    positions as u64 * hf.num_hidden_layers as u64 * AttentionCount::of(&hf.attention).cached
+/// Bytes that the caches of all layers hold of `positions` tokens, but for the MTP layer's.
+pub fn cached_bytes(hf: &HfConfig, positions: usize, format: CacheFormat) -> u64 {
+    let per_token = LatentCache::bytes_per_token(hf.attention.latent_shape(), format) as u64;
+    (positions as u64).saturating_mul(hf.num_hidden_layers as u64).saturating_mul(per_token)
 }
 
 /// How many of a layer's routed experts `tokens` visit together, where each chooses at random. Tokens of real texts
@@ -249,7 +253,8 @@ mod tests {
         assert_eq!(chunk_flops(&hf, 0, 1, 1), 2 * (layers + head) + 3 * 576);
         assert_eq!(chunk_flops(&hf, 100, 1, 1), 2 * (layers + head) + 3 * 101 * 832);
         assert_eq!(chunk_flops(&hf, 0, 3, 1), 2 * (3 * layers + head) + 3 * 6 * 576);
-        assert_eq!(cached_values(&hf, 10), 10 * 3 * 56);
+        assert_eq!(cached_bytes(&hf, 10, CacheFormat::F32), 10 * 3 * 56 * 4);
+        assert_eq!(cached_bytes(&hf, 10, CacheFormat::Bf16), 10 * 3 * 57 * 2);
     }
 
     #[test]

@@ -194,7 +194,7 @@ impl Module for Mla {
         let form = match order {
             Order::Many => ops::PrefillForm::Expanded,
             Order::Few => ops::PrefillForm::Absorbed,
-            Order::Fastest => ops::prefill_form(x.rows(), step.start, shape),
+            Order::Fastest => ops::prefill_form(x.rows(), step.start, cache.format(), shape),
         };
         let heads = match form {
             ops::PrefillForm::Absorbed => {

@@ -3,8 +3,9 @@
 //! Values of a row share their bits: the upper half of each is its own, the lower half is the upper half of the value before.
 //! So the f32 that begins two bytes after another *is* the next value, and a kernel that reads f32 reads these, too, at steps
 //! of two bytes instead of four. Each value is rounded to the nearest that can follow the one before it, as that was before it
-//! was rounded itself, so that none waits for another: it is off by half of its upper half's last place, as in bf16, and a 512th
-//! of it at most; by two thirds just below a power of two, where the next is above it; and zero becomes 2^-125 at most.
+//! was rounded itself, so that none waits for another: it is off by half of its upper half's last place, as in bf16, and a
+//! 1024th of it at most; by two thirds just below a power of two, where the next is above it. What is less than 2^-64
+//! becomes that, zero included; what is not finite becomes NaN; and the largest finite values may lose a whole place.
 
 use crate::MatrixRef;
 use crate::view::f32_bytes;
@@ -15,10 +16,13 @@ const HALF: usize = 2;
 /// The bits of a value but for its sign.
 const MAGNITUDE: u32 = u32::MAX >> 1;
 
-/// The upper half of the smallest normal value.
-const SMALLEST_NORMAL: u32 = f32::MIN_POSITIVE.to_bits() >> 16;
+/// The upper half of the smallest value, 2^-64: nothing beside any latent, and times a weight still no subnormal value, which
+/// are slow to compute with.
+const SMALLEST: u32 = (127 - 64) << 7;
 /// That of NaN, whatever the lower half is.
 const NAN: u32 = 0x7fc0;
+/// That of a sign.
+const SIGN: u32 = 1 << 15;
 
 /// Bytes of a row of `cols` values that share halves: a half before the first.
 pub const fn halves_bytes(cols: usize) -> usize {
@@ -39,7 +43,8 @@ pub fn store_halves(values: &[f32], out: &mut [u8]) {
     let mut before = 0;
     for (out, value) in rest.as_chunks_mut().0.iter_mut().zip(values) {
         *out = half_after(before, *value).to_le_bytes();
-        before = value.to_bits() >> 16;
+        let upper = value.to_bits() >> 16;
+        before = upper & SIGN | (upper & !SIGN).max(SMALLEST);
     }
 }
 
@@ -52,10 +57,24 @@ fn half_after(lower: u32, value: f32) -> u16 {
     let [below, above] = [upper, upper + 1].map(|upper| f32::from_bits(upper << 16 | lower));
     // Nothing is above the largest finite value: what would be is not less than anything.
     let upper = if above - value.abs() < value.abs() - below { upper + 1 } else { upper };
-    // Behind anything but zero there is no zero, and subnormal values are slow to read. An infinity would need a lower half
-    // of zero.
-    let upper = if value.is_finite() { upper.max(SMALLEST_NORMAL) } else { NAN };
+    // Behind anything but zero there is no zero, and an infinity would need a lower half of zero.
+    let upper = if value.is_finite() { upper.max(SMALLEST) } else { NAN };
     (sign >> 16 | upper) as u16
+}
+
+/// Reads a row that shares halves.
+///
+/// # Shapes
+/// `bytes` `[halves_bytes(out.len())]`.
+///
+/// # Panics
+/// If `bytes` has another length.
+pub fn read_halves(bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(bytes.len(), halves_bytes(out.len()), "bytes of {} values", out.len());
+    for (out, halves) in out.iter_mut().zip(bytes.as_chunks::<HALF>().0.windows(2)) {
+        let [lower, upper] = [halves[0], halves[1]].map(|half| u32::from(u16::from_le_bytes(half)));
+        *out = f32::from_bits(upper << 16 | lower);
+    }
 }
 
 /// Rows of f32 that begin four bytes apart, or two, where they share halves.
@@ -120,14 +139,24 @@ impl<'a> KeyRows<'a> {
     /// The bytes of a row's values from `column` on.
     #[inline]
     pub(crate) fn row(&self, row: usize, column: usize) -> &'a [u8] {
-        assert!(row < self.rows && column <= self.cols, "row {row}, column {column} of {self:?}");
+        assert!(
+            row < self.rows && column <= self.cols,
+            "row {row}, column {column} of {} x {}",
+            self.rows,
+            self.cols
+        );
         let values = self.cols - column;
         let bytes = if values == 0 { 0 } else { (values - 1) * self.step() + size_of::<f32>() };
         &self.bytes[row * self.stride + column * self.step()..][..bytes]
     }
 
-    /// Where `column` of the first row begins; all rows have its value, [`stride`](Self::stride) bytes apart.
-    pub(crate) fn start(&self, column: usize) -> *const u8 {
+    /// Where `column` of the first row begins. From there on all rows can be read to their last columns: they begin
+    /// [`stride`](Self::stride) bytes apart, their values `APART`.
+    ///
+    /// # Panics
+    /// If values begin another number of bytes apart, or there is no such column.
+    pub(crate) fn start<const APART: usize>(&self, column: usize) -> *const u8 {
+        assert_eq!(self.step(), APART, "bytes from a value to the next");
         let end =
             self.rows.checked_sub(1).map_or(0, |last| last * self.stride + self.row(last, column).len());
         self.bytes[..end].as_ptr().wrapping_add(column * self.step())
@@ -139,26 +168,6 @@ impl<'a> KeyRows<'a> {
             .windows(size_of::<f32>())
             .step_by(self.step())
             .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("a window is as long as an f32")))
-    }
-
-    /// Writes the values of a row from `column` on, as many as `out` holds.
-    ///
-    /// # Panics
-    /// If there are fewer.
-    pub fn read(&self, row: usize, column: usize, out: &mut [f32]) {
-        assert!(out.len() <= self.cols.saturating_sub(column), "{} values of {self:?}", out.len());
-        let bytes = self.row(row, column);
-        if self.shares_halves {
-            let halves = bytes.as_chunks::<HALF>().0;
-            for (out, halves) in out.iter_mut().zip(halves.windows(2)) {
-                let [lower, upper] = [halves[0], halves[1]].map(|half| u32::from(u16::from_le_bytes(half)));
-                *out = f32::from_bits(upper << 16 | lower);
-            }
-        } else {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                *out = f32::from_le_bytes(*bytes);
-            }
-        }
     }
 
     /// Some of the rows.
@@ -201,12 +210,14 @@ mod tests {
                 if value.is_finite() {
                     let step = f64::from(f32::from_bits(value.to_bits() & 0x7f80_0000)) / 128.0;
                     let largest = f64::from(f32::from_bits(0x7f7f_0000));
+                    // Zero becomes 2^-64 and its lower half.
+                    let smallest = f64::from(f32::from_bits((SMALLEST << 16) + 0xffff));
                     let error = (f64::from(got) - f64::from(value)).abs();
                     // Just below a power of two the next value is above it, where steps are twice as long. Above the
                     // largest that can be stored there is nothing.
                     let below_power = value.to_bits() & 0x007f_0000 == 0x007f_0000;
                     let step = if below_power { step * 4.0 / 3.0 } else { step };
-                    let bound = (step * (0.5 + 2f64.powi(-9))).max(f64::from(value).abs() - largest).max(2f64.powi(-125));
+                    let bound = (step * (0.5 + 2f64.powi(-10))).max(f64::from(value).abs() - largest).max(smallest);
                     prop_assert!(error <= bound, "{got} for {value}: {error} > {bound}");
                     prop_assert!(got.is_normal(), "{got} for {value}");
                 } else {
@@ -231,12 +242,10 @@ mod tests {
         );
         let last: Vec<f32> = rows.row_range(1..3).first_columns(1).values(1).collect();
         assert_eq!(last, all[4..5]);
-        let mut read = [0.0];
-        rows.read(2, 1, &mut read);
-        assert_eq!(read, all[5..]);
+        let mut read = [0.0; 2];
+        read_halves(&bytes[2 * halves_bytes(2)..], &mut read);
+        assert_eq!(read, all[4..]);
         let same = MatrixRef::strided(&all, 3, 1, 2);
         assert_eq!(KeyRows::f32(same).values(2).collect::<Vec<_>>(), last);
-        KeyRows::f32(same).read(1, 0, &mut read);
-        assert_eq!(read, all[2..3]);
     }
 }

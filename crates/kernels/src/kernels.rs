@@ -443,6 +443,7 @@ impl Kernels {
     /// If the shapes disagree.
     pub fn attend(&self, block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
         assert_eq!(block.keys.rows(), block.values.rows(), "a value for each key");
+        assert_eq!(block.keys.shares_halves(), block.values.shares_halves(), "keys and values stored alike");
         assert_eq!(block.keys.cols(), queries.features.len(), "features of keys and queries");
         assert_eq!(block.values.cols(), state.sums.len(), "a sum for each feature of the values");
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.

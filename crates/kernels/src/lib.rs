@@ -11,10 +11,11 @@
 //! starts as `..SCALAR` or `..AVX2`, replaces what it does better, and is tested from the moment it is registered.
 //!
 //! Weights are [`MatrixView`]s in one of the [`Format`]s and are turned to f32 in registers or in a buffer on the stack;
-//! activations are f32 ([`MatrixRef`], [`MatrixMut`]), or, for products in integers, quantised first ([`IntegerMatrix`]).
+//! activations are f32 ([`MatrixRef`], [`MatrixMut`]), or, for products in integers, quantised first ([`IntegerMatrix`]). Keys
+//! and values of attention are [`KeyRows`]: f32, or f32 in half of its memory.
 
 #[cfg(target_endian = "big")]
-compile_error!("weights are read in place, and checkpoints are little-endian");
+compile_error!("weights and cached keys are read in place, and both are little-endian");
 
 mod activation;
 mod activations;
@@ -49,7 +50,7 @@ pub use activations::{MatrixMut, MatrixRef};
 pub use attention::{AttentionState, KeyValues, Queries};
 pub use block_float::{BLOCK_FLOATS, BlockElement, BlockRounding};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
-pub use halves::{KeyRows, halves_bytes, store_halves};
+pub use halves::{KeyRows, halves_bytes, read_halves, store_halves};
 pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef};
 pub use isa::Isa;
 pub use kernels::{Kernels, Order, QUANTIZE_LIMIT};

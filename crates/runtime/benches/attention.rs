@@ -83,7 +83,7 @@ fn prefill(criterion: &mut Criterion) {
     for (tokens, start) in
         [(16, 512), (96, 512), (128, 512), (192, 512), (96, 4096), (128, 4096), (192, 4096)]
     {
-        let form = ops::prefill_form(tokens, start, &CONFIG);
+        let form = ops::prefill_form(tokens, start, ops::CacheFormat::Bf16, &CONFIG);
         let mut group = criterion.benchmark_group(format!("{tokens} tokens at {start}, taken {form:?}"));
         group.sample_size(10);
         let queries = values(tokens, CONFIG.heads * (CONFIG.qk_nope_head_dim + CONFIG.qk_rope_head_dim));

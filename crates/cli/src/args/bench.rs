@@ -1,6 +1,6 @@
 //! `dsv3 bench` and what stands behind it.
 
-use super::{DeviceArgs, LoadArgs, MeshArgs, ModelArgs, PrecisionArgs};
+use super::{CacheArg, DeviceArgs, LoadArgs, MeshArgs, ModelArgs, PrecisionArgs};
 use clap::{Args, Subcommand};
 use dsv3_runtime::Format;
 use std::path::PathBuf;
@@ -65,7 +65,9 @@ pub(crate) struct BenchKernelsArgs {
     )]
     pub(crate) rows: Vec<u32>,
     /// Positions that are cached before the tokens whose attention is measured
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(..=163_840))]
+    ///
+    /// A chunk is measured expanded, and few tokens absorbed, whichever the model would choose at that depth.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(..=32_768))]
     pub(crate) depth: u32,
     /// Measure each N times; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -152,9 +154,9 @@ pub(crate) struct BenchCountArgs {
     /// Multiply-add rate of the machine in GFLOP/s
     #[arg(long, value_name = "X", default_value_t = 204.0, value_parser = rate)]
     pub(crate) flops: f64,
-    /// Bytes of a cached value: 4 in f32, 2 in bf16
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
-    pub(crate) cache_value: u8,
+    /// How the cache is stored
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "bf16")]
+    pub(crate) kv_cache: CacheArg,
     /// Write JSON instead of tables
     #[arg(long)]
     pub(crate) json: bool,

@@ -25,9 +25,9 @@ pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: Attent
     }
 }
 
-/// As [`attend`], to values that begin `STEP` bytes apart.
+/// As [`attend`], to values that begin `APART` bytes apart.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn attend_to<const STEP: usize>(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
+fn attend_to<const APART: usize>(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let AttentionState { max, sum, sums } = state;
     let mut scores = [Lanes::ZERO; KEYS];
     let keys = block.keys.rows();
@@ -35,13 +35,13 @@ fn attend_to<const STEP: usize>(block: &KeyValues<'_>, queries: &Queries<'_>, st
     for first in (0..keys).step_by(KEYS) {
         let part = first..keys.min(first + KEYS);
         let scores = &mut scores[..part.len()];
-        products::<STEP>(block.keys.row_range(part.clone()), queries.features, scores);
+        products::<APART>(block.keys.row_range(part.clone()), queries.features, scores);
         let visible = queries.visible.map(|visible| visible.saturating_sub(first));
         if visible.iter().any(|&visible| visible < scores.len()) {
             mask(scores, visible);
         }
         let shrink = softmax(scores, max, sum);
-        weighted_sums::<STEP>(block.values.row_range(part), scores, shrink, sums, &mut ahead);
+        weighted_sums::<APART>(block.values.row_range(part), scores, shrink, sums, &mut ahead);
     }
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_
 
 /// `sums[c][lane] = sums[c][lane] * shrink[lane] + sum over k of values[k, c] * weights[k][lane]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn weighted_sums<const STEP: usize>(
+fn weighted_sums<const APART: usize>(
     values: KeyRows<'_>,
     weights: &[Lanes],
     shrink: Pair,
@@ -110,12 +110,12 @@ fn weighted_sums<const STEP: usize>(
         let (first, end) = (values.cols() * tile / tiles, values.cols() * (tile + 1) / tiles);
         let sums = &mut sums[first..end];
         match end - first {
-            1 => columns_tile::<STEP, 1>(values, first, weights, shrink, sums, *ahead),
-            2 => columns_tile::<STEP, 2>(values, first, weights, shrink, sums, *ahead),
-            3 => columns_tile::<STEP, 3>(values, first, weights, shrink, sums, *ahead),
-            4 => columns_tile::<STEP, 4>(values, first, weights, shrink, sums, *ahead),
-            5 => columns_tile::<STEP, 5>(values, first, weights, shrink, sums, *ahead),
-            _ => columns_tile::<STEP, TILE>(values, first, weights, shrink, sums, *ahead),
+            1 => columns_tile::<APART, 1>(values, first, weights, shrink, sums, *ahead),
+            2 => columns_tile::<APART, 2>(values, first, weights, shrink, sums, *ahead),
+            3 => columns_tile::<APART, 3>(values, first, weights, shrink, sums, *ahead),
+            4 => columns_tile::<APART, 4>(values, first, weights, shrink, sums, *ahead),
+            5 => columns_tile::<APART, 5>(values, first, weights, shrink, sums, *ahead),
+            _ => columns_tile::<APART, TILE>(values, first, weights, shrink, sums, *ahead),
         }
         ahead.next += weights.len() / AHEAD_KEYS;
     }
@@ -124,7 +124,7 @@ fn weighted_sums<const STEP: usize>(
 /// As [`weighted_sums`], of `R` columns of the values from `first` on.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn columns_tile<const STEP: usize, const R: usize>(
+fn columns_tile<const APART: usize, const R: usize>(
     values: KeyRows<'_>,
     first: usize,
     weights: &[Lanes],
@@ -133,13 +133,14 @@ fn columns_tile<const STEP: usize, const R: usize>(
     ahead: Ahead,
 ) {
     assert!(weights.len() == values.rows() && first + R <= values.cols(), "columns of values");
-    let (values, stride) = (values.start(first), values.stride());
+    let (values, stride) = (values.start::<APART>(first), values.stride());
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     let mut add_key = |k: usize, weights: &Lanes| {
         let weights = load(weights);
         for r in 0..R {
-            // SAFETY: row `k` of the values has columns `first..first + R`; the load needs no alignment.
-            let value = unsafe { values.add(k * stride + r * STEP).cast::<f32>().read_unaligned() };
+            // SAFETY: `start` gave the first of rows that are whole and whose values begin `APART` bytes apart; there is a row
+            // `k`, and a column `first + r`, as asserted above. The load needs no alignment.
+            let value = unsafe { values.add(k * stride + r * APART).cast::<f32>().read_unaligned() };
             let value = _mm256_set1_ps(value);
             sums[r] = multiply_add(value, weights, sums[r]);
         }

@@ -119,9 +119,9 @@ pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>
     }
 }
 
-/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`, of values that begin `STEP` bytes apart.
+/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`, of values that begin `APART` bytes apart.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn products<const STEP: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mut [Lanes]) {
+pub(crate) fn products<const APART: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mut [Lanes]) {
     assert_eq!(
         (x.rows(), x.cols()),
         (out.len(), w.len()),
@@ -137,12 +137,12 @@ pub(crate) fn products<const STEP: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mut
             let (first, end) = (x.rows() * tile / tiles, x.rows() * (tile + 1) / tiles);
             let out = &mut out[first..end];
             match end - first {
-                1 => rows_tile::<STEP, 1>(x, first, features.start, w, out),
-                2 => rows_tile::<STEP, 2>(x, first, features.start, w, out),
-                3 => rows_tile::<STEP, 3>(x, first, features.start, w, out),
-                4 => rows_tile::<STEP, 4>(x, first, features.start, w, out),
-                5 => rows_tile::<STEP, 5>(x, first, features.start, w, out),
-                _ => rows_tile::<STEP, TILE>(x, first, features.start, w, out),
+                1 => rows_tile::<APART, 1>(x, first, features.start, w, out),
+                2 => rows_tile::<APART, 2>(x, first, features.start, w, out),
+                3 => rows_tile::<APART, 3>(x, first, features.start, w, out),
+                4 => rows_tile::<APART, 4>(x, first, features.start, w, out),
+                5 => rows_tile::<APART, 5>(x, first, features.start, w, out),
+                _ => rows_tile::<APART, TILE>(x, first, features.start, w, out),
             }
         }
     }
@@ -151,14 +151,14 @@ pub(crate) fn products<const STEP: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mut
 /// Adds the products of `R` rows of x from `row` on, columns `column..column + w.len()`, to `out`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn rows_tile<const STEP: usize, const R: usize>(
+fn rows_tile<const APART: usize, const R: usize>(
     x: KeyRows<'_>,
     row: usize,
     column: usize,
     w: &[Lanes],
     out: &mut [Lanes],
 ) {
-    add_tile::<STEP, R, 2>(from_fn(|r| x.row(row + r, column)), w, None, out);
+    add_tile::<APART, R, 2>(from_fn(|r| x.row(row + r, column)), w, None, out);
 }
 
 /// Rows that are read later, whose parts are asked for from memory a little at a time. They need not be mapped: a prefetch
@@ -201,18 +201,18 @@ impl RowsAhead {
     }
 }
 
-/// `out[r][lane] += sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes, of values that begin `S` bytes
-/// apart. With each [`STEP`] lines it asks for a step of as many rows `ahead`.
+/// `out[r][lane] += sum over c of rows[r][c] * w[c][lane]` for the first `V` vectors of lanes, of values that begin `APART`
+/// bytes apart. With each [`STEP`] lines it asks for a step of as many rows `ahead`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(crate) fn add_tile<const S: usize, const R: usize, const V: usize>(
+pub(crate) fn add_tile<const APART: usize, const R: usize, const V: usize>(
     rows: [&[u8]; R],
     w: &[Lanes],
     ahead: Option<RowsAhead>,
     out: &mut [Lanes],
 ) {
     for r in 0..R {
-        assert!(rows[r].len() + S >= w.len() * S + size_of::<f32>(), "a value for each line");
+        assert!(rows[r].len() + APART >= w.len() * APART + size_of::<f32>(), "a value for each line");
     }
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for (step, lines) in w.chunks(STEP).enumerate() {
@@ -222,9 +222,9 @@ pub(crate) fn add_tile<const S: usize, const R: usize, const V: usize>(
         for (c, line) in lines.iter().enumerate() {
             let line = load(line);
             for r in 0..R {
-                // SAFETY: a line is one of `w`, of which each row has as many values; the load needs no alignment.
+                // SAFETY: a line is one of `w`, and each row has a value for each, as asserted above; the load needs no alignment.
                 let value =
-                    unsafe { rows[r].as_ptr().add((step * STEP + c) * S).cast::<f32>().read_unaligned() };
+                    unsafe { rows[r].as_ptr().add((step * STEP + c) * APART).cast::<f32>().read_unaligned() };
                 let value = _mm256_set1_ps(value);
                 for v in 0..V {
                     sums[r][v] = _mm256_fmadd_ps(value, line[v], sums[r][v]);

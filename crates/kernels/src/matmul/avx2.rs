@@ -123,6 +123,7 @@ fn stream_q8_0_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match x.rows() {
         0 => (),
         1 => stream_q8_0::matmul_add::<1, 1>(w, x, out),
+        // Not four: from memory more streams are half as fast.
         2 => stream_q8_0::matmul_add::<2, 2>(w, x, out),
         3 => stream_q8_0::matmul_add::<2, 3>(w, x, out),
         STREAMED => stream_q8_0::matmul_add::<2, STREAMED>(w, x, out),

@@ -7,7 +7,7 @@ use dsv3_deepseek::{
     HfConfig,
     counts::{self, AttentionCount, MatrixCount},
 };
-use dsv3_runtime::Format;
+use dsv3_runtime::{Format, ops::LatentCache};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -93,7 +93,8 @@ impl Count {
                 absorbed_flops: attention.absorbed,
                 expanded_flops: attention.expanded,
                 expansion_flops: attention.expansion,
-                cached_bytes: attention.cached * u64::from(args.cache_value),
+                cached_bytes: LatentCache::bytes_per_token(hf.attention.latent_shape(), args.kv_cache.into())
+                    as u64,
             },
             token_bytes: by_format(&|format| counts::step_bytes_in(hf, format, 1)),
             steps: decode.chain(prefill).collect(),
@@ -168,7 +169,7 @@ impl Step {
     fn new(hf: &HfConfig, args: &BenchCountArgs, depth: usize, tokens: usize) -> Self {
         let flops = counts::chunk_flops(hf, depth, tokens, 1);
         let attention = AttentionCount::of(&hf.attention).flops(depth, tokens);
-        let cache_bytes = counts::cached_values(hf, depth + tokens) * u64::from(args.cache_value);
+        let cache_bytes = counts::cached_bytes(hf, depth + tokens, args.kv_cache.into());
         let flops_ms = flops as f64 / args.flops / 1e6;
         let bytes_ms: BTreeMap<_, _> = args
             .formats

@@ -10,7 +10,7 @@ use crate::{
     progress::{Progress, Unit},
 };
 use anyhow::Result;
-use attention::Attention;
+use attention::{Attention, Lengths};
 use dsv3_deepseek::ModelWeights;
 use dsv3_runtime::{
     Device, Format, Mode, Tensor, Weight, WeightTree,
@@ -52,7 +52,8 @@ pub(super) fn run(args: &BenchKernelsArgs) -> Result<()> {
         }
         for format in CacheFormat::ALL {
             for &rows in &args.rows {
-                let attention = Attention::new(&model.hf, &weights, format, [args.depth, rows])?;
+                let lengths = Lengths { depth: args.depth as usize, tokens: rows as usize };
+                let attention = Attention::new(&model.hf, &weights, format, lengths)?;
                 report.kernels.push(bench.attend(&attention)?);
                 progress.update(report.kernels.len() as u64, total);
             }
@@ -82,21 +83,11 @@ struct Shape {
 /// One line.
 #[derive(Serialize)]
 struct Measurement {
-    names: Vec<String>,
-    /// Of attention, its heads.
-    rows: usize,
-    /// Of attention, features of a position.
-    cols: usize,
-    /// Of attention, the cache's.
-    format: String,
-    /// Of attention, the positions that are cached before the tokens.
-    depth: Option<usize>,
+    #[serde(flatten)]
+    work: Work,
     /// The instruction set.
     kernels: String,
     threads: usize,
-    /// Rows of activations.
-    tokens: usize,
-    /// Of one product, or of attention in one layer.
     seconds: Spread,
     bytes_per_second: f64,
     /// Of the bandwidth.
@@ -106,13 +97,19 @@ struct Measurement {
     flops_share: f64,
 }
 
-/// What one line is about.
+/// What a line is about: one product, or attention in one layer.
+#[derive(Serialize)]
 struct Work {
     names: Vec<String>,
+    /// Of attention, its heads.
     rows: usize,
+    /// Of attention, features of a position.
     cols: usize,
+    /// Of attention, the cache's.
     format: String,
+    /// Of attention, the positions that are cached before the tokens.
     depth: Option<usize>,
+    /// Rows of activations.
     tokens: usize,
     /// What is read.
     bytes: u64,
@@ -156,8 +153,7 @@ impl Bench {
     fn measure(&self, shape: &Shape, tokens: usize) -> Measurement {
         let mode = if tokens > DECODE_ROWS { Mode::Prefill } else { Mode::Decode };
         let config = LinearConfig::new(mode, shape.cols, shape.rows);
-        let values = (0..tokens * shape.cols).map(|index| (index % 17) as f32 / 8.0 - 1.0).collect();
-        let x = Tensor::from_vec(tokens, shape.cols, values);
+        let x = values(tokens, shape.cols);
         let bytes = shape.matrices[0].bytes();
         let operations = 2.0 * (tokens * shape.rows * shape.cols) as f64;
         let count = MEASURED_BYTES.div_ceil(bytes).min((MEASURED_OPERATIONS / operations) as u64);
@@ -192,14 +188,9 @@ impl Bench {
         let (bytes_per_second, flops) =
             (work.bytes as f64 / seconds.median, work.operations / seconds.median);
         Measurement {
-            names: work.names,
-            rows: work.rows,
-            cols: work.cols,
-            format: work.format,
-            depth: work.depth,
+            work,
             kernels: self.device.kernels().isa().to_string(),
             threads: self.device.threads(),
-            tokens: work.tokens,
             seconds,
             bytes_per_second,
             bytes_share: bytes_per_second / self.ceilings.read,
@@ -246,14 +237,14 @@ impl Report {
         for found in &self.kernels {
             let micros = |seconds: f64| digits(seconds * 1e6);
             table.row(vec![
-                short(&found.names),
-                found.format.clone(),
-                found.rows.to_string(),
-                found.cols.to_string(),
-                found.depth.map_or_else(String::new, |depth| depth.to_string()),
+                short(&found.work.names),
+                found.work.format.clone(),
+                found.work.rows.to_string(),
+                found.work.cols.to_string(),
+                found.work.depth.map_or_else(String::new, |depth| depth.to_string()),
                 found.kernels.clone(),
                 found.threads.to_string(),
-                found.tokens.to_string(),
+                found.work.tokens.to_string(),
                 micros(found.seconds.median),
                 micros(found.seconds.min),
                 micros(found.seconds.max),
@@ -265,6 +256,11 @@ impl Report {
         }
         table
     }
+}
+
+/// Activations: some values of either sign, none large.
+fn values(rows: usize, cols: usize) -> Tensor {
+    Tensor::from_vec(rows, cols, (0..rows * cols).map(|index| (index % 17) as f32 / 8.0 - 1.0).collect())
 }
 
 /// The last two parts of each name: `mla.wq_a`, `experts.w1, experts.w3`. Both kinds of blocks have them.

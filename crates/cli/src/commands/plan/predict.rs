@@ -6,11 +6,11 @@ use super::{
 };
 use crate::{
     operator_configs::OperatorConfigs,
-    session::{PAGE_SIZE, PREFILL_CHUNK, cached_bytes},
+    session::{PAGE_SIZE, PREFILL_CHUNK},
 };
 use dsv3_deepseek::{
     HfConfig, ModelConfig, PlannedChunk, PlannedCollective, PlannedStep, StepTime, Work, busiest_share,
-    counts::{chunk_flops, visited_experts},
+    counts::{cached_bytes, chunk_flops, visited_experts},
     planned_collectives, planned_step_bytes_of,
 };
 use dsv3_engine::{decode_message_bytes, prefill_message_bytes};
@@ -197,8 +197,7 @@ impl LaidOut<'_> {
 
     /// Bytes that the layers of the base model have cached of a sequence.
     fn cache_bytes(&self, positions: usize) -> u64 {
-        let hf = HfConfig { mtp_layers: 0, ..self.subject.hf.clone() };
-        cached_bytes(&hf, positions, self.cache)
+        cached_bytes(&self.subject.hf, positions, self.cache)
     }
 
     /// Of a layer.

@@ -12,8 +12,8 @@ use dsv3_kernels::{
 };
 use std::{cmp::Reverse, mem, ops::Range};
 
-/// Positions that are brought into f32 at a time: 150 kB where a position has 576 features, which stay in the second
-/// cache beside a strip's queries and sums (70 kB).
+/// Positions that are attended to at a time: of 576 features 150 kB in f32, which stay in the second cache beside a strip's
+/// queries and sums (70 kB).
 const BLOCK: usize = 64;
 /// Segments of a context, at most: enough for the threads of a processor, few enough that merging them costs nothing.
 const SEGMENTS: usize = 8;
@@ -182,7 +182,7 @@ impl Absorbed<'_> {
             let Task { positions, strips, .. } = task(number);
             Reverse(positions.len() * strips.len())
         });
-        let panel = (BLOCK * self.cache.panel_stride()).div_ceil(LANES);
+        let panel = self.cache.panel(BLOCK).div_ceil(LANES);
         self.device.for_each_with(&tasks, panel, |(number, states), panel| {
             let task = task(number);
             let packed = &packed[(task.token - tokens.start) * self.packed_lines()..];
@@ -221,7 +221,7 @@ impl Absorbed<'_> {
 
     /// # Shapes
     /// `queries` `[strips, features]`, `states` `[strips or more, AttentionState::lines(kv_lora_rank)]`, `panel`
-    /// `[BLOCK, features]`, strided.
+    /// `[cache.panel(BLOCK)]`.
     fn run(&self, task: &Task, queries: &[Lanes], states: &mut [Lanes], panel: &mut [f32]) {
         let (width, rank) = (self.cache.features(), self.config.kv_lora_rank);
         let Context { pages, length } = self.context(task.token);

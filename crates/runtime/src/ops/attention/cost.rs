@@ -1,10 +1,14 @@
 //! Which form of attention a chunk of a prompt takes, by what each would cost.
 //!
-//! In multiply-adds: `cargo bench -p dsv3-runtime --bench attention` measures both forms at the same speed where the cache is
-//! bf16 (on an AMD Zen 2 84 G/s absorbed, 86 expanded, with two threads), but for what has its own constants below.
+//! In multiply-adds: `cargo bench -p dsv3-runtime --bench attention` measures both forms at the same speed where a bf16 cache
+//! is read in place (on an AMD Zen 2 84 G/s absorbed, 86 expanded, with two threads), but for what has constants below.
 
 use super::AttentionConfig;
+use crate::ops::CacheFormat;
 
+/// Multiply-adds a second of absorbed attention to a cache in another format, relative to all others: each token brings the
+/// latents into f32 for itself.
+const ABSORBED_SPEED: f64 = 0.82;
 /// Multiply-adds a second of the products that turn queries and outputs, relative to all others: they unpack `wkv_b` for
 /// few tokens.
 const TURNING_SPEED: f64 = 0.5;
@@ -21,9 +25,15 @@ pub enum PrefillForm {
     Expanded,
 }
 
-/// The cheaper form for a chunk of `tokens` tokens that starts at position `start`.
-pub fn prefill_form(tokens: usize, start: usize, config: &AttentionConfig) -> PrefillForm {
-    if absorbed_cost(tokens, start, config) < expanded_cost(tokens, start, config) {
+/// The cheaper form for a chunk of `tokens` tokens that starts at position `start`, against a cache of that format.
+pub fn prefill_form(
+    tokens: usize,
+    start: usize,
+    cache: CacheFormat,
+    config: &AttentionConfig,
+) -> PrefillForm {
+    let speed = if cache == CacheFormat::Bf16 { 1.0 } else { ABSORBED_SPEED };
+    if absorbed_cost(tokens, start, speed, config) < expanded_cost(tokens, start, config) {
         PrefillForm::Absorbed
     } else {
         PrefillForm::Expanded
@@ -31,10 +41,10 @@ pub fn prefill_form(tokens: usize, start: usize, config: &AttentionConfig) -> Pr
 }
 
 /// Multiply-adds of a head, those that turn weighed by their speed.
-fn absorbed_cost(tokens: usize, start: usize, config: &AttentionConfig) -> f64 {
+fn absorbed_cost(tokens: usize, start: usize, speed: f64, config: &AttentionConfig) -> f64 {
     let turning = tokens * config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim);
     let pair = 2 * config.kv_lora_rank + config.qk_rope_head_dim;
-    turning as f64 / TURNING_SPEED + pairs(tokens, start) * pair as f64
+    turning as f64 / TURNING_SPEED + pairs(tokens, start) * pair as f64 / speed
 }
 
 /// Multiply-adds of a head.
@@ -81,14 +91,19 @@ mod tests {
             (64, 0, Expanded),
         ];
         for (tokens, start, form) in cases {
-            assert_eq!(prefill_form(tokens, start, &CONFIG), form, "{tokens} tokens at {start}");
+            let got = prefill_form(tokens, start, CacheFormat::Bf16, &CONFIG);
+            assert_eq!(got, form, "{tokens} tokens at {start}");
+        }
+        for format in [CacheFormat::F32, CacheFormat::Q8] {
+            assert_eq!(prefill_form(120, 4096, format, &CONFIG), Absorbed, "{format}");
+            assert_eq!(prefill_form(150, 4096, format, &CONFIG), Expanded, "{format}");
         }
     }
 
     #[test]
     fn more_tokens_never_turn_a_chunk_back_to_absorbed() {
         for start in [1, 100, 1000, 100_000] {
-            let forms = (1..1024).map(|tokens| prefill_form(tokens, start, &CONFIG));
+            let forms = (1..1024).map(|tokens| prefill_form(tokens, start, CacheFormat::Bf16, &CONFIG));
             let absorbed = forms.clone().take_while(|form| *form == PrefillForm::Absorbed).count();
             assert!(
                 forms.skip(absorbed).all(|form| form == PrefillForm::Expanded),

@@ -114,6 +114,8 @@ fn users_at_all_depths_are_decoded_as_defined() {
     for (heads, format, page_size) in [
         (3, CacheFormat::F32, 7),
         (16, CacheFormat::Bf16, 64),
+        (16, CacheFormat::Bf16, 30),
+        (16, CacheFormat::Bf16, 100),
         (20, CacheFormat::Q8, 30),
         (40, CacheFormat::F32, 64),
     ] {

@@ -14,9 +14,9 @@ pub enum CacheFormat {
     /// Both as they were computed.
     #[default]
     F32,
-    /// Both rounded to 16 bits, as precise as bf16: half of the memory.
+    /// Both rounded to 16 bits, as precise as bf16 but for what is less than 2^-64 or not finite: half of the memory.
     Bf16,
-    /// The latent in signed bytes, 32 features with one scale, the rotated part in bf16: 59 % of bf16's memory where
+    /// The latent in signed bytes, 32 features with one scale, the rotated part in bf16: 58 % of bf16's memory where
     /// a latent has 512 features and the rotated part 64.
     Q8,
 }
@@ -67,7 +67,7 @@ pub(super) enum Storage {
     Halves,
 }
 
-/// Columns of a page that are stored alike, row after row, so that a page is one matrix or two.
+/// Columns of a page that are stored alike, row after row. A page is one such plane or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plane {
     pub(super) storage: Storage,
@@ -185,8 +185,8 @@ mod tests {
                             Storage::Matrix(Format::F32) => 0.0,
                             // 8 bits of significand, rounded to nearest.
                             Storage::Matrix(Format::Bf16) => value.abs() / 256.0,
-                            // A 256th of that more, and zero becomes one of the smallest normal values.
-                            Storage::Halves => value.abs() / 255.0 + 2.0 * f32::MIN_POSITIVE,
+                            // A little more for the half before it, and zero becomes 2^-64 and a half.
+                            Storage::Halves => value.abs() / 255.0 + 2f32.powi(-64) * (1.0 + 1.0 / 128.0),
                             // Half a step; the scale is rounded by 2^-10, the quotient by f32.
                             _ => largest / 127.0 * (0.5 + 2f32.powi(-10)),
                         };

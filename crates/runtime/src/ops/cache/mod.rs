@@ -4,7 +4,7 @@ mod format;
 mod over_rows;
 
 use crate::{Capacity, Error, PageId, Tensor, zeros_in_large_pages};
-use dsv3_kernels::{Kernels, KeyRows, LANES, MatrixMut, MatrixRef, MatrixView};
+use dsv3_kernels::{Kernels, KeyRows, LANES, MatrixMut, MatrixRef, MatrixView, read_halves};
 use format::{Plane, Storage};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -73,6 +73,11 @@ impl LatentCache {
         self.shape.features()
     }
 
+    /// How it is stored.
+    pub fn format(&self) -> CacheFormat {
+        self.format
+    }
+
     /// Values from a row of a panel to the next, for [`read`](Self::read): room for whole blocks.
     pub(crate) fn panel_stride(&self) -> usize {
         let cols = self.planes.iter().map(|plane| plane.first + plane.cols).max().unwrap_or(0);
@@ -104,9 +109,9 @@ impl LatentCache {
                         kernels.dequantize(&matrix, out);
                     }
                     Storage::Halves => {
-                        let stored = KeyRows::halves(bytes, plane.cols);
-                        for (row, out) in rows.chunks_exact_mut(stride).enumerate() {
-                            stored.read(row, 0, &mut out[plane.first..][..plane.cols]);
+                        let stored = bytes.chunks_exact(plane.row_bytes());
+                        for (stored, out) in stored.zip(rows.chunks_exact_mut(stride)) {
+                            read_halves(stored, &mut out[plane.first..][..plane.cols]);
                         }
                     }
                 }
@@ -132,8 +137,24 @@ impl LatentCache {
         next(length).min(next(self.page_size))
     }
 
+    /// What attention reads where it lies, if it does.
+    fn in_place(&self) -> Option<&Plane> {
+        match &self.planes[..] {
+            [plane @ Plane { storage: Storage::Halves, .. }] => Some(plane),
+            _ => None,
+        }
+    }
+
+    /// Values of the panel that [`rows`](Self::rows) takes for so many positions.
+    pub(crate) fn panel(&self, positions: usize) -> usize {
+        if self.in_place().is_some() { 0 } else { positions * self.panel_stride() }
+    }
+
     /// The latents of some positions of a page, `[positions, features]`: where they lie, if attention reads them there, or in
     /// f32 in `panel`, which holds them by [`panel_stride`](Self::panel_stride).
+    ///
+    /// # Shapes
+    /// `panel` `[panel(positions)]` or more.
     pub(crate) fn rows<'a>(
         &'a self,
         pages: &[PageId],
@@ -141,7 +162,7 @@ impl LatentCache {
         kernels: &Kernels,
         panel: &'a mut [f32],
     ) -> KeyRows<'a> {
-        if let [plane @ Plane { storage: Storage::Halves, .. }] = &self.planes[..] {
+        if let Some(plane) = self.in_place() {
             let (page, first) = (pages[positions.start / self.page_size], positions.start % self.page_size);
             return KeyRows::halves(self.plane_rows(page, plane, first..first + positions.len()), plane.cols);
         }
@@ -323,9 +344,9 @@ mod tests {
                 let expected = latents(positions.start as u16..positions.end as u16).into_vec();
                 let got = read(&cache, &pages, positions.clone());
                 // One value a block: q8 gives it back up to the scale's rounding; a half after another, up to its own and for
-                // zero the smallest normal values.
+                // zero 2^-64 and a half.
                 let (bound, zero) = match format {
-                    CacheFormat::Bf16 => (1.0 / 255.0, 2.0 * f32::MIN_POSITIVE),
+                    CacheFormat::Bf16 => (1.0 / 255.0, 2f32.powi(-64) * (1.0 + 1.0 / 128.0)),
                     _ => (1.0 / 1024.0, 0.0),
                 };
                 let near = |(got, value): (&f32, &f32)| (got - value).abs() <= value.abs() * bound + zero;

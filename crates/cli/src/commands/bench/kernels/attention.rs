@@ -1,12 +1,12 @@
 //! Attention of one layer: absorbed for a step of so many sequences, expanded for a chunk of so many tokens.
 
-use super::{Bench, DECODE_ROWS, Measurement, Work};
+use super::{Bench, DECODE_ROWS, Measurement, Work, values};
 use crate::session::PAGE_SIZE;
 use anyhow::Result;
 use dsv3_deepseek::{HfConfig, Mla, ModelWeights, counts::AttentionCount};
 use dsv3_mesh::Layout;
 use dsv3_runtime::{
-    Capacity, DecodeStep, Module, PageId, Tensor, Weight,
+    Capacity, DecodeStep, Module, PageId, Weight,
     ops::{self, AttentionConfig, CacheFormat, LatentCache},
 };
 use std::hint::black_box;
@@ -21,26 +21,38 @@ pub(super) struct Attention<'a> {
     cache: LatentCache,
     /// Those of each sequence.
     pages: Vec<Vec<PageId>>,
+    lengths: Lengths,
+}
+
+/// How long things are.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
     /// Positions of a sequence before its tokens.
-    depth: usize,
-    /// One of each sequence, or the chunk of one.
-    tokens: usize,
+    pub(super) depth: usize,
+    /// One of each sequence, or, where they are more than [`DECODE_ROWS`], the chunk of one.
+    pub(super) tokens: usize,
+}
+
+impl Lengths {
+    fn is_chunk(self) -> bool {
+        self.tokens > DECODE_ROWS
+    }
 }
 
 impl<'a> Attention<'a> {
-    /// Of the model's first layer; `sizes` are the depth and the tokens, more than [`DECODE_ROWS`] of them a chunk.
+    /// Of the model's first layer.
     pub(super) fn new(
         hf: &HfConfig,
         weights: &'a ModelWeights<Weight>,
         format: CacheFormat,
-        sizes: [u32; 2],
+        lengths: Lengths,
     ) -> Result<Self> {
-        let [depth, tokens] = sizes.map(|size| size as usize);
+        let Lengths { depth, tokens } = lengths;
         let config = Mla::decode_model_config(hf, Layout::SINGLE)?.attention;
         let dense = weights.mlp_decoder_block.iter().map(|block| &block.mla);
         let mut layers = dense.chain(weights.moe_decoder_block.iter().map(|block| &block.mla));
         let wkv_b = &layers.next().expect("a model has a layer").wkv_b;
-        let (sequences, own) = if tokens > DECODE_ROWS { (1, tokens) } else { (tokens, 1) };
+        let (sequences, own) = if lengths.is_chunk() { (1, tokens) } else { (tokens, 1) };
         let of_each = (depth + own).div_ceil(PAGE_SIZE);
         let capacity =
             Capacity { max_context: depth + own, page_size: PAGE_SIZE, pages: sequences * of_each };
@@ -54,16 +66,12 @@ impl<'a> Attention<'a> {
         }
         let count = AttentionCount::of(&hf.attention);
         let position_bytes = LatentCache::bytes_per_token(hf.attention.latent_shape(), format) as u64;
-        Ok(Self { config, count, wkv_b, format, position_bytes, cache, pages, depth, tokens })
-    }
-
-    fn is_chunk(&self) -> bool {
-        self.tokens > DECODE_ROWS
+        Ok(Self { config, count, wkv_b, format, position_bytes, cache, pages, lengths })
     }
 
     fn work(&self) -> Work {
-        let (depth, tokens) = (self.depth as u64, self.tokens as u64);
-        let (name, positions, flops, weight_bytes) = if self.is_chunk() {
+        let (depth, tokens) = (self.lengths.depth as u64, self.lengths.tokens as u64);
+        let (name, positions, flops, weight_bytes) = if self.lengths.is_chunk() {
             let flops = (tokens * depth + tokens * (tokens + 1) / 2) * self.count.expanded
                 + (depth + tokens) * self.count.expansion;
             ("expanded", depth + tokens, flops, self.wkv_b.bytes())
@@ -75,8 +83,8 @@ impl<'a> Attention<'a> {
             rows: self.config.heads,
             cols: self.count.cached as usize,
             format: self.format.to_string(),
-            depth: Some(self.depth),
-            tokens: self.tokens,
+            depth: Some(self.lengths.depth),
+            tokens: self.lengths.tokens,
             bytes: positions * self.position_bytes + weight_bytes,
             operations: flops as f64,
         }
@@ -86,18 +94,19 @@ impl<'a> Attention<'a> {
 impl Bench {
     /// Attends once a measurement.
     pub(super) fn attend(&self, attention: &Attention<'_>) -> Result<Measurement> {
-        let Attention { config, cache, pages, depth, tokens, .. } = attention;
-        let width = if attention.is_chunk() {
+        let Attention { config, cache, pages, lengths, .. } = attention;
+        let Lengths { depth, tokens } = *lengths;
+        let width = if lengths.is_chunk() {
             config.qk_nope_head_dim + config.qk_rope_head_dim
         } else {
             config.kv_lora_rank + config.qk_rope_head_dim
         };
-        let queries = values(*tokens, config.heads * width);
-        let positions = vec![*depth; *tokens];
+        let queries = values(tokens, config.heads * width);
+        let positions = vec![depth; tokens];
         let tables: Vec<&[PageId]> = pages.iter().map(Vec::as_slice).collect();
         let run = || {
-            if attention.is_chunk() {
-                let queries = ops::Queries { values: &queries, start: *depth, any_chunk: false };
+            if lengths.is_chunk() {
+                let queries = ops::Queries { values: &queries, start: depth, any_chunk: false };
                 let expansion = ops::Expansion { wkv_b: attention.wkv_b };
                 ops::paged_attention_prefill(queries, expansion, cache, tables[0], config, &self.device)
             } else {
@@ -109,9 +118,4 @@ impl Bench {
         let seconds = self.time(|| drop(black_box(run())), 1);
         Ok(self.measurement(attention.work(), seconds))
     }
-}
-
-/// Some values of either sign, none large.
-fn values(rows: usize, cols: usize) -> Tensor {
-    Tensor::from_vec(rows, cols, (0..rows * cols).map(|index| (index % 17) as f32 / 8.0 - 1.0).collect())
 }
