@@ -128,9 +128,8 @@ impl AttentionCount {
     /// Operations of a chunk of `tokens` behind `start` cached positions, in the form that takes fewer. The own
     /// positions' expansion is left out: `kv_b_proj` is one of the matrices, and either form applies it once a token.
     pub fn flops(&self, start: usize, tokens: usize) -> u64 {
-        let (start, tokens) = (start as u64, tokens as u64);
-        let pairs = tokens * start + tokens * (tokens + 1) / 2;
-        (pairs * self.absorbed).min(pairs * self.expanded + start * self.expansion)
+        let pairs = attention_pairs(start, tokens);
+        (pairs * self.absorbed).min(pairs * self.expanded + start as u64 * self.expansion)
     }
 }
 
@@ -144,10 +143,16 @@ pub fn chunk_flops(hf: &HfConfig, start: usize, tokens: usize, logit_rows: usize
     matrices + hf.num_hidden_layers as u64 * AttentionCount::of(&hf.attention).flops(start, tokens)
 }
 
-/// Bytes that the caches of all layers hold of `positions` tokens, but for the MTP layer's.
-pub fn cached_bytes(hf: &HfConfig, positions: usize, format: CacheFormat) -> u64 {
+/// Bytes that the caches of `layers` layers hold of `positions` tokens.
+pub fn cached_bytes(hf: &HfConfig, layers: usize, positions: usize, format: CacheFormat) -> u64 {
     let per_token = LatentCache::bytes_per_token(hf.attention.latent_shape(), format) as u64;
-    (positions as u64).saturating_mul(hf.num_hidden_layers as u64).saturating_mul(per_token)
+    (positions as u64).saturating_mul(layers as u64).saturating_mul(per_token)
+}
+
+/// Pairs of a token and a position that it sees, in a chunk of `tokens` behind `start` cached positions.
+pub fn attention_pairs(start: usize, tokens: usize) -> u64 {
+    let (start, tokens) = (start as u64, tokens as u64);
+    tokens * start + tokens * (tokens + 1) / 2
 }
 
 /// How many of a layer's routed experts `tokens` visit together, where each chooses at random. Tokens of real texts
@@ -253,8 +258,8 @@ mod tests {
         assert_eq!(chunk_flops(&hf, 0, 1, 1), 2 * (layers + head) + 3 * 576);
         assert_eq!(chunk_flops(&hf, 100, 1, 1), 2 * (layers + head) + 3 * 101 * 832);
         assert_eq!(chunk_flops(&hf, 0, 3, 1), 2 * (3 * layers + head) + 3 * 6 * 576);
-        assert_eq!(cached_bytes(&hf, 10, CacheFormat::F32), 10 * 3 * 56 * 4);
-        assert_eq!(cached_bytes(&hf, 10, CacheFormat::Bf16), 10 * 3 * 57 * 2);
+        assert_eq!(cached_bytes(&hf, 3, 10, CacheFormat::F32), 10 * 3 * 56 * 4);
+        assert_eq!(cached_bytes(&hf, 3, 10, CacheFormat::Bf16), 10 * 3 * 57 * 2);
     }
 
     #[test]

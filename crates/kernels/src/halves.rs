@@ -13,9 +13,6 @@ use std::ops::Range;
 
 /// Bytes of a half.
 const HALF: usize = 2;
-/// The bits of a value but for its sign.
-const MAGNITUDE: u32 = u32::MAX >> 1;
-
 /// The upper half of the smallest value, 2^-64: nothing beside any latent, and times a weight still no subnormal value, which
 /// are slow to compute with.
 const SMALLEST: u32 = (127 - 64) << 7;
@@ -51,15 +48,14 @@ pub fn store_halves(values: &[f32], out: &mut [u8]) {
 /// The upper half that makes the value nearest to `value` where `lower` is the lower. Without branches, for many at once.
 #[inline]
 fn half_after(lower: u32, value: f32) -> u16 {
-    let bits = value.to_bits();
-    let (sign, magnitude) = (bits & !MAGNITUDE, bits & MAGNITUDE);
-    let upper = magnitude.saturating_sub(lower) >> 16;
+    let (sign, magnitude) = (value.to_bits() >> 16 & SIGN, value.abs());
+    let upper = magnitude.to_bits().saturating_sub(lower) >> 16;
     let [below, above] = [upper, upper + 1].map(|upper| f32::from_bits(upper << 16 | lower));
     // Nothing is above the largest finite value: what would be is not less than anything.
-    let upper = if above - value.abs() < value.abs() - below { upper + 1 } else { upper };
+    let upper = if above - magnitude < magnitude - below { upper + 1 } else { upper };
     // Behind anything but zero there is no zero, and an infinity would need a lower half of zero.
     let upper = if value.is_finite() { upper.max(SMALLEST) } else { NAN };
-    (sign >> 16 | upper) as u16
+    (sign | upper) as u16
 }
 
 /// Reads a row that shares halves.
@@ -154,12 +150,14 @@ impl<'a> KeyRows<'a> {
     /// [`stride`](Self::stride) bytes apart, their values `APART`.
     ///
     /// # Panics
-    /// If values begin another number of bytes apart, or there is no such column.
+    /// If values begin another number of bytes apart, or rows have no such column.
     pub(crate) fn start<const APART: usize>(&self, column: usize) -> *const u8 {
         assert_eq!(self.step(), APART, "bytes from a value to the next");
-        let end =
-            self.rows.checked_sub(1).map_or(0, |last| last * self.stride + self.row(last, column).len());
-        self.bytes[..end].as_ptr().wrapping_add(column * self.step())
+        if let Some(last) = self.rows.checked_sub(1) {
+            // It ends last, and is found whole or not at all.
+            self.row(last, column);
+        }
+        self.bytes.as_ptr().wrapping_add(column * APART)
     }
 
     /// The values of a row.

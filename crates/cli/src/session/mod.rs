@@ -5,12 +5,12 @@ mod share;
 
 use crate::{args::DeviceArgs, model::OpenModel, operator_configs::OperatorConfigs};
 use anyhow::{Result, bail};
-use dsv3_deepseek::{HfConfig, ModelWeights, decode_bytes};
+use dsv3_deepseek::{HfConfig, ModelWeights, counts, decode_bytes};
 use dsv3_engine::{ChosenExperts, LanguageModel, Leader, ModelLimits};
 use dsv3_mesh::{Axis, MeshShape, Moved};
 use dsv3_runtime::{
     Capacity, DecodeStep, Device, Error, Kernels, PageId, PrefillStep, Tensor, TokenId, Weight,
-    ops::{CacheFormat, LatentCache},
+    ops::CacheFormat,
 };
 use indicatif::DecimalBytes;
 use ranks::{Followers, Orders};
@@ -209,11 +209,9 @@ pub(crate) fn cache_fingerprint(
     Ok(format!("{facts}\n{checkpoint}\ncached in {cache}\n{configs}\n{isa} of dsv3 {version}"))
 }
 
-/// Bytes that all layers' caches hold of `positions` tokens.
+/// Bytes that all layers' caches hold of `positions` tokens, the MTP layer's, too.
 pub(crate) fn cached_bytes(hf: &HfConfig, positions: usize, cache: CacheFormat) -> u64 {
-    let layers = (hf.num_hidden_layers + hf.mtp_layers) as u64;
-    let per_token = LatentCache::bytes_per_token(hf.attention.latent_shape(), cache) as u64;
-    (positions as u64).saturating_mul(layers).saturating_mul(per_token)
+    counts::cached_bytes(hf, hf.num_hidden_layers + hf.mtp_layers, positions, cache)
 }
 
 #[cfg(test)]

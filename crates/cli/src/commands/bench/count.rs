@@ -7,7 +7,7 @@ use dsv3_deepseek::{
     HfConfig,
     counts::{self, AttentionCount, MatrixCount},
 };
-use dsv3_runtime::{Format, ops::LatentCache};
+use dsv3_runtime::Format;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -93,8 +93,7 @@ impl Count {
                 absorbed_flops: attention.absorbed,
                 expanded_flops: attention.expanded,
                 expansion_flops: attention.expansion,
-                cached_bytes: LatentCache::bytes_per_token(hf.attention.latent_shape(), args.kv_cache.into())
-                    as u64,
+                cached_bytes: counts::cached_bytes(hf, 1, 1, args.kv_cache.into()),
             },
             token_bytes: by_format(&|format| counts::step_bytes_in(hf, format, 1)),
             steps: decode.chain(prefill).collect(),
@@ -169,7 +168,8 @@ impl Step {
     fn new(hf: &HfConfig, args: &BenchCountArgs, depth: usize, tokens: usize) -> Self {
         let flops = counts::chunk_flops(hf, depth, tokens, 1);
         let attention = AttentionCount::of(&hf.attention).flops(depth, tokens);
-        let cache_bytes = counts::cached_bytes(hf, depth + tokens, args.kv_cache.into());
+        let cache_bytes =
+            counts::cached_bytes(hf, hf.num_hidden_layers, depth + tokens, args.kv_cache.into());
         let flops_ms = flops as f64 / args.flops / 1e6;
         let bytes_ms: BTreeMap<_, _> = args
             .formats

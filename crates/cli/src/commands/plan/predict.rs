@@ -197,7 +197,8 @@ impl LaidOut<'_> {
 
     /// Bytes that the layers of the base model have cached of a sequence.
     fn cache_bytes(&self, positions: usize) -> u64 {
-        cached_bytes(&self.subject.hf, positions, self.cache)
+        let hf = &self.subject.hf;
+        cached_bytes(hf, hf.num_hidden_layers, positions, self.cache)
     }
 
     /// Of a layer.

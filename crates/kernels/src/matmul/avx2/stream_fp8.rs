@@ -21,8 +21,9 @@ const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx2::fp8::fits); row by row, for memory gives
-/// one stream faster than several. Each sum is kept in `C` parts, so that one need not wait for the other.
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx2::fp8::fits); row by
+/// row, for memory gives one stream faster than several. Each sum is kept in `C` parts, so that one need not wait for the
+/// other.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]

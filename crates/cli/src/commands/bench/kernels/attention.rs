@@ -3,7 +3,10 @@
 use super::{Bench, DECODE_ROWS, Measurement, Work, values};
 use crate::session::PAGE_SIZE;
 use anyhow::Result;
-use dsv3_deepseek::{HfConfig, Mla, ModelWeights, counts::AttentionCount};
+use dsv3_deepseek::{
+    HfConfig, Mla, ModelWeights,
+    counts::{self, AttentionCount, attention_pairs},
+};
 use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeStep, Module, PageId, Weight,
@@ -16,7 +19,6 @@ pub(super) struct Attention<'a> {
     config: AttentionConfig,
     count: AttentionCount,
     wkv_b: &'a Weight,
-    format: CacheFormat,
     position_bytes: u64,
     cache: LatentCache,
     /// Those of each sequence.
@@ -65,15 +67,15 @@ impl<'a> Attention<'a> {
             ops::paged_fill_cache(&mut cache, &latents, 0, pages, &ops::PagedCacheConfig { features })?;
         }
         let count = AttentionCount::of(&hf.attention);
-        let position_bytes = LatentCache::bytes_per_token(hf.attention.latent_shape(), format) as u64;
-        Ok(Self { config, count, wkv_b, format, position_bytes, cache, pages, lengths })
+        let position_bytes = counts::cached_bytes(hf, 1, 1, format);
+        Ok(Self { config, count, wkv_b, position_bytes, cache, pages, lengths })
     }
 
     fn work(&self) -> Work {
         let (depth, tokens) = (self.lengths.depth as u64, self.lengths.tokens as u64);
         let (name, positions, flops, weight_bytes) = if self.lengths.is_chunk() {
-            let flops = (tokens * depth + tokens * (tokens + 1) / 2) * self.count.expanded
-                + (depth + tokens) * self.count.expansion;
+            let pairs = attention_pairs(self.lengths.depth, self.lengths.tokens);
+            let flops = pairs * self.count.expanded + (depth + tokens) * self.count.expansion;
             ("expanded", depth + tokens, flops, self.wkv_b.bytes())
         } else {
             ("absorbed", tokens * (depth + 1), tokens * (depth + 1) * self.count.absorbed, 0)
@@ -82,7 +84,7 @@ impl<'a> Attention<'a> {
             names: vec![format!("attention, {name}")],
             rows: self.config.heads,
             cols: self.count.cached as usize,
-            format: self.format.to_string(),
+            format: self.cache.format().to_string(),
             depth: Some(self.lengths.depth),
             tokens: self.lengths.tokens,
             bytes: positions * self.position_bytes + weight_bytes,
