@@ -1,14 +1,12 @@
-//! The table: one function for each operation, one table for each instruction set, and the safe door to them.
+//! The table: one function for each operation, one table for each instruction set ([`tables`]), and the safe door to them.
+
+mod tables;
 
 use crate::{
     AttentionState, Format, IntegerMut, IntegerRef, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef,
     MatrixView, Queries,
 };
 use crate::{BLOCK_FLOATS, BlockElement, BlockRounding};
-use crate::{
-    activation, attention, block_float, ceiling, dequantize, elementwise, lanes, matmul, matmul_integer,
-    matmul_transposed, quantize, reduce, rope, to_integers,
-};
 use std::{fmt, sync::OnceLock};
 
 /// Magnitudes below this can be stored in every format: 63 times the largest half.
@@ -62,70 +60,17 @@ pub struct Kernels {
 /// How; values, their stride; exponents and elements.
 type PackBlockFloats = unsafe fn((BlockElement, BlockRounding), &[f32], usize, &mut [u8], &mut [u8]);
 
-static SCALAR: Kernels = Kernels {
-    isa: Isa::Scalar,
-    matmul: matmul::scalar::matmul,
-    takes_integers: matmul_integer::takes_integers,
-    quantize: to_integers::scalar::quantize,
-    matmul_integer: matmul_integer::scalar::matmul_integer,
-    matmul_transposed: matmul_transposed::scalar::matmul_transposed,
-    dequantize: dequantize::scalar::dequantize,
-    quantize_row: quantize::scalar::quantize_row,
-    pack_block_floats: block_float::scalar::pack_block_floats,
-    sum_of_squares: reduce::scalar::sum_of_squares,
-    scale_mul: elementwise::scalar::scale_mul,
-    add: elementwise::scalar::add,
-    add_scaled: elementwise::scalar::add_scaled,
-    silu_mul: activation::scalar::silu_mul,
-    sigmoid: activation::scalar::sigmoid,
-    rope_interleaved: rope::scalar::rope_interleaved,
-    xor_words: ceiling::scalar::xor_words,
-    fma_rounds: ceiling::scalar::fma_rounds,
-    int8_rounds: ceiling::scalar::int8_rounds,
-    pack_lanes: lanes::scalar::pack_lanes,
-    matmul_lanes: lanes::scalar::matmul_lanes,
-    attend: attention::scalar::attend,
-    merge_attention: attention::scalar::merge_attention,
-    finish_attention: attention::scalar::finish_attention,
-};
-
-#[cfg(target_arch = "x86_64")]
-static AVX2: Kernels = Kernels {
-    isa: Isa::Avx2,
-    matmul: matmul::avx2::matmul,
-    takes_integers: matmul_integer::takes_integers,
-    quantize: to_integers::avx2::quantize,
-    matmul_integer: matmul_integer::avx2::matmul_integer,
-    matmul_transposed: matmul_transposed::avx2::matmul_transposed,
-    dequantize: dequantize::avx2::dequantize,
-    quantize_row: quantize::avx2::quantize_row,
-    pack_block_floats: block_float::avx2::pack_block_floats,
-    sum_of_squares: reduce::avx2::sum_of_squares,
-    scale_mul: elementwise::avx2::scale_mul,
-    add: elementwise::avx2::add,
-    add_scaled: elementwise::avx2::add_scaled,
-    silu_mul: activation::avx2::silu_mul,
-    sigmoid: activation::avx2::sigmoid,
-    rope_interleaved: rope::avx2::rope_interleaved,
-    xor_words: ceiling::avx2::xor_words,
-    fma_rounds: ceiling::avx2::fma_rounds,
-    int8_rounds: ceiling::avx2::int8_rounds,
-    pack_lanes: lanes::avx2::pack_lanes,
-    matmul_lanes: lanes::avx2::matmul_lanes,
-    attend: attention::avx2::attend,
-    merge_attention: attention::avx2::merge_attention,
-    finish_attention: attention::avx2::finish_attention,
-};
-
 impl Kernels {
     /// The table of an instruction set, if this machine has it.
     pub fn for_isa(isa: Isa) -> Option<&'static Kernels> {
         let table = match isa {
-            Isa::Scalar => &SCALAR,
+            Isa::Scalar => &tables::SCALAR,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => &AVX2,
+            Isa::Avx2 => &tables::AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &tables::AVX512,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => return None,
+            Isa::Avx2 | Isa::Avx512 => return None,
         };
         isa.is_available().then_some(table)
     }
@@ -403,9 +348,9 @@ impl Kernels {
     }
 
     /// Operations of a round of [`fma_rounds`](Self::fma_rounds): a multiply-add is two.
-    pub const FMA_OPERATIONS: usize = 2 * ceiling::FMA_CHAINS * ceiling::LANES;
+    pub const FMA_OPERATIONS: usize = 2 * crate::ceiling::FMA_CHAINS * crate::ceiling::LANES;
     /// Operations of a round of [`int8_rounds`](Self::int8_rounds): a multiply-add of bytes is two.
-    pub const INT8_OPERATIONS: usize = 8 * ceiling::INT8_CHAINS * ceiling::LANES;
+    pub const INT8_OPERATIONS: usize = 8 * crate::ceiling::INT8_CHAINS * crate::ceiling::LANES;
 
     /// `out[c][lane] = x[lane, c] * factor`: rows side by side, one lane each; zero in lanes that x has no row for.
     ///

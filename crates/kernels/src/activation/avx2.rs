@@ -49,6 +49,20 @@ fn one_plus_exp_of_minus(x: __m256) -> __m256 {
     _mm256_add_ps(_mm256_set1_ps(1.0), exp8(minus))
 }
 
+/// The constants of [`exp8`].
+pub(crate) mod exponential {
+    /// From here on the result is infinity; n is 128 still.
+    pub(crate) const LARGEST: f32 = 89.0;
+    /// From here down the result is 0: less than half of the smallest subnormal.
+    pub(crate) const SMALLEST: f32 = -104.0;
+    /// ln 2 in two parts. The first has 9 bits, so that its product with n is exact; the second is the rest.
+    pub(crate) const LN_2_HIGH: f32 = 0.693_359_4;
+    pub(crate) const LN_2_LOW: f32 = -2.121_944_4e-4;
+    /// From r^7 down to r^2.
+    pub(crate) const COEFFICIENTS: [f32; 6] =
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+}
+
 /// `exp(x)` to 2 units in the last place, subnormal results included; NaN stays NaN.
 ///
 /// `x = n ln 2 + r` with an integer n and |r| <= ln 2 / 2, so `exp(x) = 2^n exp(r)`. The polynomial for exp(r) is
@@ -56,16 +70,7 @@ fn one_plus_exp_of_minus(x: __m256) -> __m256 {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(crate) fn exp8(x: __m256) -> __m256 {
-    /// From here on the result is infinity; n is 128 still.
-    const LARGEST: f32 = 89.0;
-    /// From here down the result is 0: less than half of the smallest subnormal.
-    const SMALLEST: f32 = -104.0;
-    /// ln 2 in two parts. The first has 9 bits, so that its product with n is exact; the second is the rest.
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    /// From r^7 down to r^2.
-    const COEFFICIENTS: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+    use exponential::{COEFFICIENTS, LARGEST, LN_2_HIGH, LN_2_LOW, SMALLEST};
 
     // Where either operand is NaN, min and max give the second: x.
     let x = _mm256_min_ps(_mm256_set1_ps(LARGEST), _mm256_max_ps(_mm256_set1_ps(SMALLEST), x));

@@ -5,43 +5,79 @@
 use super::{AttentionState, KeyValues, Queries};
 use crate::activation::avx2::exp8;
 use crate::avx2::LANES as VECTOR;
-use crate::lanes::avx2::{Pair, TILE, load, products, store, transpose};
+use crate::avx2::with_count;
+use crate::lanes::avx2::{Pair, TILE, Tiles, evenly, load, products, store, transpose};
 use crate::{KeyRows, LANES, Lanes, MatrixMut};
 use std::arch::x86_64::*;
 use std::array::from_fn;
+use std::ops::Range;
 
 /// Keys whose scores are held at once.
 const KEYS: usize = 128;
 
 /// Keys to a request of memory ahead.
-const AHEAD_KEYS: usize = 4;
+pub(super) const AHEAD_KEYS: usize = 4;
 
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
-    match block.keys.shares_halves() {
-        true => attend_to::<2>(block, queries, state),
-        false => attend_to::<4>(block, queries, state),
-    }
+    let steps = match block.keys.shares_halves() {
+        true => Steps { tiles: Tiles::of::<2>(), softmax, columns: TILE, add_columns: columns_tile::<2> },
+        false => Steps { tiles: Tiles::of::<4>(), softmax, columns: TILE, add_columns: columns_tile::<4> },
+    };
+    // SAFETY: this function has the features of the steps, which read values as far apart as they lie.
+    unsafe { attend_in(&steps, block, queries, state) }
 }
 
-/// As [`attend`], to values that begin `APART` bytes apart.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn attend_to<const APART: usize>(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
+/// What an instruction set does of attention in its own way.
+///
+/// SAFETY of calling: the processor has its features, and values lie as far apart as they are read.
+pub(super) struct Steps {
+    pub(super) tiles: Tiles,
+    /// Turns scores into `exp(score - max)` and adds them to the sum; gives what sums so far must be multiplied by.
+    pub(super) softmax: unsafe fn(&mut [Lanes], &mut Lanes, &mut Lanes) -> Lanes,
+    /// Columns of values that are summed at a time, at most.
+    pub(super) columns: usize,
+    /// `sums[c] = sums[c] * shrink + sum over k of values[k, c] * weights[k]` for these columns of the values.
+    pub(super) add_columns: AddColumns,
+}
+
+/// Values and columns of them; weights and what sums are multiplied by; the sums.
+type AddColumns = unsafe fn((KeyRows<'_>, Range<usize>), (&[Lanes], &Lanes), &mut [Lanes], Ahead);
+
+/// As [`attend`].
+///
+/// # Safety
+/// The steps may be called.
+pub(super) unsafe fn attend_in(
+    steps: &Steps,
+    block: &KeyValues<'_>,
+    queries: &Queries<'_>,
+    state: AttentionState<'_>,
+) {
     let AttentionState { max, sum, sums } = state;
     let mut scores = [Lanes::ZERO; KEYS];
     let keys = block.keys.rows();
-    let mut ahead = Ahead::new(block.ahead, keys / AHEAD_KEYS * sums.len().div_ceil(TILE));
+    let mut ahead = Ahead::new(block.ahead, keys / AHEAD_KEYS * sums.len().div_ceil(steps.columns));
     for first in (0..keys).step_by(KEYS) {
         let part = first..keys.min(first + KEYS);
         let scores = &mut scores[..part.len()];
-        products::<APART>(block.keys.row_range(part.clone()), queries.features, scores);
+        // SAFETY: what the caller promises.
+        unsafe { products(steps.tiles, block.keys.row_range(part.clone()), queries.features, scores) };
         let visible = queries.visible.map(|visible| visible.saturating_sub(first));
         if visible.iter().any(|&visible| visible < scores.len()) {
             mask(scores, visible);
         }
-        let shrink = softmax(scores, max, sum);
-        weighted_sums::<APART>(block.values.row_range(part), scores, shrink, sums, &mut ahead);
+        // SAFETY: as above.
+        let shrink = unsafe { (steps.softmax)(scores, max, sum) };
+        let values = block.values.row_range(part);
+        assert_eq!(values.cols(), sums.len(), "a sum for each value");
+        for columns in evenly(values.cols(), steps.columns) {
+            let sums = &mut sums[columns.clone()];
+            // SAFETY: as above.
+            unsafe { (steps.add_columns)((values, columns), (scores, &shrink), sums, ahead) };
+            ahead.next += scores.len() / AHEAD_KEYS;
+        }
     }
 }
 
@@ -91,70 +127,44 @@ pub(crate) fn finish_attention(state: &AttentionState<'_>, mut out: MatrixMut<'_
     }
 }
 
-/// `sums[c][lane] = sums[c][lane] * shrink[lane] + sum over k of values[k, c] * weights[k][lane]`.
+/// `out[c][lane] = out[c][lane] * shrink[lane] + sum over k of values[k, c] * weights[k][lane]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn weighted_sums<const APART: usize>(
-    values: KeyRows<'_>,
-    weights: &[Lanes],
-    shrink: Pair,
-    sums: &mut [Lanes],
-    ahead: &mut Ahead,
-) {
-    assert_eq!(
-        (values.rows(), values.cols()),
-        (weights.len(), sums.len()),
-        "a weight and a sum for each value"
-    );
-    let tiles = values.cols().div_ceil(TILE);
-    for tile in 0..tiles {
-        let (first, end) = (values.cols() * tile / tiles, values.cols() * (tile + 1) / tiles);
-        let sums = &mut sums[first..end];
-        match end - first {
-            1 => columns_tile::<APART, 1>(values, first, weights, shrink, sums, *ahead),
-            2 => columns_tile::<APART, 2>(values, first, weights, shrink, sums, *ahead),
-            3 => columns_tile::<APART, 3>(values, first, weights, shrink, sums, *ahead),
-            4 => columns_tile::<APART, 4>(values, first, weights, shrink, sums, *ahead),
-            5 => columns_tile::<APART, 5>(values, first, weights, shrink, sums, *ahead),
-            _ => columns_tile::<APART, TILE>(values, first, weights, shrink, sums, *ahead),
-        }
-        ahead.next += weights.len() / AHEAD_KEYS;
-    }
-}
-
-/// As [`weighted_sums`], of `R` columns of the values from `first` on.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn columns_tile<const APART: usize, const R: usize>(
-    values: KeyRows<'_>,
-    first: usize,
-    weights: &[Lanes],
-    shrink: Pair,
+fn columns_tile<const APART: usize>(
+    values: (KeyRows<'_>, Range<usize>),
+    (weights, shrink): (&[Lanes], &Lanes),
     out: &mut [Lanes],
     ahead: Ahead,
 ) {
-    assert!(weights.len() == values.rows() && first + R <= values.cols(), "columns of values");
-    let (values, stride) = (values.start::<APART>(first), values.stride());
+    with_count!(out.len(), R of [1 2 3 4 5 6], columns_sums::<APART, R>(values, weights, shrink, out, ahead));
+}
+
+/// As [`columns_tile`], of `R` columns.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn columns_sums<const APART: usize, const R: usize>(
+    (values, columns): (KeyRows<'_>, Range<usize>),
+    weights: &[Lanes],
+    shrink: &Lanes,
+    out: &mut [Lanes],
+    ahead: Ahead,
+) {
+    assert!(weights.len() == values.rows() && columns.start + R <= values.cols(), "columns of values");
+    let (values, stride) = (values.start::<APART>(columns.start), values.stride());
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
-    let mut add_key = |k: usize, weights: &Lanes| {
-        let weights = load(weights);
+    for (k, line) in weights.iter().enumerate() {
+        if k % AHEAD_KEYS == 0 {
+            ahead.request(k / AHEAD_KEYS);
+        }
+        let weights = load(line);
         for r in 0..R {
             // SAFETY: `start` gave the first of rows that are whole and whose values begin `APART` bytes apart; there is a row
-            // `k`, and a column `first + r`, as asserted above. The load needs no alignment.
+            // `k`, and a column `r` of these, as asserted above. The load needs no alignment.
             let value = unsafe { values.add(k * stride + r * APART).cast::<f32>().read_unaligned() };
             let value = _mm256_set1_ps(value);
             sums[r] = multiply_add(value, weights, sums[r]);
         }
-    };
-    let (steps, rest) = weights.as_chunks::<AHEAD_KEYS>();
-    for (step, weights) in steps.iter().enumerate() {
-        ahead.request(step);
-        for (k, weights) in weights.iter().enumerate() {
-            add_key(step * AHEAD_KEYS + k, weights);
-        }
     }
-    for (k, weights) in rest.iter().enumerate() {
-        add_key(steps.len() * AHEAD_KEYS + k, weights);
-    }
+    let shrink = load(shrink);
     for (out, sums) in out.iter_mut().zip(sums) {
         let before = load(out);
         store(out, from_fn(|half| _mm256_fmadd_ps(before[half], shrink[half], sums[half])));
@@ -162,7 +172,6 @@ fn columns_tile<const APART: usize, const R: usize>(
 }
 
 /// Hides keys that a query does not see.
-#[target_feature(enable = "avx2,fma,f16c")]
 fn mask(scores: &mut [Lanes], visible: [usize; LANES]) {
     for (key, scores) in scores.iter_mut().enumerate() {
         for lane in 0..LANES {
@@ -175,7 +184,7 @@ fn mask(scores: &mut [Lanes], visible: [usize; LANES]) {
 
 /// Turns scores into `exp(score - max)` and adds them to the sum; gives what sums so far must be multiplied by.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn softmax(scores: &mut [Lanes], max: &mut Lanes, sum: &mut Lanes) -> Pair {
+fn softmax(scores: &mut [Lanes], max: &mut Lanes, sum: &mut Lanes) -> Lanes {
     let before = load(max);
     let mut largest = before;
     for scores in &*scores {
@@ -196,7 +205,9 @@ fn softmax(scores: &mut [Lanes], max: &mut Lanes, sum: &mut Lanes) -> Pair {
     let old = load(sum);
     store(sum, from_fn(|half| _mm256_fmadd_ps(old[half], shrink[half], total[half])));
     store(max, largest);
-    shrink
+    let mut factors = Lanes::ZERO;
+    store(&mut factors, shrink);
+    factors
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -207,7 +218,7 @@ fn multiply_add(value: __m256, w: Pair, sums: Pair) -> Pair {
 
 /// Bytes that are asked for from memory a little at each step of the work that hides them.
 #[derive(Clone, Copy)]
-struct Ahead {
+pub(super) struct Ahead {
     start: *const u8,
     /// Bytes a step, in units of 1 / 2^16.
     rate: usize,
@@ -223,7 +234,7 @@ impl Ahead {
     /// Asks for what belongs to `step` from now. A prefetch never faults and reads nothing that the program can see.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    fn request(self, step: usize) {
+    pub(super) fn request(self, step: usize) {
         let address = self.start.wrapping_add(((self.next + step) * self.rate) >> 16);
         _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }

@@ -3,13 +3,15 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 pub(crate) mod scalar;
 
 #[cfg(test)]
 mod tests;
 
-/// Values in each chain of dependent operations.
-pub(crate) const LANES: usize = 8;
+/// Values in each chain of dependent operations: the largest vector.
+pub(crate) const LANES: usize = 16;
 /// Chains of [`fma_rounds`](crate::Kernels::fma_rounds): what hides an addition's latency on two ports, and fits into
 /// registers.
 pub(crate) const FMA_CHAINS: usize = 12;

@@ -6,6 +6,7 @@ pub(crate) mod panels;
 
 use super::Lanes;
 use crate::avx2::{LANES as VECTOR, load as load_vector};
+use crate::avx2::with_count;
 use crate::{KeyRows, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -104,11 +105,21 @@ pub(crate) fn transpose(r: [__m256; VECTOR]) -> [__m256; VECTOR] {
 
 /// `out[t, lane] = sum over c of x[t, c] * w[c][lane]`, for as many lanes as out has columns.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], out: MatrixMut<'_>) {
+    // SAFETY: this function has the features that `rows_tile` needs.
+    unsafe { matmul_lanes_by(Tiles::of::<4>(), x, w, out) }
+}
+
+/// As [`matmul_lanes`].
+///
+/// # Safety
+/// The processor has the features of `tiles`.
+pub(crate) unsafe fn matmul_lanes_by(tiles: Tiles, x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>) {
     let mut sums = [Lanes::ZERO; ROWS];
     for first in (0..x.rows()).step_by(ROWS) {
         let rows = ROWS.min(x.rows() - first);
-        products::<4>(KeyRows::f32(x.row_range(first..first + rows)), w, &mut sums[..rows]);
+        // SAFETY: what the caller promises.
+        unsafe { products(tiles, KeyRows::f32(x.row_range(first..first + rows)), w, &mut sums[..rows]) };
         for (row, sums) in sums[..rows].iter().enumerate() {
             let out = out.row_mut(first + row);
             match out.first_chunk_mut() {
@@ -119,9 +130,29 @@ pub(crate) fn matmul_lanes(x: MatrixRef<'_>, w: &[Lanes], mut out: MatrixMut<'_>
     }
 }
 
-/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`, of values that begin `APART` bytes apart.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn products<const APART: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mut [Lanes]) {
+/// How a few rows are multiplied at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles {
+    /// Rows of a tile, at most.
+    pub(crate) rows: usize,
+    /// Adds the products of these rows, columns from the number on as many as there are lines, to a line for each row.
+    ///
+    /// SAFETY of calling: the processor has its features.
+    pub(crate) add: unsafe fn(KeyRows<'_>, Range<usize>, usize, &[Lanes], &mut [Lanes]),
+}
+
+impl Tiles {
+    /// Those of AVX2, for values that begin `APART` bytes apart.
+    pub(crate) fn of<const APART: usize>() -> Self {
+        Self { rows: TILE, add: rows_tile::<APART> }
+    }
+}
+
+/// `out[t][lane] = sum over c of x[t, c] * w[c][lane]`.
+///
+/// # Safety
+/// The processor has the features of `tiles`.
+pub(crate) unsafe fn products(tiles: Tiles, x: KeyRows<'_>, w: &[Lanes], out: &mut [Lanes]) {
     assert_eq!(
         (x.rows(), x.cols()),
         (out.len(), w.len()),
@@ -132,33 +163,32 @@ pub(crate) fn products<const APART: usize>(x: KeyRows<'_>, w: &[Lanes], out: &mu
     for part in 0..parts {
         let features = w.len() * part / parts..w.len() * (part + 1) / parts;
         let w = &w[features.clone()];
-        let tiles = x.rows().div_ceil(TILE);
-        for tile in 0..tiles {
-            let (first, end) = (x.rows() * tile / tiles, x.rows() * (tile + 1) / tiles);
-            let out = &mut out[first..end];
-            match end - first {
-                1 => rows_tile::<APART, 1>(x, first, features.start, w, out),
-                2 => rows_tile::<APART, 2>(x, first, features.start, w, out),
-                3 => rows_tile::<APART, 3>(x, first, features.start, w, out),
-                4 => rows_tile::<APART, 4>(x, first, features.start, w, out),
-                5 => rows_tile::<APART, 5>(x, first, features.start, w, out),
-                _ => rows_tile::<APART, TILE>(x, first, features.start, w, out),
-            }
+        for rows in evenly(x.rows(), tiles.rows) {
+            let out = &mut out[rows.clone()];
+            // SAFETY: what the caller promises.
+            unsafe { (tiles.add)(x, rows, features.start, w, out) };
         }
     }
 }
 
-/// Adds the products of `R` rows of x from `row` on, columns `column..column + w.len()`, to `out`.
+/// Cuts `count` into as few ranges of at most `most` as there can be, of lengths that differ by one at most.
+pub(crate) fn evenly(count: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let parts = count.div_ceil(most);
+    (0..parts).map(move |part| count * part / parts..count * (part + 1) / parts)
+}
+
+/// Adds the products of some rows of x, columns `column..column + w.len()`, to `out`.
 #[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn rows_tile<const APART: usize, const R: usize>(
+fn rows_tile<const APART: usize>(
     x: KeyRows<'_>,
-    row: usize,
+    rows: Range<usize>,
     column: usize,
     w: &[Lanes],
     out: &mut [Lanes],
 ) {
-    add_tile::<APART, R, 2>(from_fn(|r| x.row(row + r, column)), w, None, out);
+    with_count!(rows.len(), R of [1 2 3 4 5 6], {
+        add_tile::<APART, R, 2>(from_fn(|r| x.row(rows.start + r, column)), w, None, out)
+    });
 }
 
 /// Rows that are read later, whose parts are asked for from memory a little at a time. They need not be mapped: a prefetch

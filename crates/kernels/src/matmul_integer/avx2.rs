@@ -2,7 +2,7 @@
 //! lanes: weights of 4 bits are multiplied as they are (`tile_q4k`), those of 8 bits as magnitudes, their signs being the
 //! tokens' (`tile_signed`).
 
-mod q4k;
+pub(super) mod q4k;
 mod signed;
 mod stream_q4k;
 mod tile_q4k;

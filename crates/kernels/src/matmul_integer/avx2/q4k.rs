@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 /// Each group's scale and minimum, a byte each, the first group in the lowest one: [`BlockQ4K::groups`], four at a
 /// time.
 #[inline]
-pub(super) fn scales_and_minima(block: &BlockQ4K) -> (u64, u64) {
+pub(in crate::matmul_integer) fn scales_and_minima(block: &BlockQ4K) -> (u64, u64) {
     let (words, _) = block.scales.as_chunks();
     let [first, second, rest]: [u32; 3] = std::array::from_fn(|i| u32::from_le_bytes(words[i]));
     let upper_bits = |word: u32| (word >> 2) & 0x3030_3030;
@@ -19,7 +19,7 @@ pub(super) fn scales_and_minima(block: &BlockQ4K) -> (u64, u64) {
 /// Eight bytes as f32.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) fn widen(bytes: u64) -> __m256 {
+pub(in crate::matmul_integer) fn widen(bytes: u64) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed())))
 }
 

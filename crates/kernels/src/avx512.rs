@@ -1,0 +1,53 @@
+//! What the AVX-512 files share. A vector is a line of sixteen lanes.
+//!
+//! Functions are compiled for all that [`Isa::Avx512`](crate::Isa) stands for, or as much of it as they need, and inlined into
+//! kernels that are, too.
+
+use crate::Lanes;
+use std::arch::x86_64::*;
+
+/// A line.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn load(line: &Lanes) -> __m512 {
+    // SAFETY: a line is sixteen floats, aligned to 64 bytes.
+    unsafe { _mm512_load_ps(line.0.as_ptr()) }
+}
+
+/// Writes a line.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn store(line: &mut Lanes, vector: __m512) {
+    // SAFETY: a line is sixteen floats, aligned to 64 bytes.
+    unsafe { _mm512_store_ps(line.0.as_mut_ptr(), vector) }
+}
+
+/// A line whose bits are integers.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn load_integers(line: &Lanes) -> __m512i {
+    _mm512_castps_si512(load(line))
+}
+
+/// Writes integers as a line.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn store_integers(line: &mut Lanes, vector: __m512i) {
+    store(line, _mm512_castsi512_ps(vector));
+}
+
+/// 64 bytes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn load64(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: a reference to 64 bytes; the load needs no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+/// Writes 64 bytes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn store64(bytes: &mut [u8; 64], vector: __m512i) {
+    // SAFETY: an exclusive reference to 64 bytes; the store needs no alignment.
+    unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), vector) }
+}

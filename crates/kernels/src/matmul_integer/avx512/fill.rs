@@ -1,0 +1,204 @@
+//! Weights as unsigned bytes: of `q4_K` as they are, of signed ones 128 more.
+
+use super::tile::{BLOCKS, Row};
+use crate::avx2::{half, load32, padded, store32};
+use crate::avx512::{load64, store64};
+use crate::integers::BLOCK;
+use crate::lanes::avx2::RowsAhead;
+use crate::matmul_integer::LEAST_EXPONENT;
+use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
+use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
+use crate::{Format, MatrixView};
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
+/// processor does not foresee.
+const AHEAD: usize = 8;
+/// Blocks of FP8 that are taken apart together: two in a vector.
+const TOGETHER: usize = 8;
+/// Vectors of them.
+const VECTORS: usize = TOGETHER / 2;
+/// Bytes of a vector.
+const VECTOR: usize = 2 * BLOCK;
+
+/// Fills in columns `columns` of rows `rows` of `w`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+pub(super) fn fill<const MINIMA: bool>(
+    w: &MatrixView<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    out: &mut [Row<MINIMA>],
+) {
+    let whole = columns.start..columns.start + BLOCKS * BLOCK;
+    let ahead = RowsAhead::after(w, rows.start..rows.start + AHEAD, whole, 1);
+    if w.format() == Format::Fp8 {
+        return fill_fp8(w, rows, columns, ahead, out);
+    }
+    let bytes = w.rows_bytes(columns);
+    for (place, (row, out)) in rows.zip(out).enumerate() {
+        ahead.below(place).request(1, 0);
+        match w.format() {
+            Format::Q8_0 => out.set_q8_0(blocks(bytes.row(row))),
+            Format::Q4K => out.set_q4k(blocks(bytes.row(row))),
+            other => unreachable!("{other} has no integer product"),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+fn fill_fp8<const MINIMA: bool>(
+    w: &MatrixView<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    ahead: RowsAhead,
+    out: &mut [Row<MINIMA>],
+) {
+    let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
+    for rows in w.row_range(rows).row_blocks() {
+        let mut scales = [0.0; BLOCKS];
+        let row_scales = w.row_scales(first + rows.start);
+        for scaled in w.column_blocks(columns.clone()) {
+            let (start, end) = (scaled.start - columns.start, scaled.end - columns.start);
+            scales[start / BLOCK..end.div_ceil(BLOCK)].fill(row_scales.of(scaled));
+        }
+        for r in rows {
+            ahead.below(r).request(1, 0);
+            out[r].set_fp8(bytes.row(first + r), &scales);
+        }
+    }
+}
+
+impl<const MINIMA: bool> Row<MINIMA> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+    #[inline]
+    fn set_q8_0(&mut self, weights: &[BlockQ8_0]) {
+        let blocks = self.values.iter_mut().zip(&mut self.scales);
+        for (weights, (values, scale)) in weights.iter().zip(blocks) {
+            let unsigned = _mm256_xor_si256(load32(&weights.values), _mm256_set1_epi8(i8::MIN));
+            store32(values, unsigned);
+            *scale = half(weights.d);
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+    #[inline]
+    fn set_q4k(&mut self, weights: &[BlockQ4K]) {
+        let groups = self.values.as_flattened_mut().as_chunks_mut::<VECTOR>().0.as_chunks_mut::<VECTORS>().0;
+        let scales = self.scales.as_chunks_mut::<Q4K_GROUPS>().0;
+        let minima = self.minima.as_chunks_mut::<Q4K_GROUPS>().0;
+        for (block, weights) in weights.iter().enumerate() {
+            for (bytes, groups) in weights.values.as_chunks().0.iter().zip(&mut groups[block]) {
+                // A group in the lower halves of bytes, the next in the upper ones.
+                let bytes = load32(bytes);
+                let both = _mm512_inserti64x4::<1>(
+                    _mm512_castsi256_si512(bytes),
+                    _mm256_srli_epi16::<4>(bytes),
+                );
+                store64(groups, _mm512_and_si512(both, _mm512_set1_epi8(15)));
+            }
+            let (group_scales, group_minima) = scales_and_minima(weights);
+            let [d, dmin] = [weights.d, weights.dmin].map(|bytes| _mm256_set1_ps(half(bytes)));
+            crate::avx2::store(&mut scales[block], _mm256_mul_ps(widen(group_scales), d));
+            crate::avx2::store(&mut minima[block], _mm256_mul_ps(widen(group_minima), dmin));
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+    #[inline]
+    fn set_fp8(&mut self, bytes: &[u8], scales: &[f32; BLOCKS]) {
+        let (some, rest) = bytes.as_chunks::<{ TOGETHER * BLOCK }>();
+        let last = (!rest.is_empty()).then(|| padded(rest));
+        let values = self.values.as_chunks_mut::<TOGETHER>().0.iter_mut();
+        let scales = self.scales.as_chunks_mut().0.iter_mut().zip(scales.as_chunks().0);
+        for ((bytes, values), (to, scales)) in some.iter().chain(&last).zip(values).zip(scales) {
+            let vectors = values.as_flattened_mut().as_chunks_mut().0;
+            set_fp8_blocks(bytes, scales, vectors.try_into().expect("the vectors of some blocks"), to);
+        }
+    }
+}
+
+/// Eight blocks, each in steps of its own.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+#[inline]
+fn set_fp8_blocks(
+    bytes: &[u8; TOGETHER * BLOCK],
+    scales: &[f32; TOGETHER],
+    values: &mut [[u8; VECTOR]; VECTORS],
+    block_scales: &mut [f32; TOGETHER],
+) {
+    let mut signed = [_mm512_setzero_si512(); VECTORS];
+    let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
+    for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
+        signed[vector] = load64(bytes);
+        magnitudes[vector] = _mm512_and_si512(signed[vector], _mm512_set1_epi8(0x7f));
+    }
+    let (raised, steps) = raise(largest(magnitudes));
+    crate::avx2::store(block_scales, _mm256_mul_ps(steps, crate::avx2::load(scales)));
+    let unsigned = _mm512_set1_epi8(i8::MIN);
+    for vector in 0..VECTORS {
+        // The byte of the first block in the lower half, that of the second in the upper one.
+        let (lower, upper) = (4 * vector as i32 * 0x0101_0101, (32 + 4 * vector as i32) * 0x0101_0101);
+        let places = _mm512_inserti64x4::<1>(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper));
+        let raised = _mm512_permutexvar_epi8(places, raised);
+        let steps = in_steps(_mm512_add_epi8(magnitudes[vector], raised));
+        let sum = _mm512_add_epi8(unsigned, steps);
+        let sum = _mm512_mask_sub_epi8(sum, _mm512_movepi8_mask(signed[vector]), unsigned, steps);
+        store64(&mut values[vector], sum);
+    }
+}
+
+/// The largest byte of each block, as double words: the first blocks of all vectors in the first four, and again in the next,
+/// then the second blocks of all.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
+    let eights = |one, other| {
+        _mm512_max_epu8(_mm512_unpacklo_epi64(one, other), _mm512_unpackhi_epi64(one, other))
+    };
+    let (one, other) = (eights(blocks[0], blocks[1]), eights(blocks[2], blocks[3]));
+    let (one, other) = (_mm512_castsi512_ps(one), _mm512_castsi512_ps(other));
+    let lower = _mm512_castps_si512(_mm512_shuffle_ps::<0b10_00_10_00>(one, other));
+    let upper = _mm512_castps_si512(_mm512_shuffle_ps::<0b11_01_11_01>(one, other));
+    let fours = _mm512_max_epu8(lower, upper);
+    let fours = _mm512_max_epu8(fours, _mm512_shuffle_i64x2::<0b10_11_00_01>(fours, fours));
+    let twos = _mm512_max_epu8(fours, _mm512_srli_epi32::<16>(fours));
+    let ones = _mm512_max_epu8(twos, _mm512_srli_epi32::<8>(twos));
+    _mm512_and_si512(ones, _mm512_set1_epi32(0xff))
+}
+
+/// From the largest magnitude of each block, as [`largest`] gives them: what its bytes are raised by so that the largest
+/// exponent becomes 15, and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by block.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn raise(largest: __m512i) -> (__m512i, __m256) {
+    const MOST: i32 = 15 << 3;
+    const MOST_RAISED: i32 = MOST - ((LEAST_EXPONENT as i32) << 3);
+    // An exponent, bit 3 of a byte onwards, of 15 has steps of 2^2. Steps in f32 have theirs from bit 23 on.
+    const STEP: i32 = (127 + 2) << 3;
+    let exponents = _mm512_and_si512(largest, _mm512_set1_epi32(MOST));
+    let raised = _mm512_sub_epi32(_mm512_set1_epi32(MOST), exponents);
+    let raised = _mm512_min_epi32(raised, _mm512_set1_epi32(MOST_RAISED));
+    let steps = _mm512_slli_epi32::<{ 23 - 3 }>(_mm512_sub_epi32(_mm512_set1_epi32(STEP), raised));
+    let nan = _mm512_cmpeq_epi32_mask(largest, _mm512_set1_epi32(0x7f));
+    let steps = _mm512_mask_mov_epi32(steps, nan, _mm512_set1_epi32(-1));
+    let in_turn = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+    let steps = _mm512_permutexvar_epi32(in_turn, steps);
+    (raised, _mm256_castsi256_ps(_mm512_castsi512_si256(steps)))
+}
+
+/// Raised magnitudes of FP8 in steps: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those from 8 on that
+/// divided by powers of two and rounded to even, of all below 0.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+fn in_steps(raised: __m512i) -> __m512i {
+    /// From exponent 8 on.
+    static STEPS: [u8; 64] = [
+        0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, //
+        2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8, //
+        8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30, //
+        32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 88, 96, 104, 112, 120,
+    ];
+    let counts = _mm512_test_epi8_mask(raised, _mm512_set1_epi8(64));
+    _mm512_maskz_permutexvar_epi8(counts, raised, load64(&STEPS))
+}

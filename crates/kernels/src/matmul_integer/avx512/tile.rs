@@ -1,0 +1,178 @@
+//! Weights of at most 8 bits, unsigned, times many tokens: four columns are broadcast to sixteen tokens in lanes. What is added
+//! to weights to make them unsigned is subtracted from the sums at once: 128 times the sum of a token's block.
+
+#![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
+
+use super::fill::fill;
+use crate::avx512::{load, load_integers, store, store_integers};
+use crate::integers::BLOCK;
+use crate::lanes::avx2::{RowsAhead, pack, panels};
+use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixView};
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Blocks of a panel: of `q4_K` a group of its columns is one.
+pub(super) const BLOCKS: usize = 16;
+/// Groups of sixteen tokens in a batch: a vector each.
+const GROUPS: usize = 2;
+/// Rows of a panel, 169 kB: a batch is read from the second cache once for so many.
+const ROWS: usize = 264;
+/// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
+const FOURS: usize = BLOCK / 4;
+/// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
+const BLOCK_LINES: usize = FOURS + 2;
+
+const _: () = assert!(BLOCKS * BLOCK_LINES <= panels::LINES);
+
+/// Some columns of a row of weights; with `MINIMA` what to subtract from each value of a block.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Row<const MINIMA: bool> {
+    pub(super) values: [[u8; BLOCK]; BLOCKS],
+    /// What one is worth.
+    pub(super) scales: [f32; BLOCKS],
+    pub(super) minima: [f32; BLOCKS],
+}
+
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+pub(super) fn matmul<const MINIMA: bool>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    panels::matmul::<_, Row<MINIMA>, GROUPS, ROWS>(w, x, out);
+}
+
+impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
+    const COLUMNS: usize = BLOCKS * BLOCK;
+    const STEP: usize = BLOCKS * BLOCK;
+    const EMPTY: Self = Self { values: [[0; BLOCK]; BLOCKS], scales: [0.0; BLOCKS], minima: [0.0; BLOCKS] };
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]) {
+        fill(w, rows, columns, out);
+    }
+
+    /// By group: the scales of all blocks, then their offsets, then their fours. Offsets are the blocks' sums or, where weights
+    /// are 128 too large, what that makes of the products.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn pack<'m>(
+        x: IntegerRef<'_>,
+        tokens: Range<usize>,
+        columns: Range<usize>,
+        memory: &'m mut [MaybeUninit<Lanes>],
+    ) -> &'m [Lanes] {
+        let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
+        let count = blocks.len();
+        let lines = &mut memory[..tokens.len().div_ceil(LANES) * count * BLOCK_LINES];
+        let groups = lines.chunks_exact_mut(count * BLOCK_LINES);
+        for (first, lines) in tokens.clone().step_by(LANES).zip(groups) {
+            let x = x.row_range(first..tokens.end.min(first + LANES));
+            let (scales, rest) = lines.split_at_mut(count);
+            let (offsets, fours) = rest.split_at_mut(count);
+            pack(x.all_scales().column_range(blocks.clone()), None, scales);
+            let fours = pack(x.all_fours().column_range(FOURS * blocks.start..FOURS * blocks.end), None, fours);
+            if MINIMA {
+                pack(x.all_sums().column_range(blocks.clone()), None, offsets);
+            } else {
+                for (fours, offset) in fours.as_chunks().0.iter().zip(offsets) {
+                    store_integers(offset.write(Lanes::ZERO), minus_sums(fours));
+                }
+            }
+        }
+        // SAFETY: all three parts of each group have been written.
+        unsafe { lines.assume_init_ref() }
+    }
+
+    /// Memory has been asked for the rows while these were filled in.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+    unsafe fn add_rows<const R: usize, const V: usize>(
+        rows: &[Self; R],
+        batch: &[Lanes],
+        _: Option<RowsAhead>,
+        sums: &mut [[Lanes; GROUPS]; R],
+    ) {
+        let lines = batch.len() / V;
+        let count = lines / BLOCK_LINES;
+        let mut tokens = [Tokens { scales: &[], offsets: &[], fours: &[] }; V];
+        for v in 0..V {
+            let (scales, rest) = batch[v * lines..][..lines].split_at(count);
+            let (offsets, fours) = rest.split_at(count);
+            tokens[v] = Tokens { scales, offsets, fours: fours.as_chunks().0 };
+        }
+        let mut totals = [[_mm512_setzero_ps(); V]; R];
+        for block in 0..count.min(BLOCKS) {
+            add_block(rows, block, &tokens, &mut totals);
+        }
+        for r in 0..R {
+            for v in 0..V {
+                let total = _mm512_add_ps(load(&sums[r][v]), totals[r][v]);
+                store(&mut sums[r][v], total);
+            }
+        }
+    }
+}
+
+/// Sixteen tokens, by block.
+#[derive(Clone, Copy)]
+struct Tokens<'a> {
+    scales: &'a [Lanes],
+    offsets: &'a [Lanes],
+    fours: &'a [[Lanes; FOURS]],
+}
+
+/// Adds the products of a block of `R` rows with `V` groups of tokens.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+#[inline]
+fn add_block<const MINIMA: bool, const R: usize, const V: usize>(
+    rows: &[Row<MINIMA>; R],
+    block: usize,
+    tokens: &[Tokens<'_>; V],
+    totals: &mut [[__m512; V]; R],
+) {
+    let mut products = [[_mm512_setzero_si512(); V]; R];
+    if !MINIMA {
+        for v in 0..V {
+            let offset = load_integers(&tokens[v].offsets[block]);
+            for r in 0..R {
+                products[r][v] = offset;
+            }
+        }
+    }
+    for four in 0..FOURS {
+        let mut x = [_mm512_setzero_si512(); V];
+        for v in 0..V {
+            x[v] = load_integers(&tokens[v].fours[block][four]);
+        }
+        for r in 0..R {
+            let weights = rows[r].values[block].as_chunks().0[four];
+            let weights = _mm512_set1_epi32(i32::from_ne_bytes(weights));
+            for v in 0..V {
+                products[r][v] = _mm512_dpbusd_epi32(products[r][v], weights, x[v]);
+            }
+        }
+    }
+    for v in 0..V {
+        let x_scales = load(&tokens[v].scales[block]);
+        for r in 0..R {
+            let scales = _mm512_mul_ps(_mm512_set1_ps(rows[r].scales[block]), x_scales);
+            totals[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r][v]), scales, totals[r][v]);
+        }
+        if MINIMA {
+            let x_sums = load(&tokens[v].offsets[block]);
+            for r in 0..R {
+                let minima = _mm512_set1_ps(rows[r].minima[block]);
+                totals[r][v] = _mm512_fnmadd_ps(minima, x_sums, totals[r][v]);
+            }
+        }
+    }
+}
+
+/// -128 times the sums of a block's columns.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+fn minus_sums(fours: &[Lanes; FOURS]) -> __m512i {
+    let mut sums = _mm512_setzero_si512();
+    for four in fours {
+        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(i8::MIN), load_integers(four));
+    }
+    _mm512_sub_epi32(_mm512_setzero_si512(), sums)
+}
