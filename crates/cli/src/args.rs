@@ -28,6 +28,7 @@ pub(crate) use serve::{ListenArgs, LogArg, ServeArgs, SharingArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;
 use dsv3_runtime::Formats;
+use dsv3_runtime::Isa;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -48,6 +49,9 @@ The three stages: `convert` prepares the weights, `config` makes the operator co
 #[derive(Debug, Parser)]
 #[command(name = "dsv3", version, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
+    /// Instructions to compute with: scalar, avx2 or avx512 [default: the latest that this machine has]
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Running", hide_short_help = true)]
+    pub(crate) isa: Option<Isa>,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -16,11 +16,13 @@ mod output;
 mod progress;
 mod session;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use args::{Cli, Command};
 use clap::Parser;
 use dsv3_engine::LEADER;
+
 use dsv3_mesh::{launched_peer, launched_processes, launched_rank};
+use dsv3_runtime::{Isa, Kernels};
 use model::{ModelPlace, OpenModel};
 use session::is_launched;
 use std::{process::ExitCode, thread, time::Duration};
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
     if is_launched() && launched_rank() != Some(LEADER) {
         return follow(command);
     }
-    let Err(error) = command.map_err(Into::into).and_then(|cli| run(cli.command)) else {
+    let Err(error) = command.map_err(Into::into).and_then(run) else {
         return ExitCode::SUCCESS;
     };
     match error.downcast::<clap::Error>() {
@@ -49,7 +51,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(Cli { isa, command }: Cli) -> Result<()> {
+    choose_kernels(isa)?;
     if let Some(processes) = launched_processes().filter(|_| is_launched()) {
         if command.on_a_mesh().is_none() {
             bail!("this command is for one process: start it without a launcher");
@@ -85,7 +88,7 @@ fn follow(cli: Result<Cli, clap::Error>) -> ExitCode {
         }
         // The first process says what is asked for.
         Err(_) => return ExitCode::SUCCESS,
-        Ok(cli) => match try_follow(&cli.command) {
+        Ok(cli) => match try_follow(&cli) {
             Ok(()) => return ExitCode::SUCCESS,
             Err(error) => (one_line(&error), ExitCode::FAILURE),
         },
@@ -96,11 +99,19 @@ fn follow(cli: Result<Cli, clap::Error>) -> ExitCode {
     code
 }
 
-fn try_follow(command: &Command) -> Result<()> {
-    let Some((model, device)) = command.on_a_mesh() else {
+fn try_follow(cli: &Cli) -> Result<()> {
+    choose_kernels(cli.isa)?;
+    let Some((model, device)) = cli.command.on_a_mesh() else {
         bail!("this command is for one process: start it without a launcher");
     };
     session::follow_launched(|| OpenModel::open(&ModelPlace::resolve(model)?), device)
+}
+
+/// The instructions that were asked for, if any were.
+fn choose_kernels(isa: Option<Isa>) -> Result<()> {
+    let Some(isa) = isa else { return Ok(()) };
+    Kernels::choose(isa)
+        .map_err(|latest| anyhow!("this machine has no {isa}: the latest that it has is {latest}"))
 }
 
 /// The error and its causes. A cause that its error already ends with is not said twice.

@@ -3,6 +3,8 @@
 //! Functions are compiled for all that [`Isa::Avx512`](crate::Isa) stands for, or as much of it as they need, and inlined into
 //! kernels that are, too.
 
+pub(crate) mod fp8;
+
 use crate::Lanes;
 use std::arch::x86_64::*;
 

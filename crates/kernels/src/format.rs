@@ -104,7 +104,7 @@ pub fn f32_to_bf16(value: f32) -> u16 {
     bf16::from_f32(value).to_bits()
 }
 
-static FP8_VALUES: [f32; 256] = fp8_values();
+pub(crate) static FP8_VALUES: [f32; 256] = fp8_values();
 
 const fn fp8_values() -> [f32; 256] {
     let mut values = [0.0; 256];

@@ -1,6 +1,6 @@
 //! Instruction sets that have a table of their own, and whether this machine has them.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 /// An instruction set. Each has one table of [`Kernels`](crate::Kernels).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +16,11 @@ pub enum Isa {
 impl Isa {
     /// Every instruction set that this crate knows, the slowest first.
     pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+
+    /// The latest instruction set that this machine has. Asks the processor.
+    pub fn latest() -> Self {
+        Isa::ALL.into_iter().rfind(|isa| isa.is_available()).expect("scalar is always available")
+    }
 
     /// Whether this machine can run it. Asks the processor, so it is meant for start-up, not for loops.
     pub fn is_available(self) -> bool {
@@ -33,6 +38,27 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }
+    }
+}
+
+/// There is no instruction set of this name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownIsa(String);
+
+impl fmt::Display for UnknownIsa {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Isa::ALL.map(Isa::name).join(", ");
+        write!(formatter, "no instruction set is named {:?}; there are {names}", self.0)
+    }
+}
+
+impl std::error::Error for UnknownIsa {}
+
+impl FromStr for Isa {
+    type Err = UnknownIsa;
+
+    fn from_str(name: &str) -> Result<Self, UnknownIsa> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| UnknownIsa(name.to_owned()))
     }
 }
 
@@ -65,4 +91,18 @@ fn has_avx2() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 fn has_avx512() -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().parse(), Ok(isa));
+        }
+        let error = "AVX".parse::<Isa>().unwrap_err().to_string();
+        assert_eq!(error, "no instruction set is named \"AVX\"; there are scalar, avx2, avx512");
+    }
 }

@@ -24,6 +24,9 @@ pub enum Order {
     Many,
 }
 
+/// The table that is used where none is named.
+static BEST: OnceLock<&Kernels> = OnceLock::new();
+
 /// The kernels of one instruction set. A table in hand is the proof that this machine has its instructions, and
 /// its methods check the lengths, so they are safe to call.
 ///
@@ -72,6 +75,8 @@ impl Kernels {
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => return None,
         };
+        #[cfg(target_arch = "x86_64")]
+        crate::avx2::meet_processor();
         isa.is_available().then_some(table)
     }
 
@@ -80,10 +85,20 @@ impl Kernels {
         Isa::ALL.into_iter().filter_map(Kernels::for_isa)
     }
 
-    /// The fastest table that this machine can use; detected once.
+    /// The table of the latest instruction set that this machine has, or of the one that was [chosen](Self::choose).
     pub fn best() -> &'static Kernels {
-        static BEST: OnceLock<&Kernels> = OnceLock::new();
-        BEST.get_or_init(|| Kernels::available().last().expect("the scalar table is always available"))
+        BEST.get_or_init(|| Kernels::for_isa(Isa::latest()).expect("an available instruction set"))
+    }
+
+    /// Lets [`best`](Self::best) be the table of `isa`: where a machine is to give the same bits as one with less, or to
+    /// be compared with itself.
+    ///
+    /// # Errors
+    /// If this machine has no such instructions, or the best table has been asked for before and is another: gives what it is.
+    pub fn choose(isa: Isa) -> Result<(), Isa> {
+        let table = Kernels::for_isa(isa).ok_or_else(Isa::latest)?;
+        let best = BEST.get_or_init(|| table).isa();
+        if best == isa { Ok(()) } else { Err(best) }
     }
 
     /// The instruction set that this table uses.
@@ -435,6 +450,10 @@ mod tests {
         let isas: Vec<Isa> = Kernels::available().map(Kernels::isa).collect();
         assert_eq!(isas.first(), Some(&Isa::Scalar));
         assert_eq!(isas.last(), Some(&Kernels::best().isa()));
+        assert_eq!(Kernels::choose(Isa::latest()), Ok(()));
+        if Isa::latest() != Isa::Scalar {
+            assert_eq!(Kernels::choose(Isa::Scalar), Err(Isa::latest()), "the best is in use");
+        }
         for isa in Isa::ALL {
             assert_eq!(Kernels::for_isa(isa).map(Kernels::isa), isa.is_available().then_some(isa));
         }

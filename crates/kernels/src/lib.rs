@@ -6,9 +6,9 @@
 //! instruction set; its methods check lengths, also in release, and then jump. The operator above chooses how work
 //! is split and over which threads.
 //!
-//! Tables today: [`Isa::Scalar`] (specification, fallback and oracle) and [`Isa::Avx2`]. AVX-512 and NEON are not
-//! written yet; machines with the first use the AVX2 table, machines with the second the scalar one. A new table
-//! starts as `..SCALAR` or `..AVX2`, replaces what it does better, and is tested from the moment it is registered.
+//! Tables today: [`Isa::Scalar`] (specification, fallback and oracle), [`Isa::Avx2`], and [`Isa::Avx512`], which is the one
+//! before but for what it does better. NEON and AMX are not written yet; machines with the first use the scalar table. A new
+//! table starts as `..SCALAR` or `..AVX512`, replaces what it does better, and is tested from the moment it is registered.
 //!
 //! Weights are [`MatrixView`]s in one of the [`Format`]s and are turned to f32 in registers or in a buffer on the stack;
 //! activations are f32 ([`MatrixRef`], [`MatrixMut`]), or, for products in integers, quantised first ([`IntegerMatrix`]). Keys
@@ -54,7 +54,7 @@ pub use block_float::{BLOCK_FLOATS, BlockElement, BlockRounding};
 pub use format::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, fp8_e4m3_to_f32};
 pub use halves::{KeyRows, halves_bytes, read_halves, store_halves};
 pub use integers::{IntegerChunks, IntegerMatrix, IntegerMut, IntegerRef};
-pub use isa::Isa;
+pub use isa::{Isa, UnknownIsa};
 pub use kernels::{Kernels, Order, QUANTIZE_LIMIT};
 pub use lanes::{LANES, Lanes};
 pub use parts::{Chunks, Cuts, Part, Parts, Pieces, Queue};

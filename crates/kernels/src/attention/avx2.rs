@@ -16,18 +16,27 @@ use std::ops::Range;
 const KEYS: usize = 128;
 
 /// Keys to a request of memory ahead.
-pub(super) const AHEAD_KEYS: usize = 4;
+const AHEAD_KEYS: usize = 4;
 
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let steps = match block.keys.shares_halves() {
-        true => Steps { tiles: Tiles::of::<2>(), softmax, columns: TILE, add_columns: columns_tile::<2> },
-        false => Steps { tiles: Tiles::of::<4>(), softmax, columns: TILE, add_columns: columns_tile::<4> },
+        true => Steps { tiles: Tiles::of::<2>(), add_columns: columns_tile::<2>, ..STEPS },
+        false => Steps { tiles: Tiles::of::<4>(), add_columns: columns_tile::<4>, ..STEPS },
     };
     // SAFETY: this function has the features of the steps, which read values as far apart as they lie.
     unsafe { attend_in(&steps, block, queries, state) }
 }
+
+/// What does not depend on how far apart values lie.
+const STEPS: Steps = Steps {
+    tiles: Tiles::of::<4>(),
+    softmax,
+    columns: TILE,
+    add_columns: columns_tile::<4>,
+    ahead_keys: AHEAD_KEYS,
+};
 
 /// What an instruction set does of attention in its own way.
 ///
@@ -40,6 +49,8 @@ pub(super) struct Steps {
     pub(super) columns: usize,
     /// `sums[c] = sums[c] * shrink + sum over k of values[k, c] * weights[k]` for these columns of the values.
     pub(super) add_columns: AddColumns,
+    /// For how many keys it asks memory for one line ahead.
+    pub(super) ahead_keys: usize,
 }
 
 /// Values and columns of them; weights and what sums are multiplied by; the sums.
@@ -58,7 +69,7 @@ pub(super) unsafe fn attend_in(
     let AttentionState { max, sum, sums } = state;
     let mut scores = [Lanes::ZERO; KEYS];
     let keys = block.keys.rows();
-    let mut ahead = Ahead::new(block.ahead, keys / AHEAD_KEYS * sums.len().div_ceil(steps.columns));
+    let mut ahead = Ahead::new(block.ahead, keys / steps.ahead_keys * sums.len().div_ceil(steps.columns));
     for first in (0..keys).step_by(KEYS) {
         let part = first..keys.min(first + KEYS);
         let scores = &mut scores[..part.len()];
@@ -76,7 +87,7 @@ pub(super) unsafe fn attend_in(
             let sums = &mut sums[columns.clone()];
             // SAFETY: as above.
             unsafe { (steps.add_columns)((values, columns), (scores, &shrink), sums, ahead) };
-            ahead.next += scores.len() / AHEAD_KEYS;
+            ahead.next += scores.len() / steps.ahead_keys;
         }
     }
 }

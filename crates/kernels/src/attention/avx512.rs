@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
-use super::avx2::{AHEAD_KEYS, Ahead, Steps, attend_in};
+use super::avx2::{Ahead, Steps, attend_in};
 use super::{AttentionState, KeyValues, Queries};
 use crate::activation::avx512::exp16;
 use crate::avx2::with_count;
@@ -12,12 +12,16 @@ use crate::{KeyRows, Lanes};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+/// What does not depend on how far apart values lie.
+const STEPS: Steps =
+    Steps { tiles: tiles::<4>(), softmax, columns: TILE, add_columns: columns_tile::<4>, ahead_keys: 1 };
+
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let steps = match block.keys.shares_halves() {
-        true => Steps { tiles: tiles::<2>(), softmax, columns: TILE, add_columns: columns_tile::<2> },
-        false => Steps { tiles: tiles::<4>(), softmax, columns: TILE, add_columns: columns_tile::<4> },
+        true => Steps { tiles: tiles::<2>(), add_columns: columns_tile::<2>, ..STEPS },
+        false => Steps { tiles: tiles::<4>(), add_columns: columns_tile::<4>, ..STEPS },
     };
     // SAFETY: this function has the features of the steps, which read values as far apart as they lie.
     unsafe { attend_in(&steps, block, queries, state) }
@@ -52,9 +56,7 @@ fn columns_sums<const APART: usize, const R: usize>(
     let (values, stride) = (values.start::<APART>(columns.start), values.stride());
     let mut sums = [_mm512_setzero_ps(); R];
     for (k, line) in weights.iter().enumerate() {
-        if k % AHEAD_KEYS == 0 {
-            ahead.request(k / AHEAD_KEYS);
-        }
+        ahead.request(k);
         let weights = load(line);
         for r in 0..R {
             // SAFETY: `start` gave the first of rows that are whole and whose values begin `APART` bytes apart; there is a row

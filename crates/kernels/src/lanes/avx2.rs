@@ -5,8 +5,8 @@
 pub(crate) mod panels;
 
 use super::Lanes;
-use crate::avx2::{LANES as VECTOR, load as load_vector};
 use crate::avx2::with_count;
+use crate::avx2::{LANES as VECTOR, load as load_vector};
 use crate::{KeyRows, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -143,7 +143,7 @@ pub(crate) struct Tiles {
 
 impl Tiles {
     /// Those of AVX2, for values that begin `APART` bytes apart.
-    pub(crate) fn of<const APART: usize>() -> Self {
+    pub(crate) const fn of<const APART: usize>() -> Self {
         Self { rows: TILE, add: rows_tile::<APART> }
     }
 }

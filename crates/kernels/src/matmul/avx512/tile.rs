@@ -3,11 +3,8 @@
 
 use crate::dequantize::avx512::dequantize_rows;
 use crate::lanes::avx2::{RowsAhead, STEP, pack, panels};
-use crate::lanes::avx512::products;
-use crate::avx512::{load, store};
-use crate::view::f32_bytes;
+use crate::lanes::avx512::{Strided, add_products};
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView};
-use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::{array::from_fn, ops::Range};
 
@@ -18,11 +15,11 @@ const PITCH: usize = COLUMNS + LANES;
 /// Groups of sixteen tokens in a batch: a vector each.
 const GROUPS: usize = 2;
 /// Rows of a panel, 287 kB: a batch is read from the second cache once for so many.
-const ROWS: usize = 264;
+const ROWS: usize = 24;
 
 /// A row of weights as f32.
 #[derive(Clone, Copy)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 struct Row([f32; PITCH]);
 
 impl AsMut<[f32]> for Row {
@@ -75,12 +72,9 @@ impl panels::Row<MatrixRef<'_>, GROUPS> for Row {
     ) {
         let columns = batch.len() / V;
         let tokens = from_fn(|v| &batch[v * columns..][..columns]);
-        let products = products::<4, R, V>(from_fn(|r| f32_bytes(&rows[r].0)), tokens, ahead);
-        for (sums, products) in sums.iter_mut().zip(products) {
-            for (sums, products) in sums.iter_mut().zip(products) {
-                let total = _mm512_add_ps(load(sums), products);
-                store(sums, total);
-            }
-        }
+        assert!(columns <= COLUMNS, "a weight for each line");
+        let rows = Strided { start: rows.as_ptr().cast(), stride: size_of::<Self>() };
+        // SAFETY: a row is as many f32 and nothing before them.
+        unsafe { add_products::<4, R, V, GROUPS>(rows, tokens, ahead, sums) }
     }
 }

@@ -91,10 +91,8 @@ impl<const MINIMA: bool> Row<MINIMA> {
             for (bytes, groups) in weights.values.as_chunks().0.iter().zip(&mut groups[block]) {
                 // A group in the lower halves of bytes, the next in the upper ones.
                 let bytes = load32(bytes);
-                let both = _mm512_inserti64x4::<1>(
-                    _mm512_castsi256_si512(bytes),
-                    _mm256_srli_epi16::<4>(bytes),
-                );
+                let both =
+                    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(bytes), _mm256_srli_epi16::<4>(bytes));
                 store64(groups, _mm512_and_si512(both, _mm512_set1_epi8(15)));
             }
             let (group_scales, group_minima) = scales_and_minima(weights);
@@ -153,9 +151,8 @@ fn set_fp8_blocks(
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
-    let eights = |one, other| {
-        _mm512_max_epu8(_mm512_unpacklo_epi64(one, other), _mm512_unpackhi_epi64(one, other))
-    };
+    let eights =
+        |one, other| _mm512_max_epu8(_mm512_unpacklo_epi64(one, other), _mm512_unpackhi_epi64(one, other));
     let (one, other) = (eights(blocks[0], blocks[1]), eights(blocks[2], blocks[3]));
     let (one, other) = (_mm512_castsi512_ps(one), _mm512_castsi512_ps(other));
     let lower = _mm512_castps_si512(_mm512_shuffle_ps::<0b10_00_10_00>(one, other));

@@ -69,7 +69,8 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
             let (scales, rest) = lines.split_at_mut(count);
             let (offsets, fours) = rest.split_at_mut(count);
             pack(x.all_scales().column_range(blocks.clone()), None, scales);
-            let fours = pack(x.all_fours().column_range(FOURS * blocks.start..FOURS * blocks.end), None, fours);
+            let fours =
+                pack(x.all_fours().column_range(FOURS * blocks.start..FOURS * blocks.end), None, fours);
             if MINIMA {
                 pack(x.all_sums().column_range(blocks.clone()), None, offsets);
             } else {

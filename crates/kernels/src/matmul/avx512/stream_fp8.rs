@@ -1,0 +1,134 @@
+//! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart once a
+//! call, times the scale of their block, which all rows of a block share.
+
+#![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
+
+use crate::avx2::{AHEAD, padded, prefetch};
+use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
+use crate::avx512::load64;
+use crate::view::AheadOfRow;
+use crate::{MatrixMut, MatrixRef, MatrixView};
+use std::arch::x86_64::*;
+use std::{mem::MaybeUninit, ops::Range};
+
+/// Columns whose inputs lie ready, 72 kB a token: the longest rows of the 671B model, of 18432, are read in one run.
+const COLUMNS: usize = 18432;
+/// Values in a vector.
+const VECTOR: usize = 16;
+
+/// The tokens' inputs times their blocks' scales, unit by unit.
+#[repr(align(64))]
+struct Inputs<const T: usize>([[MaybeUninit<[f32; UNIT]>; COLUMNS / UNIT]; T]);
+
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx512::fp8::fits); row by
+/// row, for memory gives one stream faster than several. A token's sum does not depend on how many there are.
+// Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline(never)]
+pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+    let mut inputs = Inputs([const { [const { MaybeUninit::uninit() }; COLUMNS / UNIT] }; T]);
+    for rows in w.row_blocks() {
+        for first in (0..w.cols()).step_by(COLUMNS) {
+            let columns = first..w.cols().min(first + COLUMNS);
+            for t in 0..T {
+                lay_out(w, rows.start, &columns, x.row(t), &mut inputs.0[t]);
+            }
+            let weights = w.rows_bytes(columns.clone());
+            let ahead = w.ahead_of_rows(columns.start + AHEAD);
+            for row in rows.clone() {
+                // SAFETY: the inputs of all these columns are laid out.
+                let sums = unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) };
+                for t in 0..T {
+                    out.row_mut(t)[row] += sums[t];
+                }
+            }
+        }
+    }
+}
+
+/// Writes one token's inputs for the rows of a block, with zeros to the end of the last unit.
+#[target_feature(enable = "avx512f")]
+fn lay_out(
+    w: &MatrixView<'_>,
+    row: usize,
+    columns: &Range<usize>,
+    x: &[f32],
+    inputs: &mut [MaybeUninit<[f32; UNIT]>],
+) {
+    let scales = w.row_scales(row);
+    for block in w.column_blocks(columns.clone()) {
+        let scale = scales.of(block);
+        let (units, rest) = x[block.start..block.end].as_chunks::<UNIT>();
+        let inputs = &mut inputs[(block.start - columns.start) / UNIT..];
+        for (x, inputs) in units.iter().zip(&mut *inputs) {
+            lay_out_unit(x, scale, inputs);
+        }
+        if !rest.is_empty() {
+            lay_out_unit(&padded(rest), scale, &mut inputs[units.len()]);
+        }
+    }
+}
+
+/// The inputs of a unit in the order of weights taken apart.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn lay_out_unit(x: &[f32; UNIT], scale: f32, inputs: &mut MaybeUninit<[f32; UNIT]>) {
+    let out = inputs.as_mut_ptr().cast::<f32>();
+    for (part, values) in by_part(x).into_iter().enumerate() {
+        let scaled = _mm512_mul_ps(_mm512_set1_ps(scale), values);
+        // SAFETY: a part of the unit's floats, borrowed exclusively; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(out.add(part * VECTOR), scaled) };
+    }
+}
+
+/// The products of some columns of a row with all tokens. Asks memory for what is read `ahead` of each of them.
+///
+/// # Safety
+/// The inputs of these columns are laid out.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &Inputs<T>) -> [f32; T] {
+    assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
+    let tables = Tables::load();
+    let mut sums = [[_mm512_setzero_ps(); PARTS]; T];
+    let (units, rest) = weights.as_chunks::<UNIT>();
+    for (number, unit) in units.iter().enumerate() {
+        prefetch(ahead.of(number * UNIT));
+        // SAFETY: the row has these columns, and their inputs are laid out.
+        unsafe { add_unit(load64(unit), tables, inputs, number, &mut sums) };
+    }
+    if !rest.is_empty() {
+        // SAFETY: inputs are laid out to the end of the last unit.
+        unsafe { add_unit(load64(&padded(rest)), tables, inputs, units.len(), &mut sums) };
+    }
+    let mut totals = [0.0; T];
+    for t in 0..T {
+        let [a, b, c, d] = sums[t];
+        totals[t] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+    }
+    totals
+}
+
+/// Adds the products of unit `number`.
+///
+/// # Safety
+/// The inputs of this unit are laid out.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+unsafe fn add_unit<const T: usize>(
+    weights: __m512i,
+    tables: Tables,
+    inputs: &Inputs<T>,
+    number: usize,
+    sums: &mut [[__m512; PARTS]; T],
+) {
+    let weights = tables.take_apart(weights);
+    for t in 0..T {
+        let inputs = inputs.0[t].as_ptr().cast::<f32>();
+        for part in 0..PARTS {
+            // SAFETY: sixteen of the unit's inputs; the load needs no alignment.
+            let input = unsafe { _mm512_loadu_ps(inputs.add(number * UNIT + part * VECTOR)) };
+            sums[t][part] = _mm512_fmadd_ps(weights[part], input, sums[t][part]);
+        }
+    }
+}
