@@ -13,7 +13,7 @@ use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 const STREAMED: usize = 4;
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 pub(crate) fn matmul(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     let in_lanes = match order {
         Order::Fastest => x.rows() > STREAMED,
@@ -29,7 +29,7 @@ pub(crate) fn matmul(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: Ma
 }
 
 /// Some tokens at a time.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 fn few_fp8(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     out.fill(0.0);
     for first in (0..x.rows()).step_by(STREAMED) {

@@ -3,7 +3,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{AHEAD, padded, prefetch};
+use crate::avx2::{padded, prefetch, sum_each};
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
 use crate::avx512::load64;
 use crate::view::AheadOfRow;
@@ -13,6 +13,11 @@ use std::{mem::MaybeUninit, ops::Range};
 
 /// Columns whose inputs lie ready, 72 kB a token: the longest rows of the 671B model, of 18432, are read in one run.
 const COLUMNS: usize = 18432;
+/// How many bytes ahead memory is asked for, and how many ahead the first cache asks the second.
+const AHEAD: usize = 8 << 10;
+const NEAR: usize = 1 << 10;
+/// Rows whose sums across vectors are taken together.
+const GROUP: usize = 4;
 /// Values in a vector.
 const VECTOR: usize = 16;
 
@@ -23,7 +28,7 @@ struct Inputs<const T: usize>([[MaybeUninit<[f32; UNIT]>; COLUMNS / UNIT]; T]);
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx512::fp8::fits); row by
 /// row, for memory gives one stream faster than several. A token's sum does not depend on how many there are.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline(never)]
 pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut inputs = Inputs([const { [const { MaybeUninit::uninit() }; COLUMNS / UNIT] }; T]);
@@ -35,11 +40,23 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, m
             }
             let weights = w.rows_bytes(columns.clone());
             let ahead = w.ahead_of_rows(columns.start + AHEAD);
-            for row in rows.clone() {
-                // SAFETY: the inputs of all these columns are laid out.
-                let sums = unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) };
+            for row in rows.clone().step_by(GROUP) {
+                let mut vectors = [[_mm256_setzero_ps(); GROUP]; T];
+                let group = row..rows.end.min(row + GROUP);
+                for (place, row) in group.clone().enumerate() {
+                    // SAFETY: the inputs of all these columns are laid out.
+                    let sums = unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) };
+                    for t in 0..T {
+                        vectors[t][place] = sums[t];
+                    }
+                }
                 for t in 0..T {
-                    out.row_mut(t)[row] += sums[t];
+                    let mut sums = [0.0; GROUP];
+                    // SAFETY: four floats; the store needs no alignment.
+                    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), sum_each(vectors[t])) };
+                    for (out, sum) in out.row_mut(t)[group.clone()].iter_mut().zip(sums) {
+                        *out += sum;
+                    }
                 }
             }
         }
@@ -81,19 +98,20 @@ fn lay_out_unit(x: &[f32; UNIT], scale: f32, inputs: &mut MaybeUninit<[f32; UNIT
     }
 }
 
-/// The products of some columns of a row with all tokens. Asks memory for what is read `ahead` of each of them.
+/// The products of some columns of a row with all tokens, a part of each in every lane. Asks memory for what is read `ahead` of each of them.
 ///
 /// # Safety
 /// The inputs of these columns are laid out.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
-unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &Inputs<T>) -> [f32; T] {
+unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &Inputs<T>) -> [__m256; T] {
     assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
     let tables = Tables::load();
     let mut sums = [[_mm512_setzero_ps(); PARTS]; T];
     let (units, rest) = weights.as_chunks::<UNIT>();
     for (number, unit) in units.iter().enumerate() {
         prefetch(ahead.of(number * UNIT));
+        _mm_prefetch::<_MM_HINT_T0>(unit.as_ptr().wrapping_add(NEAR).cast());
         // SAFETY: the row has these columns, and their inputs are laid out.
         unsafe { add_unit(load64(unit), tables, inputs, number, &mut sums) };
     }
@@ -101,10 +119,11 @@ unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &I
         // SAFETY: inputs are laid out to the end of the last unit.
         unsafe { add_unit(load64(&padded(rest)), tables, inputs, units.len(), &mut sums) };
     }
-    let mut totals = [0.0; T];
+    let mut totals = [_mm256_setzero_ps(); T];
     for t in 0..T {
         let [a, b, c, d] = sums[t];
-        totals[t] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)));
+        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+        totals[t] = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
     }
     totals
 }
@@ -113,7 +132,7 @@ unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &I
 ///
 /// # Safety
 /// The inputs of this unit are laid out.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
 unsafe fn add_unit<const T: usize>(
     weights: __m512i,
