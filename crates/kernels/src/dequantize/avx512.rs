@@ -1,8 +1,8 @@
-//! FP8 64 at a time; the other formats as on AVX2.
+//! FP8 and bf16, up to 64 weights at a time; the other formats as on AVX2.
 
 use super::avx2::Rows;
 use super::{avx2, scalar};
-use crate::avx2::padded;
+use crate::avx2::{load32, padded};
 use crate::avx512::load64;
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
@@ -24,10 +24,17 @@ pub(crate) fn dequantize_rows<O: Rows + ?Sized>(
     columns: Range<usize>,
     out: &mut O,
 ) {
-    if w.format() != Format::Fp8 {
-        return avx2::dequantize_rows(w, row, columns, out);
+    let w = match w.format() {
+        Format::Fp8 | Format::Bf16 => w.row_range(row..row + out.count()),
+        _ => return avx2::dequantize_rows(w, row, columns, out),
+    };
+    if w.format() == Format::Bf16 {
+        let bytes = w.rows_bytes(columns.clone());
+        for row in 0..w.rows() {
+            widen_bf16(bytes.row(row), &mut out.row_mut(row)[..columns.len()]);
+        }
+        return;
     }
-    let w = w.row_range(row..row + out.count());
     for rows in w.row_blocks() {
         let scales = w.row_scales(rows.start);
         for block in w.column_blocks(columns.clone()) {
@@ -80,5 +87,27 @@ fn dequantize_step(bytes: __m512i, factor: __m512, out: &mut [f32; STEP], nan: &
             // SAFETY: an exclusive reference to sixteen floats; the store needs no alignment.
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
         }
+    }
+}
+
+/// Elements of bf16.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn widen_bf16(bytes: &[u8], out: &mut [f32]) {
+    let (vectors, rest) = out.as_chunks_mut::<VECTOR>();
+    let (whole, rest_bytes) = bytes.as_chunks::<{ 2 * VECTOR }>();
+    assert!(whole.len() == vectors.len() && rest_bytes.len() == 2 * rest.len(), "two bytes for each value");
+    let widen = |bytes: &[u8; 2 * VECTOR], out: &mut [f32; VECTOR]| {
+        let tops = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32(bytes)));
+        // SAFETY: an exclusive reference to sixteen floats; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(tops)) };
+    };
+    for (bytes, out) in whole.iter().zip(vectors) {
+        widen(bytes, out);
+    }
+    if !rest.is_empty() {
+        let mut all = [0.0; VECTOR];
+        widen(&padded(rest_bytes), &mut all);
+        rest.copy_from_slice(&all[..rest.len()]);
     }
 }

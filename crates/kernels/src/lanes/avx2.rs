@@ -21,6 +21,8 @@ const FEATURES: usize = 320;
 const ROWS: usize = 128;
 /// Columns that are packed together: a line of the cache of each row.
 const COLUMNS: usize = 2 * VECTOR;
+/// Vectors of a lane that are written together.
+const RUN: usize = 8;
 /// Lines of a tile between two requests to memory.
 pub(crate) const STEP: usize = 64;
 /// Bytes of a cache line.
@@ -279,18 +281,21 @@ pub(crate) fn write_rows<const G: usize, const ADD: bool>(
     out: &mut MatrixMut<'_>,
 ) {
     let (blocks, rest) = sums.as_chunks::<VECTOR>();
-    for (block, sums) in blocks.iter().enumerate() {
+    // A run of each lane at a time: their rows lie on different pages, of which a processor knows few that it writes to.
+    for (run, blocks) in blocks.chunks(RUN).enumerate() {
         for first in (0..out.rows()).step_by(VECTOR) {
-            let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c][group])[first / VECTOR]);
-            for (lane, values) in (first..out.rows()).zip(transpose(columns)) {
-                let out = &mut out.row_mut(lane)[block * VECTOR..][..VECTOR];
-                // SAFETY: a slice of eight floats; load and store need no alignment.
-                unsafe {
-                    let values = match ADD {
-                        true => _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), values),
-                        false => values,
-                    };
-                    _mm256_storeu_ps(out.as_mut_ptr(), values);
+            for (block, sums) in blocks.iter().enumerate() {
+                let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c][group])[first / VECTOR]);
+                for (lane, values) in (first..out.rows()).zip(transpose(columns)) {
+                    let out = &mut out.row_mut(lane)[(run * RUN + block) * VECTOR..][..VECTOR];
+                    // SAFETY: a slice of eight floats; load and store need no alignment.
+                    unsafe {
+                        let values = match ADD {
+                            true => _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), values),
+                            false => values,
+                        };
+                        _mm256_storeu_ps(out.as_mut_ptr(), values);
+                    }
                 }
             }
         }

@@ -14,10 +14,12 @@ use std::ops::Range;
 
 /// Blocks of a panel: of `q4_K` a group of its columns is one.
 pub(super) const BLOCKS: usize = 16;
+/// Blocks between two requests to memory, of a line of FP8 each.
+const STEP_BLOCKS: usize = 2;
 /// Groups of sixteen tokens in a batch: a vector each.
 const GROUPS: usize = 2;
 /// Rows of a panel, 169 kB: a batch is read from the second cache once for so many.
-const ROWS: usize = 264;
+const ROWS: usize = 60;
 /// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
 const FOURS: usize = BLOCK / 4;
 /// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
@@ -43,7 +45,7 @@ pub(super) fn matmul<const MINIMA: bool>(w: &MatrixView<'_>, x: IntegerRef<'_>, 
 
 impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
     const COLUMNS: usize = BLOCKS * BLOCK;
-    const STEP: usize = BLOCKS * BLOCK;
+    const STEP: usize = STEP_BLOCKS * BLOCK;
     const EMPTY: Self = Self { values: [[0; BLOCK]; BLOCKS], scales: [0.0; BLOCKS], minima: [0.0; BLOCKS] };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
@@ -83,12 +85,11 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
         unsafe { lines.assume_init_ref() }
     }
 
-    /// Memory has been asked for the rows while these were filled in.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     unsafe fn add_rows<const R: usize, const V: usize>(
         rows: &[Self; R],
         batch: &[Lanes],
-        _: Option<RowsAhead>,
+        ahead: Option<RowsAhead>,
         sums: &mut [[Lanes; GROUPS]; R],
     ) {
         let lines = batch.len() / V;
@@ -101,6 +102,11 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
         }
         let mut totals = [[_mm512_setzero_ps(); V]; R];
         for block in 0..count.min(BLOCKS) {
+            if let Some(ahead) = ahead
+                && block % STEP_BLOCKS == 0
+            {
+                ahead.request(R, block / STEP_BLOCKS);
+            }
             add_block(rows, block, &tokens, &mut totals);
         }
         for r in 0..R {
