@@ -2,6 +2,7 @@
 
 mod tables;
 
+use crate::matmul_integer::Few;
 use crate::{
     AttentionState, Format, IntegerMut, IntegerRef, Isa, KeyValues, LANES, Lanes, MatrixMut, MatrixRef,
     MatrixView, Queries,
@@ -36,7 +37,7 @@ static BEST: OnceLock<&Kernels> = OnceLock::new();
 pub struct Kernels {
     isa: Isa,
     matmul: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
-    takes_integers: fn(&MatrixView<'_>, usize) -> bool,
+    few: Few,
     quantize: unsafe fn(MatrixRef<'_>, IntegerMut<'_>),
     matmul_integer: unsafe fn(Order, &MatrixView<'_>, IntegerRef<'_>, MatrixMut<'_>),
     matmul_transposed: unsafe fn(Order, &MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>),
@@ -133,7 +134,7 @@ impl Kernels {
     /// [`matmul_integer`](Self::matmul_integer); where not, [`matmul`](Self::matmul) is the way: the format
     /// has no integer product, or it is not faster for as few tokens.
     pub fn takes_integers(&self, w: &MatrixView<'_>, tokens: usize) -> bool {
-        (self.takes_integers)(w, tokens)
+        self.few.takes_integers(w, tokens)
     }
 
     /// [`takes_integers`](Self::takes_integers) for products in an order.

@@ -1,12 +1,8 @@
 //! Every table against f64 on a sweep over all of f32, and at the values where formulas break.
 
-use crate::testing::tables;
 #[cfg(target_arch = "x86_64")]
-use crate::{
-    Isa,
-    activation::avx2::exp8,
-    avx2::{LANES, load, padded, store},
-};
+use crate::Isa;
+use crate::testing::tables;
 
 /// Finite values from all of f32: every exponent, both signs, with a prime step so that mantissas vary.
 fn sweep() -> impl Iterator<Item = f32> {
@@ -24,31 +20,52 @@ fn distance(a: f32, b: f32) -> u32 {
     a.to_bits().abs_diff(b.to_bits())
 }
 
-/// The exponential that the AVX2 kernels share; none where the machine lacks them.
+/// The exponentials that kernels share, of each instruction set that this machine has.
 #[cfg(target_arch = "x86_64")]
-fn exp(x: &[f32]) -> Option<Vec<f32>> {
+fn exponentials(x: &[f32]) -> Vec<(Isa, Vec<f32>)> {
+    use crate::activation::{avx2::exp8, avx512::exp16};
+    use crate::{Lanes, avx2, avx512};
+
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn exp(x: &[f32], out: &mut [f32]) {
-        for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
-            let mut results = [0.0; LANES];
-            store(&mut results, exp8(load(&padded(x))));
+    fn by_eight(x: &[f32], out: &mut [f32]) {
+        for (x, out) in x.chunks(8).zip(out.chunks_mut(8)) {
+            let mut results = [0.0; 8];
+            avx2::store(&mut results, exp8(avx2::load(&avx2::padded(x))));
             out.copy_from_slice(&results[..out.len()]);
         }
     }
 
-    let mut out = vec![0.0; x.len()];
-    // SAFETY: the instructions are available.
-    Isa::Avx2.is_available().then(|| unsafe { exp(x, &mut out) })?;
-    Some(out)
+    #[target_feature(enable = "avx512f")]
+    fn by_sixteen(x: &[f32], out: &mut [f32]) {
+        for (x, out) in x.chunks(16).zip(out.chunks_mut(16)) {
+            let mut results = Lanes(avx2::padded(x));
+            let values = avx512::load(&results);
+            avx512::store(&mut results, exp16(values));
+            out.copy_from_slice(&results.0[..out.len()]);
+        }
+    }
+
+    type Exponential = unsafe fn(&[f32], &mut [f32]);
+    let all: [(Isa, Exponential); 2] = [(Isa::Avx2, by_eight), (Isa::Avx512, by_sixteen)];
+    let here = all.into_iter().filter(|(isa, _)| isa.is_available());
+    let results = here.map(|(isa, exp)| {
+        let mut out = vec![0.0; x.len()];
+        // SAFETY: the instructions are available.
+        unsafe { exp(x, &mut out) };
+        (isa, out)
+    });
+    results.collect()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn exp_is_right_to_two_units_in_the_last_place() {
     let inputs: Vec<f32> = sweep().chain(dense()).collect();
-    for (x, got) in inputs.iter().zip(exp(&inputs).unwrap_or_default()) {
-        let expected = f64::from(*x).exp() as f32;
-        assert!(distance(got, expected) <= 2, "exp({x}) = {got}, not {expected}");
+    for (isa, results) in exponentials(&inputs) {
+        for (x, got) in inputs.iter().zip(results) {
+            let expected = f64::from(*x).exp() as f32;
+            assert!(distance(got, expected) <= 2, "{isa}: exp({x}) = {got}, not {expected}");
+        }
     }
 }
 
@@ -56,9 +73,10 @@ fn exp_is_right_to_two_units_in_the_last_place() {
 #[test]
 fn exp_at_the_edges() {
     let x = [f32::NEG_INFINITY, -1e30, -104.0, 0.0, -0.0, f32::INFINITY, f32::NAN, f32::MAX, 1.0];
-    let Some(x) = exp(&x) else { return };
-    assert_eq!(x[..6], [0.0, 0.0, 0.0, 1.0, 1.0, f32::INFINITY]);
-    assert!(x[6].is_nan() && x[7] == f32::INFINITY && (x[8] - std::f32::consts::E).abs() < 1e-6);
+    for (isa, x) in exponentials(&x) {
+        assert_eq!(x[..6], [0.0, 0.0, 0.0, 1.0, 1.0, f32::INFINITY], "{isa}");
+        assert!(x[6].is_nan() && x[7] == f32::INFINITY && (x[8] - std::f32::consts::E).abs() < 1e-6, "{isa}");
+    }
 }
 
 /// Relative error of `1 / (1 + exp(-x))`: two units of the exponential, a sum, a quotient; then, for silu, up to two

@@ -10,7 +10,7 @@ use crate::{
 pub(super) static SCALAR: Kernels = Kernels {
     isa: Isa::Scalar,
     matmul: matmul::scalar::matmul,
-    takes_integers: matmul_integer::takes_integers,
+    few: matmul_integer::FEW,
     quantize: to_integers::scalar::quantize,
     matmul_integer: matmul_integer::scalar::matmul_integer,
     matmul_transposed: matmul_transposed::scalar::matmul_transposed,
@@ -38,7 +38,7 @@ pub(super) static SCALAR: Kernels = Kernels {
 pub(super) static AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
     matmul: matmul::avx2::matmul,
-    takes_integers: matmul_integer::takes_integers,
+    few: matmul_integer::FEW,
     quantize: to_integers::avx2::quantize,
     matmul_integer: matmul_integer::avx2::matmul_integer,
     matmul_transposed: matmul_transposed::avx2::matmul_transposed,
@@ -66,7 +66,7 @@ pub(super) static AVX2: Kernels = Kernels {
 pub(super) static AVX512: Kernels = Kernels {
     isa: Isa::Avx512,
     matmul: matmul::avx512::matmul,
-    takes_integers: matmul_integer::avx512::takes_integers,
+    few: matmul_integer::avx512::FEW,
     matmul_integer: matmul_integer::avx512::matmul_integer,
     fma_rounds: ceiling::avx512::fma_rounds,
     int8_rounds: ceiling::avx512::int8_rounds,

@@ -189,7 +189,7 @@ fn rows_tile<const APART: usize>(
     out: &mut [Lanes],
 ) {
     with_count!(rows.len(), R of [1 2 3 4 5 6], {
-        add_tile::<APART, R, 2>(from_fn(|r| x.row(rows.start + r, column)), w, None, out)
+        add_tile::<APART, R, 2>(from_fn(|r| x.row(rows.start + r, column)), w, None, out);
     });
 }
 

@@ -109,12 +109,13 @@ pub(crate) unsafe fn add_products<const APART: usize, const R: usize, const V: u
 
 /// `pointer`, of which the compiler knows no more than that it is in a register: it would make a pointer of each sum that it is
 /// part of, and there are not enough registers for those.
+#[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written")]
 #[inline(always)]
 fn opaque(mut pointer: *const u8) -> *const u8 {
     // SAFETY: no instruction at all.
     unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags))
-    };
+        std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+    }
     pointer
 }
 

@@ -17,7 +17,7 @@ type MatmulAdd = unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>);
 const STREAMED: usize = 4;
 /// Tokens up to which several such passes are made of FP8 and q8_0 (measured on Zen 2).
 const CHEAPLY_STREAMED: usize = 3 * STREAMED;
-const _: () = assert!(CHEAPLY_STREAMED == matmul_integer::FEW, "from there on q8_0 takes integers");
+const _: () = assert!(CHEAPLY_STREAMED == matmul_integer::FEW.q8_0, "from there on q8_0 takes integers");
 
 /// Tokens from which on sixteen in lanes, filled or not, are as fast as a few at a time (measured on Zen 2).
 const FILLED: usize = 12;

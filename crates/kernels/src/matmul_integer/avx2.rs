@@ -3,7 +3,7 @@
 //! tokens' (`tile_signed`).
 
 pub(super) mod q4k;
-mod signed;
+pub(super) mod signed;
 mod stream_q4k;
 mod tile_q4k;
 mod tile_signed;

@@ -12,22 +12,28 @@ mod tests;
 use crate::integers::BLOCK;
 use crate::{Format, MatrixView};
 
-/// Tokens up to which q8_0 is multiplied in f32: taken from the cache for four tokens each time, they are as fast as in
-/// lanes of which a quarter is empty (measured on Zen 2, with weights from memory).
-pub(crate) const FEW: usize = 12;
+/// Tokens up to which a format is multiplied in f32, because that is as fast.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Few {
+    pub(crate) q8_0: usize,
+    pub(crate) fp8: usize,
+}
 
-/// Tokens up to which FP8 is multiplied in f32: to make integers of it takes longer than to make f32 of it, and lanes of
-/// f32 are eight, of 8-bit integers sixteen (measured as [`FEW`]).
-pub(crate) const FEW_FP8: usize = 24;
+/// Where weights become f32 as fast as integers. Of q8_0, taken from the cache for four tokens each time, twelve are as fast as
+/// in lanes of which a quarter is empty; to make integers of FP8 takes longer than to make f32 of it, and lanes of f32 are
+/// eight, of 8-bit integers sixteen (measured on Zen 2, with weights from memory).
+pub(crate) const FEW: Few = Few { q8_0: 12, fp8: 24 };
 
-/// Whether a product of `tokens` rows with `w` takes integers: there is one, and it pays.
-pub(crate) fn takes_integers(w: &MatrixView<'_>, tokens: usize) -> bool {
-    match w.format() {
-        Format::F32 | Format::Bf16 => false,
-        Format::Q4K => true,
-        Format::Q8_0 => tokens > FEW,
-        // A block of 32 columns has one scale.
-        Format::Fp8 => tokens > FEW_FP8 && w.scale_ends_at(BLOCK),
+impl Few {
+    /// Whether a product of `tokens` rows with `w` takes integers: there is one, and it pays.
+    pub(crate) fn takes_integers(self, w: &MatrixView<'_>, tokens: usize) -> bool {
+        match w.format() {
+            Format::F32 | Format::Bf16 => false,
+            Format::Q4K => true,
+            Format::Q8_0 => tokens > self.q8_0,
+            // A block of 32 columns has one scale.
+            Format::Fp8 => tokens > self.fp8 && w.scale_ends_at(BLOCK),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Every table against sums in f64 of what the integers stand for, and against products of what was quantised, on
 //! shapes around every boundary of the kernels.
 
-use super::{FEW, FEW_FP8, LOST_BITS, fp8_step, takes_integers};
+use super::{FEW, Few, LOST_BITS, fp8_step};
 use crate::integers::LIMIT;
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
 use crate::{
@@ -75,7 +75,7 @@ fn lost(kernels: &Kernels, expected: &Expected) -> f64 {
 /// Multiplies `weights` with random tokens into an output that holds something and is strided, and compares.
 fn check(weights: &Weights, tokens: usize, random: &mut Random) {
     let w = weights.view();
-    if !takes_integers(&w, usize::MAX) {
+    if !FEW.takes_integers(&w, usize::MAX) {
         return;
     }
     let out_stride = w.rows() + 2;
@@ -296,24 +296,28 @@ fn every_fp8_becomes_its_steps_whatever_is_largest_in_its_block() {
 
 #[test]
 fn formats_take_integers_for_as_many_tokens_as_pays() {
-    // The most tokens that are multiplied in f32.
-    let cases = [
-        (Format::F32, (128, 128), None),
-        (Format::Bf16, (128, 128), None),
-        (Format::Fp8, (128, 128), Some(FEW_FP8)),
-        // A block of 32 columns has two scales; but not in a matrix of one block.
-        (Format::Fp8, (128, 48), None),
-        (Format::Fp8, (128, 300), Some(FEW_FP8)),
-        (Format::Q8_0, (1, 1), Some(FEW)),
-        (Format::Q4K, (1, 1), Some(0)),
-    ];
-    for (format, block, most) in cases {
-        let spec = Spec { format, rows: 2, cols: 256, block, first_row: 0, offset: 0 };
-        let weights = Weights::random(spec, &mut Random(7));
-        for tokens in [1, FEW, FEW + 1, FEW_FP8, FEW_FP8 + 1, usize::MAX] {
-            let expected = most.is_some_and(|most| tokens > most);
-            let got = takes_integers(&weights.view(), tokens);
-            assert_eq!(got, expected, "{tokens} tokens and {format} in blocks of {block:?}");
+    for kernels in tables() {
+        let few =
+            if kernels.isa() == Isa::Avx512 { Few { q8_0: 4, fp8: 4 } } else { Few { q8_0: 12, fp8: 24 } };
+        // The most tokens that are multiplied in f32.
+        let cases = [
+            (Format::F32, (128, 128), None),
+            (Format::Bf16, (128, 128), None),
+            (Format::Fp8, (128, 128), Some(few.fp8)),
+            // A block of 32 columns has two scales; but not in a matrix of one block.
+            (Format::Fp8, (128, 48), None),
+            (Format::Fp8, (128, 300), Some(few.fp8)),
+            (Format::Q8_0, (1, 1), Some(few.q8_0)),
+            (Format::Q4K, (1, 1), Some(0)),
+        ];
+        for (format, block, most) in cases {
+            let spec = Spec { format, rows: 2, cols: 256, block, first_row: 0, offset: 0 };
+            let weights = Weights::random(spec, &mut Random(7));
+            for tokens in [1, 4, 5, 12, 13, 24, 25, usize::MAX] {
+                let expected = most.is_some_and(|most| tokens > most);
+                let got = kernels.takes_integers(&weights.view(), tokens);
+                assert_eq!(got, expected, "{kernels:?} {tokens} tokens, {format} in blocks of {block:?}");
+            }
         }
     }
 }

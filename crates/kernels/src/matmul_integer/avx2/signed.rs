@@ -118,12 +118,7 @@ fn fill_fp8(
 ) {
     let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
     for rows in w.row_range(rows).row_blocks() {
-        let mut scales = [0.0; BLOCKS];
-        let row_scales = w.row_scales(first + rows.start);
-        for scaled in w.column_blocks(columns.clone()) {
-            let (start, end) = (scaled.start - columns.start, scaled.end - columns.start);
-            scales[start / BLOCK..end.div_ceil(BLOCK)].fill(row_scales.of(scaled));
-        }
+        let scales = block_scales::<BLOCKS>(w, first + rows.start, &columns);
         for r in rows {
             ahead.below(r).request(1, 0);
             let bytes = bytes.row(first + r);
@@ -138,6 +133,20 @@ fn fill_fp8(
             fill_fp8_blocks(bytes, &scales, &mut out[r].0);
         }
     }
+}
+
+/// The scales of FP8 of each block of some columns of a row; zero behind them.
+pub(in crate::matmul_integer) fn block_scales<const N: usize>(
+    w: &MatrixView<'_>,
+    row: usize,
+    columns: &Range<usize>,
+) -> [f32; N] {
+    let (mut all, scales) = ([0.0; N], w.row_scales(row));
+    for scaled in w.column_blocks(columns.clone()) {
+        let (start, end) = (scaled.start - columns.start, scaled.end - columns.start);
+        all[start / BLOCK..end.div_ceil(BLOCK)].fill(scales.of(scaled));
+    }
+    all
 }
 
 /// Four blocks, each in steps of its own.

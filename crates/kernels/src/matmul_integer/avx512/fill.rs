@@ -7,6 +7,7 @@ use crate::integers::BLOCK;
 use crate::lanes::avx2::RowsAhead;
 use crate::matmul_integer::LEAST_EXPONENT;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
+use crate::matmul_integer::avx2::signed::block_scales;
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
@@ -56,12 +57,7 @@ fn fill_fp8<const MINIMA: bool>(
 ) {
     let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
     for rows in w.row_range(rows).row_blocks() {
-        let mut scales = [0.0; BLOCKS];
-        let row_scales = w.row_scales(first + rows.start);
-        for scaled in w.column_blocks(columns.clone()) {
-            let (start, end) = (scaled.start - columns.start, scaled.end - columns.start);
-            scales[start / BLOCK..end.div_ceil(BLOCK)].fill(row_scales.of(scaled));
-        }
+        let scales = block_scales(w, first + rows.start, &columns);
         for r in rows {
             ahead.below(r).request(1, 0);
             out[r].set_fp8(bytes.row(first + r), &scales);
