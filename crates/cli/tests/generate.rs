@@ -2,6 +2,7 @@
 
 mod support;
 
+use dsv3_runtime::Isa;
 use serde_json::Value;
 use std::{fs, io::Read, path::Path, process::Stdio};
 use support::{Golden, Run, Workplace, floats, testdata, token_ids};
@@ -25,6 +26,25 @@ fn sixty_four_greedy_tokens_are_those_of_transformers() {
         assert_eq!(record["timings"]["decode_tokens"], 63);
         assert!(run.stderr.contains("greedy") && run.stderr.contains("GB/s of weights"), "{}", run.stderr);
     }
+}
+
+/// In integers, too, where formats and instruction sets have their own ways: at least the likeliest tokens stay.
+#[test]
+fn every_instruction_set_generates_these_tokens() {
+    let (golden, place, model) = (Golden::of("odd-fp8"), Workplace::new(), testdata("odd-fp8"));
+    let (prompt, expected) = (golden.ids("greedy.prompt"), golden.ids("greedy.tokens"));
+    for isa in Isa::ALL {
+        let options = ["--isa", isa.name(), "--max-new-tokens", "8"];
+        let run = place.generate_ids(&model, &prompt, &options);
+        if !isa.is_available() {
+            run.fails_with(&["this machine has no", isa.name()]);
+            continue;
+        }
+        let run = run.success();
+        assert_eq!(token_ids(&run.json()), expected[..8], "{isa}");
+        assert!(run.stderr.contains(&format!("({isa})")), "{}", run.stderr);
+    }
+    place.generate_ids(&model, &prompt, &["--isa", "avx1024"]).is_usage_error("scalar, avx2, avx512");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 pub(super) mod q4k;
 pub(super) mod signed;
-mod stream_q4k;
+pub(super) mod stream_q4k;
 mod tile_q4k;
 mod tile_signed;
 

@@ -1,10 +1,12 @@
 //! Tokens lie side by side in lanes of four columns each, which one instruction multiplies with four weights and adds up
-//! exactly (`tile`).
+//! exactly (`tile`). Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`).
 
 mod fill;
+mod stream_q4k;
 mod tile;
 
-use super::{Few, avx2};
+use super::Few;
+use crate::avx2::with_count;
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 
 /// Tokens up to which q4_K is used from the register.
@@ -13,7 +15,7 @@ const STREAMED: usize = 4;
 pub(crate) const FEW: Few = Few { q8_0: 4, fp8: 4 };
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
 pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
     let few = match order {
         Order::Fastest => x.rows() <= STREAMED,
@@ -21,9 +23,20 @@ pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
         Order::Many => false,
     };
     match w.format() {
-        Format::Q4K if few => avx2::matmul_integer(order, w, x, out),
+        Format::Q4K if few => few_q4k(w, x, out),
         Format::Q4K => tile::matmul::<true>(w, x, out),
         Format::Q8_0 | Format::Fp8 => tile::matmul::<false>(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
+    }
+}
+
+/// Some tokens at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
+fn few_q4k(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
+    for first in (0..x.rows()).step_by(STREAMED) {
+        let x = x.row_range(first..x.rows().min(first + STREAMED));
+        let (some, rest) = out.split_rows_at(x.rows());
+        with_count!(x.rows(), T of [1 2 3 4], stream_q4k::matmul::<T>(w, x, some));
+        out = rest;
     }
 }

@@ -3,7 +3,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{padded, prefetch, sum_each};
+use super::{AHEAD, NEAR, add_rows, fold};
+use crate::avx2::{padded, prefetch};
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
 use crate::avx512::load64;
 use crate::view::AheadOfRow;
@@ -13,11 +14,6 @@ use std::{mem::MaybeUninit, ops::Range};
 
 /// Columns whose inputs lie ready, 72 kB a token: the longest rows of the 671B model, of 18432, are read in one run.
 const COLUMNS: usize = 18432;
-/// How many bytes ahead memory is asked for, and how many ahead the first cache asks the second.
-const AHEAD: usize = 8 << 10;
-const NEAR: usize = 1 << 10;
-/// Rows whose sums across vectors are taken together.
-const GROUP: usize = 4;
 /// Values in a vector.
 const VECTOR: usize = 16;
 
@@ -40,25 +36,10 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, m
             }
             let weights = w.rows_bytes(columns.clone());
             let ahead = w.ahead_of_rows(columns.start + AHEAD);
-            for row in rows.clone().step_by(GROUP) {
-                let mut vectors = [[_mm256_setzero_ps(); GROUP]; T];
-                let group = row..rows.end.min(row + GROUP);
-                for (place, row) in group.clone().enumerate() {
-                    // SAFETY: the inputs of all these columns are laid out.
-                    let sums = unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) };
-                    for t in 0..T {
-                        vectors[t][place] = sums[t];
-                    }
-                }
-                for t in 0..T {
-                    let mut sums = [0.0; GROUP];
-                    // SAFETY: four floats; the store needs no alignment.
-                    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), sum_each(vectors[t])) };
-                    for (out, sum) in out.row_mut(t)[group.clone()].iter_mut().zip(sums) {
-                        *out += sum;
-                    }
-                }
-            }
+            add_rows(rows.clone(), &mut out, |row| {
+                // SAFETY: the inputs of all these columns are laid out.
+                unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) }
+            });
         }
     }
 }
@@ -119,13 +100,7 @@ unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &I
         // SAFETY: inputs are laid out to the end of the last unit.
         unsafe { add_unit(load64(&padded(rest)), tables, inputs, units.len(), &mut sums) };
     }
-    let mut totals = [_mm256_setzero_ps(); T];
-    for t in 0..T {
-        let [a, b, c, d] = sums[t];
-        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
-        totals[t] = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
-    }
-    totals
+    sums.map(|[a, b, c, d]| fold(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d))))
 }
 
 /// Adds the products of unit `number`.

@@ -16,22 +16,36 @@ const LINE: usize = 64;
 
 /// A token's part in a block of weights, in as many pieces as the block has groups.
 #[derive(Clone, Copy)]
-struct Inputs<'a> {
-    values: &'a [[[i8; BLOCK]; Q4K_GROUPS]],
-    scales: &'a [[f32; Q4K_GROUPS]],
-    sums: &'a [[f32; Q4K_GROUPS]],
+pub(in crate::matmul_integer) struct Inputs<'a> {
+    pub(in crate::matmul_integer) values: &'a [[[i8; BLOCK]; Q4K_GROUPS]],
+    pub(in crate::matmul_integer) scales: &'a [[f32; Q4K_GROUPS]],
+    pub(in crate::matmul_integer) sums: &'a [[f32; Q4K_GROUPS]],
 }
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]` for `T` tokens, one row after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
+pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    matmul_by::<T>(|weights, ahead, x| row_totals(weights, ahead, x), AHEAD, w, x, out);
+}
+
+/// As [`matmul`], with a row's products from a function, a part of each in every lane, which asks memory for what is read
+/// `ahead` bytes later.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(in crate::matmul_integer) fn matmul_by<const T: usize>(
+    row_totals: impl Fn(&[BlockQ4K], AheadOfRow, [Inputs<'_>; T]) -> [__m256; T],
+    ahead: usize,
+    w: &MatrixView<'_>,
+    x: IntegerRef<'_>,
+    mut out: MatrixMut<'_>,
+) {
     let count = w.cols() / Q4K_COLS;
     let x: [Inputs<'_>; T] = from_fn(|token| Inputs {
         values: &x.blocks(token).as_chunks().0[..count],
         scales: &x.scales(token).as_chunks().0[..count],
         sums: &x.sums(token).as_chunks().0[..count],
     });
-    let (rows, ahead) = (w.rows_bytes(0..w.cols()), w.ahead_of_rows(AHEAD));
+    let (rows, ahead) = (w.rows_bytes(0..w.cols()), w.ahead_of_rows(ahead));
     for row in 0..w.rows() {
         let weights = &blocks(rows.row(row))[..count];
         let totals = row_totals(weights, ahead.row(row), x);

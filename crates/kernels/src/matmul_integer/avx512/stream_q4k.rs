@@ -1,0 +1,85 @@
+//! Few tokens and weights in blocks of `q4_K`, multiplied as they come from memory: two groups in a vector.
+
+#![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
+
+use crate::avx2::{broadcast_half, load as load_eight, load32, prefetch};
+use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
+use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
+use crate::quantized::BlockQ4K;
+use crate::view::AheadOfRow;
+use crate::{IntegerRef, MatrixMut, MatrixView};
+use std::arch::x86_64::*;
+
+/// How many bytes ahead memory is asked for, and how many ahead the first cache asks the second.
+const AHEAD: usize = 8 << 10;
+const NEAR: usize = 1 << 10;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]` for `T` tokens. A token's sum does not depend on how many there are.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
+pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    matmul_by::<T>(|weights, ahead, x| row_totals(weights, ahead, x), AHEAD, w, x, out);
+}
+
+/// A row's products, a part of each in every lane; asks memory for what is ahead.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
+#[inline]
+fn row_totals<const T: usize>(
+    weights: &[BlockQ4K],
+    ahead: AheadOfRow,
+    mut inputs: [Inputs<'_>; T],
+) -> [__m256; T] {
+    for t in 0..T {
+        let Inputs { values, scales, sums } = inputs[t];
+        let count = weights.len();
+        inputs[t] = Inputs { values: &values[..count], scales: &scales[..count], sums: &sums[..count] };
+    }
+    let mut totals = [_mm512_setzero_ps(); T];
+    for (block, weights) in weights.iter().enumerate() {
+        let start: *const i8 = (&raw const *weights).cast();
+        for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
+            prefetch(ahead.of(block * size_of::<BlockQ4K>() + line));
+            _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(NEAR + line));
+        }
+        add_block(weights, block, &inputs, &mut totals);
+    }
+    totals.map(|total| _mm256_add_ps(_mm512_castps512_ps256(total), _mm512_extractf32x8_ps::<1>(total)))
+}
+
+/// Adds the products of block `block`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
+#[inline]
+fn add_block<const T: usize>(
+    weights: &BlockQ4K,
+    block: usize,
+    inputs: &[Inputs<'_>; T],
+    totals: &mut [__m512; T],
+) {
+    let (scales, minima) = scales_and_minima(weights);
+    let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights.d));
+    let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights.dmin));
+    let mut factors = [_mm512_setzero_ps(); T];
+    for t in 0..T {
+        let own = _mm256_mul_ps(scales, load_eight(&inputs[t].scales[block]));
+        factors[t] = _mm512_castps256_ps512(own);
+        let offset = _mm256_mul_ps(minima, load_eight(&inputs[t].sums[block]));
+        totals[t] = _mm512_sub_ps(totals[t], _mm512_zextps256_ps512(offset));
+    }
+    // A group lies in the lower halves of bytes, the next in the upper ones.
+    let shifts = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi32(4));
+    for (pair, bytes) in weights.values.as_chunks().0.iter().enumerate() {
+        let both = _mm512_srlv_epi32(_mm512_broadcast_i64x4(load32(bytes)), shifts);
+        let bits = _mm512_and_si512(both, _mm512_set1_epi8(15));
+        // The factor of the first group in the lower half, of the second in the upper one.
+        let first = _mm512_set1_epi32(2 * pair as i32);
+        let places = _mm512_mask_add_epi32(first, 0xff00, first, _mm512_set1_epi32(1));
+        for t in 0..T {
+            let x = inputs[t].values[block].as_chunks::<2>().0[pair].as_flattened();
+            // SAFETY: the 64 integers of two groups; the load needs no alignment.
+            let x = unsafe { _mm512_loadu_si512(x.as_ptr().cast()) };
+            let products = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), bits, x));
+            totals[t] = _mm512_fmadd_ps(products, _mm512_permutexvar_ps(places, factors[t]), totals[t]);
+        }
+    }
+}
