@@ -27,8 +27,7 @@ pub(crate) use serve::{ListenArgs, LogArg, ServeArgs, SharingArgs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dsv3_deepseek::kinds::parse_formats;
-use dsv3_runtime::Formats;
-use dsv3_runtime::Isa;
+use dsv3_runtime::{Formats, Isa};
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\

@@ -20,7 +20,6 @@ use anyhow::{Result, anyhow, bail};
 use args::{Cli, Command};
 use clap::Parser;
 use dsv3_engine::LEADER;
-
 use dsv3_mesh::{launched_peer, launched_processes, launched_rank};
 use dsv3_runtime::{Isa, Kernels};
 use model::{ModelPlace, OpenModel};
@@ -100,11 +99,14 @@ fn follow(cli: Result<Cli, clap::Error>) -> ExitCode {
 }
 
 fn try_follow(cli: &Cli) -> Result<()> {
-    choose_kernels(cli.isa)?;
     let Some((model, device)) = cli.command.on_a_mesh() else {
         bail!("this command is for one process: start it without a launcher");
     };
-    session::follow_launched(|| OpenModel::open(&ModelPlace::resolve(model)?), device)
+    let open = || {
+        choose_kernels(cli.isa)?;
+        OpenModel::open(&ModelPlace::resolve(model)?)
+    };
+    session::follow_launched(open, device)
 }
 
 /// The instructions that were asked for, if any were.

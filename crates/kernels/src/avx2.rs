@@ -279,7 +279,7 @@ pub(crate) fn sum_each(vectors: [__m256; 4]) -> __m128 {
     _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
 }
 
-/// Calls for a number of rows known to the compiler: `$call` sees it as the constant `$name`, one of `$number`.
+/// Calls for a number of rows or tokens known to the compiler: `$call` sees it as the constant `$name`, one of `$number`.
 macro_rules! with_count {
     ($count:expr, $name:ident of [$($number:literal)*], $call:expr) => {
         match $count {
@@ -287,7 +287,7 @@ macro_rules! with_count {
                 const $name: usize = $number;
                 $call
             })*
-            other => unreachable!("{other} rows of a tile"),
+            other => unreachable!("{other} at a time"),
         }
     };
 }

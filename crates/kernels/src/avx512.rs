@@ -8,6 +8,10 @@ pub(crate) mod fp8;
 use crate::Lanes;
 use std::arch::x86_64::*;
 
+/// How many bytes ahead a stream asks memory for, and how many ahead the first cache asks the second.
+pub(crate) const AHEAD: usize = 8 << 10;
+pub(crate) const NEAR: usize = 1 << 10;
+
 /// A line.
 #[target_feature(enable = "avx512f")]
 #[inline]
@@ -52,4 +56,11 @@ pub(crate) fn load64(bytes: &[u8; 64]) -> __m512i {
 pub(crate) fn store64(bytes: &mut [u8; 64], vector: __m512i) {
     // SAFETY: an exclusive reference to 64 bytes; the store needs no alignment.
     unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), vector) }
+}
+
+/// Both halves of a vector added up.
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+pub(crate) fn fold(vector: __m512) -> __m256 {
+    _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps::<1>(vector))
 }

@@ -18,25 +18,27 @@ const KEYS: usize = 128;
 /// Keys to a request of memory ahead.
 const AHEAD_KEYS: usize = 4;
 
+/// The steps of this file, for values that begin `APART` bytes apart.
+const fn steps<const APART: usize>() -> Steps {
+    Steps {
+        tiles: Tiles::of::<APART>(),
+        softmax,
+        columns: TILE,
+        add_columns: columns_tile::<APART>,
+        ahead_keys: AHEAD_KEYS,
+    }
+}
+
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let steps = match block.keys.shares_halves() {
-        true => Steps { tiles: Tiles::of::<2>(), add_columns: columns_tile::<2>, ..STEPS },
-        false => Steps { tiles: Tiles::of::<4>(), add_columns: columns_tile::<4>, ..STEPS },
+        true => steps::<2>(),
+        false => steps::<4>(),
     };
     // SAFETY: this function has the features of the steps, which read values as far apart as they lie.
     unsafe { attend_in(&steps, block, queries, state) }
 }
-
-/// What does not depend on how far apart values lie.
-const STEPS: Steps = Steps {
-    tiles: Tiles::of::<4>(),
-    softmax,
-    columns: TILE,
-    add_columns: columns_tile::<4>,
-    ahead_keys: AHEAD_KEYS,
-};
 
 /// What an instruction set does of attention in its own way.
 ///
@@ -49,7 +51,7 @@ pub(super) struct Steps {
     pub(super) columns: usize,
     /// `sums[c] = sums[c] * shrink + sum over k of values[k, c] * weights[k]` for these columns of the values.
     pub(super) add_columns: AddColumns,
-    /// For how many keys it asks memory for one line ahead.
+    /// For how many keys `add_columns` asks memory once.
     pub(super) ahead_keys: usize,
 }
 

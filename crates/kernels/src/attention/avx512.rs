@@ -12,16 +12,23 @@ use crate::{KeyRows, Lanes};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// What does not depend on how far apart values lie.
-const STEPS: Steps =
-    Steps { tiles: tiles::<4>(), softmax, columns: TILE, add_columns: columns_tile::<4>, ahead_keys: 1 };
+/// The steps of this file, for values that begin `APART` bytes apart.
+const fn steps<const APART: usize>() -> Steps {
+    Steps {
+        tiles: tiles::<APART>(),
+        softmax,
+        columns: TILE,
+        add_columns: columns_tile::<APART>,
+        ahead_keys: 1,
+    }
+}
 
 /// Takes in a block of keys and values.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn attend(block: &KeyValues<'_>, queries: &Queries<'_>, state: AttentionState<'_>) {
     let steps = match block.keys.shares_halves() {
-        true => Steps { tiles: tiles::<2>(), add_columns: columns_tile::<2>, ..STEPS },
-        false => Steps { tiles: tiles::<4>(), add_columns: columns_tile::<4>, ..STEPS },
+        true => steps::<2>(),
+        false => steps::<4>(),
     };
     // SAFETY: this function has the features of the steps, which read values as far apart as they lie.
     unsafe { attend_in(&steps, block, queries, state) }

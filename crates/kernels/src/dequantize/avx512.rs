@@ -2,9 +2,9 @@
 
 use super::avx2::Rows;
 use super::{avx2, scalar};
-use crate::avx2::{load32, padded};
+use crate::avx2::{Encoding, Fp8, load32, padded};
 use crate::avx512::load64;
-use crate::{Format, MatrixView};
+use crate::{Format, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -13,7 +13,13 @@ const VECTOR: usize = 16;
 /// Weights that are turned together.
 const STEP: usize = 4 * VECTOR;
 /// What FP8 moved to the place of a half is worth less than as FP8.
-const UNIT: f32 = 256.0;
+const UNIT: f32 = Fp8::UNIT;
+
+/// All of `w`.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(crate) fn dequantize(w: &MatrixView<'_>, mut out: MatrixMut<'_>) {
+    dequantize_rows(w, 0, 0..w.cols(), &mut out);
+}
 
 /// Columns `columns` of rows of `w`, from `row` on as many as `out` has: whole blocks of the format. Rows of `out` are as long
 /// at least.

@@ -8,18 +8,17 @@ mod tile;
 use super::avx2;
 use crate::avx2::{sum_each, with_count};
 use crate::avx512::fp8;
+use crate::matmul_integer::avx512::FEW;
 use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
+const _: () = assert!(STREAMED == FEW.q8_0 && STREAMED == FEW.fp8, "from there on both take integers");
 
 /// Rows whose sums across vectors are taken together.
 const GROUP: usize = 4;
-/// How many bytes ahead memory is asked for, and how many ahead the first cache asks the second.
-const AHEAD: usize = 8 << 10;
-const NEAR: usize = 1 << 10;
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
@@ -78,11 +77,4 @@ fn add_rows<const T: usize>(
             }
         }
     }
-}
-
-/// Both halves of a vector added up.
-#[target_feature(enable = "avx512f,avx512dq")]
-#[inline]
-fn fold(vector: __m512) -> __m256 {
-    _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps::<1>(vector))
 }

@@ -1,7 +1,7 @@
 //! Every table against sums in f64, on shapes around every boundary of the kernels.
 
 use crate::testing::{Random, Spec, Weights, specs, sum_error, tables};
-use crate::{Format, IntegerMatrix, LANES, MatrixMut, MatrixRef, MatrixView, Order};
+use crate::{Format, IntegerMatrix, LANES, MatrixMut, MatrixRef, MatrixView, Order, f16_to_f32};
 
 /// What lies between the rows of a strided matrix, and must not change.
 const GAP: f32 = -77.0;
@@ -113,11 +113,48 @@ fn a_product_with_a_unit_vector_is_the_weight_exactly() {
     }
 }
 
+/// A row for each half.
+#[test]
+fn every_half_is_a_scale_of_q8_0() {
+    let mut bytes = Vec::new();
+    for scale in 0..=u16::MAX {
+        bytes.extend(scale.to_le_bytes());
+        bytes.extend([3; 32]);
+    }
+    let rows = 1 << 16;
+    let w = MatrixView::from_bytes(Format::Q8_0, &bytes, rows, 32, None);
+    let mut x = [0.0; 32];
+    x[7] = 1.0;
+    for kernels in tables() {
+        let mut out = vec![0.0; rows];
+        kernels.matmul(&w, MatrixRef::new(&x, 1, 32), MatrixMut::new(&mut out, 1, rows));
+        for (scale, got) in out.into_iter().enumerate() {
+            let expected = 3.0 * f16_to_f32(scale as u16);
+            // Infinity times the zeros of x is NaN.
+            let same = got == expected || !expected.is_finite() && got.is_nan();
+            assert!(same, "{kernels:?} {scale:#x}: {got}, not {expected}");
+        }
+    }
+}
+
+/// More columns than inputs lie ready for, in blocks that do not end where these do.
+#[test]
+fn long_rows_agree_with_f64() {
+    let mut random = Random(11);
+    for block in [(128, 128), (128, 320)] {
+        let spec = Spec { format: Format::Fp8, rows: 5, cols: 18_500, block, first_row: 0, offset: 1 };
+        let weights = Weights::random(spec, &mut random);
+        for tokens in [1, 3] {
+            check(&weights, &weights.view(), tokens, &mut random);
+        }
+    }
+}
+
 #[test]
 fn an_fp8_nan_reaches_its_row_and_no_other() {
     let mut random = Random(5);
-    // Blocks that end within 32 columns take another way than those that do not.
-    for block in [(4, 100), (4, 96)] {
+    // Blocks that end within 32 or 64 columns take another way than those that do not.
+    for block in [(4, 100), (4, 96), (4, 128)] {
         let spec = Spec { format: Format::Fp8, rows: 6, cols: 141, block, first_row: 0, offset: 1 };
         for kernels in tables() {
             for (tokens, nan) in [(1, 0x7f), (1, 0xff), (2, 0x7f), (5, 0xff), (16, 0x7f)] {

@@ -2,7 +2,8 @@
 //! weights stays in the first cache while tokens go by, or a batch of tokens while a larger panel does; the other and the
 //! sums lie in the second.
 
-use super::{RowsAhead, TILE, write_rows, zeros};
+use super::{RowsAhead, TILE, evenly, write_rows, zeros};
+use crate::avx2::with_count;
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
@@ -30,13 +31,13 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// Fills in columns `columns` of rows `rows`.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C.
+    /// The processor has the features that this is compiled for.
     unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]);
 
     /// Columns `columns` of a batch of tokens, `tokens`, side by side in lanes; zero in lanes without a token.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C.
+    /// The processor has the features that this is compiled for.
     unsafe fn pack(
         x: X,
         tokens: Range<usize>,
@@ -48,7 +49,7 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// of it if `V` is 1. With each [`STEP`](Self::STEP) columns it asks for a step of as many rows `ahead`.
     ///
     /// # Safety
-    /// The processor has AVX2, FMA and F16C.
+    /// The processor has the features that this is compiled for.
     unsafe fn add_rows<const R: usize, const V: usize>(
         rows: &[Self; R],
         batch: &[Lanes],
@@ -66,10 +67,13 @@ struct Memory<P, const N: usize> {
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, with panels of `N` rows. A token's sums are taken in the same order wherever
 /// it lies.
+///
+/// # Safety
+/// The processor has the features that `P` is compiled for.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline(never)]
-pub(crate) fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
+pub(crate) unsafe fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     w: &MatrixView<'_>,
     x: X,
     mut out: MatrixMut<'_>,
@@ -86,7 +90,8 @@ pub(crate) fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
         for row in (0..w.rows()).step_by(ROWS) {
             let w = w.row_range(row..w.rows().min(row + ROWS));
             let (now, after) = block.split_columns_at(w.rows());
-            block_products(&w, (x, tokens.clone()), now, &mut memory);
+            // SAFETY: what the caller promises.
+            unsafe { block_products(&w, (x, tokens.clone()), now, &mut memory) };
             block = after;
         }
         out = rest;
@@ -94,8 +99,11 @@ pub(crate) fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
 }
 
 /// As [`matmul`], of at most [`ROWS`] rows and [`TOKENS`] tokens.
+///
+/// # Safety
+/// As for that.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
+unsafe fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     w: &MatrixView<'_>,
     (x, tokens): (X, Range<usize>),
     mut out: MatrixMut<'_>,
@@ -113,7 +121,7 @@ fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
         let mut packed: [&[Lanes]; GROUPS] = [&[]; _];
         for (batch, memory) in memory.tokens.chunks_mut(G).take(batches).enumerate() {
             let memory = memory.as_flattened_mut();
-            // SAFETY: this function has the features that are asked for, here and below.
+            // SAFETY: what the caller promises, here and below.
             packed[batch] = unsafe { P::pack(x, batch_tokens(batch), columns.clone(), memory) };
         }
         for row in (0..w.rows()).step_by(N) {
@@ -127,9 +135,12 @@ fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
                     RowsAhead::after(w, row..row + N, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
                 });
                 let sums = &mut sums[batch * w.rows()..][rows.clone()];
-                match batch_tokens(batch).len() <= G * LANES / 2 {
-                    true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
-                    false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
+                // SAFETY: as above.
+                unsafe {
+                    match batch_tokens(batch).len() <= G * LANES / 2 {
+                        true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
+                        false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
+                    }
                 }
             }
         }
@@ -146,8 +157,11 @@ fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
 }
 
 /// Adds the products of a panel with a batch of tokens, of which `V` halves hold any.
+///
+/// # Safety
+/// As for [`matmul`].
 #[target_feature(enable = "avx2,fma,f16c")]
-fn add_batch<X: Copy, P: Row<X, G>, const V: usize, const G: usize>(
+unsafe fn add_batch<X: Copy, P: Row<X, G>, const V: usize, const G: usize>(
     panel: &[P],
     batch: &[Lanes],
     next: Option<RowsAhead>,
@@ -157,28 +171,26 @@ fn add_batch<X: Copy, P: Row<X, G>, const V: usize, const G: usize>(
     // Half as many tokens and as many rows again keep as many sums.
     while V == 1 && panel.len() - first >= FEW_ROWS {
         let rows = first..first + FEW_ROWS;
-        add_tile::<X, P, FEW_ROWS, 1, G>(panel, rows, batch, next, sums);
+        // SAFETY: what the caller promises.
+        unsafe { add_tile::<X, P, FEW_ROWS, 1, G>(panel, rows, batch, next, sums) };
         first += FEW_ROWS;
     }
-    let rest = panel.len() - first;
-    let tiles = rest.div_ceil(TILE);
-    for tile in 0..tiles {
-        let rows = first + rest * tile / tiles..first + rest * (tile + 1) / tiles;
-        match rows.len() {
-            1 => add_tile::<X, P, 1, V, G>(panel, rows, batch, next, sums),
-            2 => add_tile::<X, P, 2, V, G>(panel, rows, batch, next, sums),
-            3 => add_tile::<X, P, 3, V, G>(panel, rows, batch, next, sums),
-            4 => add_tile::<X, P, 4, V, G>(panel, rows, batch, next, sums),
-            5 => add_tile::<X, P, 5, V, G>(panel, rows, batch, next, sums),
-            _ => add_tile::<X, P, TILE, V, G>(panel, rows, batch, next, sums),
-        }
+    for rows in evenly(panel.len() - first, TILE) {
+        let rows = first + rows.start..first + rows.end;
+        // SAFETY: as above.
+        with_count!(rows.len(), R of [1 2 3 4 5 6], unsafe {
+            add_tile::<X, P, R, V, G>(panel, rows, batch, next, sums);
+        });
     }
 }
 
 /// Adds the products of `R` rows, `rows`, of a panel.
+///
+/// # Safety
+/// As for [`matmul`].
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_tile<X: Copy, P: Row<X, G>, const R: usize, const V: usize, const G: usize>(
+unsafe fn add_tile<X: Copy, P: Row<X, G>, const R: usize, const V: usize, const G: usize>(
     panel: &[P],
     rows: Range<usize>,
     batch: &[Lanes],
@@ -188,7 +200,7 @@ fn add_tile<X: Copy, P: Row<X, G>, const R: usize, const V: usize, const G: usiz
     let next = next.map(|next| next.below(rows.start));
     let sums = (&mut sums[rows.clone()]).try_into().expect("as many sums as rows of the tile");
     let rows = (&panel[rows]).try_into().expect("rows of the tile");
-    // SAFETY: this function has the features that are asked for.
+    // SAFETY: what the caller promises.
     unsafe { P::add_rows::<R, V>(rows, batch, next, sums) }
 }
 

@@ -27,7 +27,8 @@ impl AsMut<[f32]> for Row {
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul::<_, Row, 1, { panels::FEW_ROWS }>(w, x, out);
+    // SAFETY: this function has the features of `Row`'s.
+    unsafe { panels::matmul::<_, Row, 1, { panels::FEW_ROWS }>(w, x, out) }
 }
 
 impl panels::Row<MatrixRef<'_>, 1> for Row {

@@ -3,10 +3,10 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use super::{AHEAD, NEAR, add_rows, fold};
+use super::add_rows;
 use crate::avx2::{padded, prefetch};
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
-use crate::avx512::load64;
+use crate::avx512::{AHEAD, NEAR, fold, load64};
 use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -14,10 +14,12 @@ use std::{mem::MaybeUninit, ops::Range};
 
 /// Columns whose inputs lie ready, 72 kB a token: the longest rows of the 671B model, of 18432, are read in one run.
 const COLUMNS: usize = 18432;
+/// What inputs are multiplied by so that none whose product counts is subnormal before: 2^24.
+const UNIT_UP: f32 = (1 << 24) as f32;
 /// Values in a vector.
 const VECTOR: usize = 16;
 
-/// The tokens' inputs times their blocks' scales, unit by unit.
+/// The tokens' inputs times their blocks' scales and [`UNIT_UP`], unit by unit.
 #[repr(align(64))]
 struct Inputs<const T: usize>([[MaybeUninit<[f32; UNIT]>; COLUMNS / UNIT]; T]);
 
@@ -37,7 +39,7 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, m
             let weights = w.rows_bytes(columns.clone());
             let ahead = w.ahead_of_rows(columns.start + AHEAD);
             add_rows(rows.clone(), &mut out, |row| {
-                // SAFETY: the inputs of all these columns are laid out.
+                // SAFETY: blocks begin where units do, so the inputs of all these columns are laid out.
                 unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) }
             });
         }
@@ -55,7 +57,8 @@ fn lay_out(
 ) {
     let scales = w.row_scales(row);
     for block in w.column_blocks(columns.clone()) {
-        let scale = scales.of(block);
+        let scale = scales.of(block) * UNIT_UP;
+        assert!((block.start - columns.start).is_multiple_of(UNIT), "a block begins where a unit does");
         let (units, rest) = x[block.start..block.end].as_chunks::<UNIT>();
         let inputs = &mut inputs[(block.start - columns.start) / UNIT..];
         for (x, inputs) in units.iter().zip(&mut *inputs) {
@@ -100,7 +103,10 @@ unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &I
         // SAFETY: inputs are laid out to the end of the last unit.
         unsafe { add_unit(load64(&padded(rest)), tables, inputs, units.len(), &mut sums) };
     }
-    sums.map(|[a, b, c, d]| fold(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d))))
+    sums.map(|[a, b, c, d]| {
+        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+        fold(_mm512_mul_ps(sum, _mm512_set1_ps(1.0 / UNIT_UP)))
+    })
 }
 
 /// Adds the products of unit `number`.

@@ -2,8 +2,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
-use super::{AHEAD, NEAR, add_rows, fold};
+use super::add_rows;
 use crate::avx2::{half, load16_bytes, prefetch};
+use crate::avx512::{AHEAD, NEAR, fold};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
@@ -37,7 +38,7 @@ fn row_sums<const T: usize>(weights: &[BlockQ8_0], ahead: AheadOfRow, x: [&[Inpu
     let mut sums = [[_mm512_setzero_ps(); PARTS]; T];
     let whole = weights.len() - weights.len() % PARTS;
     for first in (0..whole).step_by(PARTS) {
-        // Two blocks are four bytes longer than a line of the cache: one of sixteen lines is left to the processor.
+        // Two blocks are four bytes longer than a line of the cache: one of seventeen lines is left to the processor.
         prefetch(ahead.of(first * size_of::<BlockQ8_0>()));
         _mm_prefetch::<_MM_HINT_T0>((&raw const weights[first]).cast::<i8>().wrapping_add(NEAR));
         for part in 0..PARTS {

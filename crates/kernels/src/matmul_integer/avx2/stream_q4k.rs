@@ -88,7 +88,7 @@ type BlockInputs<'a> = (&'a [[i8; BLOCK]; Q4K_GROUPS], &'a [f32; Q4K_GROUPS], &'
 
 impl<'a> Inputs<'a> {
     #[inline]
-    fn first(&self, blocks: usize) -> Self {
+    pub(in crate::matmul_integer) fn first(&self, blocks: usize) -> Self {
         Inputs { values: &self.values[..blocks], scales: &self.scales[..blocks], sums: &self.sums[..blocks] }
     }
 

@@ -39,7 +39,8 @@ const _: () = assert!(GROUPS * GROUP_LINES <= panels::LINES);
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul::<_, Row, 1, { panels::FEW_ROWS }>(w, x, out);
+    // SAFETY: this function has the features of `Row`'s.
+    unsafe { panels::matmul::<_, Row, 1, { panels::FEW_ROWS }>(w, x, out) }
 }
 
 impl panels::Row<IntegerRef<'_>, 1> for Row {

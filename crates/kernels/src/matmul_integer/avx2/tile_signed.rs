@@ -37,7 +37,8 @@ const _: () = assert!(BLOCKS * BLOCK_LINES <= panels::LINES && PLACE == 2 * LANE
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of `q8_0` or FP8.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul::<_, Row, GROUPS, ROWS>(w, x, out);
+    // SAFETY: this function has the features of `Row`'s.
+    unsafe { panels::matmul::<_, Row, GROUPS, ROWS>(w, x, out) }
 }
 
 impl panels::Row<IntegerRef<'_>, GROUPS> for Row {

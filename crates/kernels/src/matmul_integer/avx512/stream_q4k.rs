@@ -3,6 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
 use crate::avx2::{broadcast_half, load as load_eight, load32, prefetch};
+use crate::avx512::{AHEAD, NEAR, fold};
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
 use crate::quantized::BlockQ4K;
@@ -10,9 +11,6 @@ use crate::view::AheadOfRow;
 use crate::{IntegerRef, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 
-/// How many bytes ahead memory is asked for, and how many ahead the first cache asks the second.
-const AHEAD: usize = 8 << 10;
-const NEAR: usize = 1 << 10;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -31,9 +29,7 @@ fn row_totals<const T: usize>(
     mut inputs: [Inputs<'_>; T],
 ) -> [__m256; T] {
     for t in 0..T {
-        let Inputs { values, scales, sums } = inputs[t];
-        let count = weights.len();
-        inputs[t] = Inputs { values: &values[..count], scales: &scales[..count], sums: &sums[..count] };
+        inputs[t] = inputs[t].first(weights.len());
     }
     let mut totals = [_mm512_setzero_ps(); T];
     for (block, weights) in weights.iter().enumerate() {
@@ -44,7 +40,7 @@ fn row_totals<const T: usize>(
         }
         add_block(weights, block, &inputs, &mut totals);
     }
-    totals.map(|total| _mm256_add_ps(_mm512_castps512_ps256(total), _mm512_extractf32x8_ps::<1>(total)))
+    totals.map(|total| fold(total))
 }
 
 /// Adds the products of block `block`.

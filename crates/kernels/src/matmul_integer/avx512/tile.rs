@@ -18,7 +18,7 @@ pub(super) const BLOCKS: usize = 16;
 const STEP_BLOCKS: usize = 2;
 /// Groups of sixteen tokens in a batch: a vector each.
 const GROUPS: usize = 2;
-/// Rows of a panel, 169 kB: a batch is read from the second cache once for so many.
+/// Rows of a panel, 38 kB: as for f32, more are slower where tokens are few.
 const ROWS: usize = 60;
 /// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
 const FOURS: usize = BLOCK / 4;
@@ -40,7 +40,8 @@ pub(super) struct Row<const MINIMA: bool> {
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(super) fn matmul<const MINIMA: bool>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    panels::matmul::<_, Row<MINIMA>, GROUPS, ROWS>(w, x, out);
+    // SAFETY: this function has the features of `Row`'s.
+    unsafe { panels::matmul::<_, Row<MINIMA>, GROUPS, ROWS>(w, x, out) }
 }
 
 impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
