@@ -12,6 +12,25 @@ use std::arch::x86_64::*;
 pub(crate) const AHEAD: usize = 8 << 10;
 pub(crate) const NEAR: usize = 1 << 10;
 
+/// Values in a vector.
+pub(crate) const VECTOR: usize = 16;
+
+/// Sixteen values.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn load_values(values: &[f32; VECTOR]) -> __m512 {
+    // SAFETY: a reference to sixteen floats; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+/// Writes sixteen values.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn store_values(values: &mut [f32; VECTOR], vector: __m512) {
+    // SAFETY: an exclusive reference to sixteen floats; the store needs no alignment.
+    unsafe { _mm512_storeu_ps(values.as_mut_ptr(), vector) }
+}
+
 /// A line.
 #[target_feature(enable = "avx512f")]
 #[inline]

@@ -1,7 +1,7 @@
 //! FP8 numbers as f32, in registers: the two upper bytes of each are looked up. Unlike bits moved to their places these are
 //! never subnormal, which costs Intel's processors a hundred cycles and more, and a NaN is one.
 
-use super::load64;
+use super::{load_values, load64};
 use crate::MatrixView;
 use crate::format::FP8_VALUES;
 use std::arch::x86_64::*;
@@ -76,9 +76,8 @@ pub(crate) fn by_part(x: &[f32; UNIT]) -> [__m512; PARTS] {
     // In each sixteen numbers the parts' four lie two apart.
     let in_turn = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
     let mut rows = [_mm512_setzero_ps(); PARTS];
-    for (row, x) in rows.iter_mut().zip(x.as_chunks::<16>().0) {
-        // SAFETY: a reference to sixteen floats; the load needs no alignment.
-        *row = _mm512_permutexvar_ps(in_turn, unsafe { _mm512_loadu_ps(x.as_ptr()) });
+    for (row, x) in rows.iter_mut().zip(x.as_chunks().0) {
+        *row = _mm512_permutexvar_ps(in_turn, load_values(x));
     }
     // Quarters of rows become rows.
     let [a, b, c, d] = rows;

@@ -3,13 +3,11 @@
 use super::avx2::Rows;
 use super::{avx2, scalar};
 use crate::avx2::{Encoding, Fp8, load32, padded};
-use crate::avx512::load64;
+use crate::avx512::{VECTOR, load64, store_values};
 use crate::{Format, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Values in a vector.
-const VECTOR: usize = 16;
 /// Weights that are turned together.
 const STEP: usize = 4 * VECTOR;
 /// What FP8 moved to the place of a half is worth less than as FP8.
@@ -90,8 +88,7 @@ fn dequantize_step(bytes: __m512i, factor: __m512, out: &mut [f32; STEP], nan: &
         let halves = [_mm512_castsi512_si256(halves), _mm512_extracti64x4_epi64::<1>(halves)];
         for (halves, out) in halves.into_iter().zip(out.as_chunks_mut::<VECTOR>().0) {
             let values = _mm512_mul_ps(_mm512_cvtph_ps(halves), factor);
-            // SAFETY: an exclusive reference to sixteen floats; the store needs no alignment.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), values) };
+            store_values(out, values);
         }
     }
 }
@@ -105,8 +102,7 @@ fn widen_bf16(bytes: &[u8], out: &mut [f32]) {
     assert!(whole.len() == vectors.len() && rest_bytes.len() == 2 * rest.len(), "two bytes for each value");
     let widen = |bytes: &[u8; 2 * VECTOR], out: &mut [f32; VECTOR]| {
         let tops = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load32(bytes)));
-        // SAFETY: an exclusive reference to sixteen floats; the store needs no alignment.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_castsi512_ps(tops)) };
+        store_values(out, _mm512_castsi512_ps(tops));
     };
     for (bytes, out) in whole.iter().zip(vectors) {
         widen(bytes, out);

@@ -6,7 +6,7 @@
 use super::add_rows;
 use crate::avx2::{padded, prefetch};
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
-use crate::avx512::{AHEAD, NEAR, fold, load64};
+use crate::avx512::{AHEAD, NEAR, VECTOR, fold, load64};
 use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -16,8 +16,6 @@ use std::{mem::MaybeUninit, ops::Range};
 const COLUMNS: usize = 18432;
 /// What inputs are multiplied by so that none whose product counts is subnormal before: 2^24.
 const UNIT_UP: f32 = (1 << 24) as f32;
-/// Values in a vector.
-const VECTOR: usize = 16;
 
 /// The tokens' inputs times their blocks' scales and [`UNIT_UP`], unit by unit.
 #[repr(align(64))]
@@ -82,7 +80,8 @@ fn lay_out_unit(x: &[f32; UNIT], scale: f32, inputs: &mut MaybeUninit<[f32; UNIT
     }
 }
 
-/// The products of some columns of a row with all tokens, a part of each in every lane. Asks memory for what is read `ahead` of each of them.
+/// The products of some columns of a row with all tokens, a part of each in every lane. Asks memory for what is read `ahead`
+/// of each of them.
 ///
 /// # Safety
 /// The inputs of these columns are laid out.

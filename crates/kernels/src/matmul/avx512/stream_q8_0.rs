@@ -4,7 +4,7 @@
 
 use super::add_rows;
 use crate::avx2::{half, load16_bytes, prefetch};
-use crate::avx512::{AHEAD, NEAR, fold};
+use crate::avx512::{AHEAD, NEAR, fold, load_values};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::view::AheadOfRow;
 use crate::{MatrixMut, MatrixRef, MatrixView};
@@ -16,8 +16,6 @@ type Inputs = [f32; Q8_0_COLS];
 
 /// Parts of a sum, one for each second block: none waits for the one before it.
 const PARTS: usize = 2;
-/// Values in a vector.
-const VECTOR: usize = 16;
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens. A token's sum does not depend on how many there are.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
@@ -70,9 +68,9 @@ fn add_block<const T: usize>(
     let values = [widen(&bytes[0]), widen(&bytes[1])];
     let scale = _mm512_set1_ps(scale(weights));
     for t in 0..T {
-        // SAFETY: a block's inputs are two vectors; the loads need no alignment.
-        let x = unsafe { [_mm512_loadu_ps(x[t].as_ptr()), _mm512_loadu_ps(x[t].as_ptr().add(VECTOR))] };
-        let products = _mm512_fmadd_ps(values[1], x[1], _mm512_mul_ps(values[0], x[0]));
+        let x = x[t].as_chunks().0;
+        let first = _mm512_mul_ps(values[0], load_values(&x[0]));
+        let products = _mm512_fmadd_ps(values[1], load_values(&x[1]), first);
         sums[t][part] = _mm512_fmadd_ps(products, scale, sums[t][part]);
     }
 }
