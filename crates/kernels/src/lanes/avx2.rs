@@ -209,10 +209,15 @@ impl RowsAhead {
     /// The panel after that of `rows` and `columns`, in so many steps: the rows below, or the next columns from the top. The
     /// matrix may end before.
     pub(crate) fn after(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, steps: usize) -> Self {
-        let (row, first) = if rows.end < w.rows() { (rows.end, columns.start) } else { (0, columns.end) };
+        let start = if rows.end < w.rows() { (rows.end, columns.start) } else { (0, columns.end) };
+        Self::at(w, start, columns.len(), steps)
+    }
+
+    /// The panel of so many columns from a row and a column on, in so many steps. The matrix may end before.
+    pub(crate) fn at(w: &MatrixView<'_>, (row, first): (usize, usize), columns: usize, steps: usize) -> Self {
         let stride = w.format().bytes(w.row_stride());
         let start = w.row_bytes(0, 0..0).as_ptr().wrapping_add(row * stride + w.format().bytes(first));
-        Self { start, stride, step: w.format().bytes(columns.len()) / steps }
+        Self { start, stride, step: w.format().bytes(columns) / steps }
     }
 
     /// The rows from `row` on.
@@ -220,14 +225,15 @@ impl RowsAhead {
         Self { start: self.start.wrapping_add(row * self.stride), ..self }
     }
 
-    /// Asks for a step of `rows` rows.
+    /// Asks for a step of `R` rows, a line of each in turn.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    pub(crate) fn request(self, rows: usize, step: usize) {
-        for row in 0..rows {
-            let start = self.start.wrapping_add(row * self.stride + step * self.step);
-            for line in (0..self.step).step_by(LINE) {
-                _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast());
+    pub(crate) fn request<const R: usize>(self, step: usize) {
+        for line in (0..self.step).step_by(LINE) {
+            let mut row = self.start.wrapping_add(step * self.step + line);
+            for _ in 0..R {
+                _mm_prefetch::<_MM_HINT_T1>(row.cast());
+                row = row.wrapping_add(self.stride);
             }
         }
     }
@@ -249,7 +255,7 @@ pub(crate) fn add_tile<const APART: usize, const R: usize, const V: usize>(
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for (step, lines) in w.chunks(STEP).enumerate() {
         if let Some(ahead) = ahead {
-            ahead.request(R, step);
+            ahead.request::<R>(step);
         }
         for (c, line) in lines.iter().enumerate() {
             let line = load(line);

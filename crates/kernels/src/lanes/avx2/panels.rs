@@ -7,9 +7,10 @@ use crate::avx2::with_count;
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
-/// Lines for the columns of a panel of sixteen tokens: 512 at most, and some more, so that groups lie in different sets of a
-/// cache.
-pub(crate) const LINES: usize = 528;
+/// Lines of packed tokens that are kept at once, 270 kB: with few tokens those of several panels side by side.
+const LINES: usize = 4224;
+/// Parts of them, a batch and the columns of a panel each.
+const PARTS: usize = 32;
 /// Tokens that use a panel before the next panel.
 const TOKENS: usize = GROUPS * LANES;
 /// Lanes of tokens.
@@ -23,6 +24,8 @@ pub(crate) const FEW_ROWS: usize = 2 * TILE;
 pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// Columns at most, whole blocks of every format.
     const COLUMNS: usize;
+    /// Lines that those of sixteen tokens are packed to.
+    const LINES: usize;
     /// Columns that a tile goes through between two requests to memory.
     const STEP: usize;
     /// One without weights.
@@ -61,7 +64,7 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
 /// Memory of a product.
 struct Memory<P, const N: usize> {
     panel: [MaybeUninit<P>; N],
-    tokens: [[MaybeUninit<Lanes>; LINES]; GROUPS],
+    tokens: [MaybeUninit<Lanes>; LINES],
     sums: [MaybeUninit<Lanes>; GROUPS * ROWS],
 }
 
@@ -80,7 +83,7 @@ pub(crate) unsafe fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usiz
 ) {
     let mut memory = Memory::<P, N> {
         panel: [const { MaybeUninit::uninit() }; N],
-        tokens: [const { [const { MaybeUninit::uninit() }; LINES] }; GROUPS],
+        tokens: [const { MaybeUninit::uninit() }; LINES],
         sums: [const { MaybeUninit::uninit() }; GROUPS * ROWS],
     };
     let tokens = out.rows();
@@ -116,30 +119,44 @@ unsafe fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     };
     let panel = filled(&mut memory.panel[..w.rows().min(N)], P::EMPTY);
     let (sums, _) = zeros(&mut memory.sums[..batches * w.rows() * G]).as_chunks_mut::<G>();
-    for first in (0..w.cols()).step_by(P::COLUMNS) {
-        let columns = first..w.cols().min(first + P::COLUMNS);
-        let mut packed: [&[Lanes]; GROUPS] = [&[]; _];
-        for (batch, memory) in memory.tokens.chunks_mut(G).take(batches).enumerate() {
-            let memory = memory.as_flattened_mut();
-            // SAFETY: what the caller promises, here and below.
-            packed[batch] = unsafe { P::pack(x, batch_tokens(batch), columns.clone(), memory) };
+    // Rows are read to the end as far as tokens fit beside each other: memory gives streams faster than pieces.
+    let panels = (LINES / (tokens.len().div_ceil(LANES) * P::LINES)).min(PARTS / batches);
+    for first in (0..w.cols()).step_by(panels * P::COLUMNS) {
+        let span = first..w.cols().min(first + panels * P::COLUMNS);
+        let all_columns =
+            || span.clone().step_by(P::COLUMNS).map(|first| first..span.end.min(first + P::COLUMNS));
+        let mut packed: [&[Lanes]; PARTS] = [&[]; _];
+        let mut free = memory.tokens.as_mut_slice();
+        for (columns, packed) in all_columns().zip(packed.chunks_mut(batches)) {
+            for (batch, packed) in packed.iter_mut().enumerate() {
+                let tokens = batch_tokens(batch);
+                let (now, rest) = free.split_at_mut(tokens.len().div_ceil(LANES) * P::LINES);
+                // SAFETY: what the caller promises, here and below.
+                *packed = unsafe { P::pack(x, tokens, columns.clone(), now) };
+                free = rest;
+            }
         }
         for row in (0..w.rows()).step_by(N) {
             let rows = row..w.rows().min(row + N);
             let panel = &mut panel[..rows.len()];
-            // SAFETY: as above.
-            unsafe { P::fill(w, rows.clone(), columns.clone(), panel) };
-            for (batch, packed) in packed[..batches].iter().enumerate() {
-                // The first batch asks for the next panel.
-                let next = (batch == 0).then(|| {
-                    RowsAhead::after(w, row..row + N, first..first + P::COLUMNS, P::COLUMNS / P::STEP)
-                });
-                let sums = &mut sums[batch * w.rows()..][rows.clone()];
+            for (columns, packed) in all_columns().zip(packed.chunks(batches)) {
+                let next = match (columns.end < span.end, row + N < w.rows()) {
+                    (true, _) => (row, columns.end),
+                    (false, true) => (row + N, span.start),
+                    (false, false) => (0, span.end),
+                };
                 // SAFETY: as above.
-                unsafe {
-                    match batch_tokens(batch).len() <= G * LANES / 2 {
-                        true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
-                        false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
+                unsafe { P::fill(w, rows.clone(), columns, panel) };
+                for (batch, packed) in packed.iter().enumerate() {
+                    // The first batch asks for the next panel.
+                    let next = (batch == 0).then(|| RowsAhead::at(w, next, P::COLUMNS, P::COLUMNS / P::STEP));
+                    let sums = &mut sums[batch * w.rows()..][rows.clone()];
+                    // SAFETY: as above.
+                    unsafe {
+                        match batch_tokens(batch).len() <= G * LANES / 2 {
+                            true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
+                            false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
+                        }
                     }
                 }
             }

@@ -33,6 +33,7 @@ pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
 
 impl panels::Row<MatrixRef<'_>, 1> for Row {
     const COLUMNS: usize = COLUMNS;
+    const LINES: usize = COLUMNS;
     const STEP: usize = STEP;
     const EMPTY: Self = Self([0.0; PITCH]);
 

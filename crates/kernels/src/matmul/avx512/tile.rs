@@ -29,8 +29,6 @@ impl AsMut<[f32]> for Row {
     }
 }
 
-const _: () = assert!(COLUMNS <= panels::LINES);
-
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
@@ -40,6 +38,7 @@ pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
 
 impl panels::Row<MatrixRef<'_>, GROUPS> for Row {
     const COLUMNS: usize = COLUMNS;
+    const LINES: usize = COLUMNS;
     const STEP: usize = STEP;
     const EMPTY: Self = Self([0.0; PITCH]);
 

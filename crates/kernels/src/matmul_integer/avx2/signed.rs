@@ -98,7 +98,7 @@ fn fill_q8_0(
 ) {
     let bytes = w.rows_bytes(columns);
     for (place, (row, out)) in rows.zip(out).enumerate() {
-        ahead.below(place).request(1, 0);
+        ahead.below(place).request::<1>(0);
         let weights: &[BlockQ8_0] = blocks(bytes.row(row));
         for (weights, out) in weights.iter().zip(&mut out.0) {
             let bytes = load32(&weights.values);
@@ -120,7 +120,7 @@ fn fill_fp8(
     for rows in w.row_range(rows).row_blocks() {
         let scales = block_scales::<BLOCKS>(w, first + rows.start, &columns);
         for r in rows {
-            ahead.below(r).request(1, 0);
+            ahead.below(r).request::<1>(0);
             let bytes = bytes.row(first + r);
             let end;
             let bytes = match bytes.try_into() {

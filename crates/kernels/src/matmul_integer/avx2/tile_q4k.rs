@@ -34,8 +34,6 @@ struct Row {
     d: [f32; BLOCKS],
 }
 
-const _: () = assert!(GROUPS * GROUP_LINES <= panels::LINES);
-
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
@@ -45,6 +43,7 @@ pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) 
 
 impl panels::Row<IntegerRef<'_>, 1> for Row {
     const COLUMNS: usize = BLOCKS * Q4K_COLS;
+    const LINES: usize = GROUPS * GROUP_LINES;
     const STEP: usize = Q4K_COLS;
     const EMPTY: Self = Self {
         values: [[[0; 4]; FOURS]; GROUPS],
@@ -99,7 +98,7 @@ impl panels::Row<IntegerRef<'_>, 1> for Row {
         let fours = fours.as_chunks::<FOURS>().0.as_chunks::<Q4K_GROUPS>().0;
         for block in 0..(groups / Q4K_GROUPS).min(BLOCKS) {
             if let Some(ahead) = ahead {
-                ahead.request(R, block);
+                ahead.request::<R>(block);
             }
             let mut totals = [[_mm256_setzero_ps(); V]; R];
             for group in 0..Q4K_GROUPS {

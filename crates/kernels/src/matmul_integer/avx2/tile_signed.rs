@@ -32,7 +32,7 @@ const BLOCK_LINES: usize = 1 + PAIRS * PAIR_LINES;
 /// The pairs of a block of sixteen tokens.
 type Pairs = [[[i8; PLACE]; SIGNS]; PAIRS];
 
-const _: () = assert!(BLOCKS * BLOCK_LINES <= panels::LINES && PLACE == 2 * LANES);
+const _: () = assert!(PLACE == 2 * LANES);
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of `q8_0` or FP8.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -43,6 +43,7 @@ pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) 
 
 impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
     const COLUMNS: usize = BLOCKS * BLOCK;
+    const LINES: usize = BLOCKS * BLOCK_LINES;
     const STEP: usize = BLOCKS * BLOCK;
     const EMPTY: Self = Self::EMPTY;
 

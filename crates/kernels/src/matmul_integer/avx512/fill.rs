@@ -2,7 +2,7 @@
 
 use super::tile::{BLOCKS, Row};
 use crate::avx2::{half, load32, padded, store32};
-use crate::avx512::{load64, store64};
+use crate::avx512::{load_values, load64, store_values, store64};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::RowsAhead;
 use crate::matmul_integer::LEAST_EXPONENT;
@@ -16,12 +16,12 @@ use std::ops::Range;
 /// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
 /// processor does not foresee.
 const AHEAD: usize = 8;
-/// Blocks of FP8 that are taken apart together: two in a vector.
-const TOGETHER: usize = 8;
-/// Vectors of them.
-const VECTORS: usize = TOGETHER / 2;
-/// Bytes of a vector.
+/// Bytes of a vector: two blocks.
 const VECTOR: usize = 2 * BLOCK;
+/// Vectors of a row.
+const VECTORS: usize = BLOCKS / 2;
+/// Vectors of a block of `q4_K`.
+const Q4K_VECTORS: usize = Q4K_GROUPS / 2;
 
 /// Fills in columns `columns` of rows `rows` of `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
@@ -38,7 +38,7 @@ pub(super) fn fill<const MINIMA: bool>(
     }
     let bytes = w.rows_bytes(columns);
     for (place, (row, out)) in rows.zip(out).enumerate() {
-        ahead.below(place).request(1, 0);
+        ahead.below(place).request::<1>(0);
         match w.format() {
             Format::Q8_0 => out.set_q8_0(blocks(bytes.row(row))),
             Format::Q4K => out.set_q4k(blocks(bytes.row(row))),
@@ -59,7 +59,7 @@ fn fill_fp8<const MINIMA: bool>(
     for rows in w.row_range(rows).row_blocks() {
         let scales = block_scales(w, first + rows.start, &columns);
         for r in rows {
-            ahead.below(r).request(1, 0);
+            ahead.below(r).request::<1>(0);
             out[r].set_fp8(bytes.row(first + r), &scales);
         }
     }
@@ -80,7 +80,8 @@ impl<const MINIMA: bool> Row<MINIMA> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     #[inline]
     fn set_q4k(&mut self, weights: &[BlockQ4K]) {
-        let groups = self.values.as_flattened_mut().as_chunks_mut::<VECTOR>().0.as_chunks_mut::<VECTORS>().0;
+        let groups =
+            self.values.as_flattened_mut().as_chunks_mut::<VECTOR>().0.as_chunks_mut::<Q4K_VECTORS>().0;
         let scales = self.scales.as_chunks_mut::<Q4K_GROUPS>().0;
         let minima = self.minima.as_chunks_mut::<Q4K_GROUPS>().0;
         for (block, weights) in weights.iter().enumerate() {
@@ -98,63 +99,70 @@ impl<const MINIMA: bool> Row<MINIMA> {
         }
     }
 
+    /// Each block in steps of its own. Columns that a shorter row does not have become zeros.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     #[inline]
     fn set_fp8(&mut self, bytes: &[u8], scales: &[f32; BLOCKS]) {
-        let (some, rest) = bytes.as_chunks::<{ TOGETHER * BLOCK }>();
-        let last = (!rest.is_empty()).then(|| padded(rest));
-        let values = self.values.as_chunks_mut::<TOGETHER>().0.iter_mut();
-        let scales = self.scales.as_chunks_mut().0.iter_mut().zip(scales.as_chunks().0);
-        for ((bytes, values), (to, scales)) in some.iter().chain(&last).zip(values).zip(scales) {
-            let vectors = values.as_flattened_mut().as_chunks_mut().0;
-            set_fp8_blocks(bytes, scales, vectors.try_into().expect("the vectors of some blocks"), to);
+        let end;
+        let bytes: &[u8; BLOCKS * BLOCK] = match bytes.try_into() {
+            Ok(all) => all,
+            Err(_) => {
+                end = padded(bytes);
+                &end
+            }
+        };
+        let mut signed = [_mm512_setzero_si512(); VECTORS];
+        let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
+        for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
+            signed[vector] = load64(bytes);
+            magnitudes[vector] = _mm512_and_si512(signed[vector], _mm512_set1_epi8(0x7f));
+        }
+        let (raised, steps) = raise(largest(magnitudes));
+        store_values(&mut self.scales, _mm512_mul_ps(steps, load_values(scales)));
+        let places = load64(&PLACES);
+        for (vector, values) in self.values.as_flattened_mut().as_chunks_mut().0.iter_mut().enumerate() {
+            // The vectors' bytes are four apart, those of the second four vectors behind those of the first.
+            let place = 4 * (vector % 4) + 32 * (vector / 4);
+            let places = _mm512_add_epi8(places, _mm512_set1_epi8(place as i8));
+            let raised = _mm512_permutexvar_epi8(places, raised);
+            let above = in_steps(_mm512_add_epi8(magnitudes[vector], raised));
+            let negative = _mm512_movepi8_mask(signed[vector]);
+            let values_of = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
+            store64(values, values_of);
         }
     }
 }
 
-/// Eight blocks, each in steps of its own.
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-#[inline]
-fn set_fp8_blocks(
-    bytes: &[u8; TOGETHER * BLOCK],
-    scales: &[f32; TOGETHER],
-    values: &mut [[u8; VECTOR]; VECTORS],
-    block_scales: &mut [f32; TOGETHER],
-) {
-    let mut signed = [_mm512_setzero_si512(); VECTORS];
-    let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
-    for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
-        signed[vector] = load64(bytes);
-        magnitudes[vector] = _mm512_and_si512(signed[vector], _mm512_set1_epi8(0x7f));
+/// Where a vector finds what its blocks are raised by: in the first lane for the first, in the second for the second.
+static PLACES: [u8; VECTOR] = {
+    let mut places = [0; VECTOR];
+    let mut byte = BLOCK;
+    while byte < VECTOR {
+        places[byte] = 16;
+        byte += 1;
     }
-    let (raised, steps) = raise(largest(magnitudes));
-    crate::avx2::store(block_scales, _mm256_mul_ps(steps, crate::avx2::load(scales)));
-    let unsigned = _mm512_set1_epi8(i8::MIN);
-    for vector in 0..VECTORS {
-        // The byte of the first block in the lower half, that of the second in the upper one.
-        let (lower, upper) = (4 * vector as i32 * 0x0101_0101, (32 + 4 * vector as i32) * 0x0101_0101);
-        let places = _mm512_inserti64x4::<1>(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper));
-        let raised = _mm512_permutexvar_epi8(places, raised);
-        let steps = in_steps(_mm512_add_epi8(magnitudes[vector], raised));
-        let sum = _mm512_add_epi8(unsigned, steps);
-        let sum = _mm512_mask_sub_epi8(sum, _mm512_movepi8_mask(signed[vector]), unsigned, steps);
-        store64(&mut values[vector], sum);
-    }
-}
+    places
+};
 
-/// The largest byte of each block, as double words: the first blocks of all vectors in the first four, and again in the next,
-/// then the second blocks of all.
+/// The largest byte of each block, as double words: the first blocks of four vectors, then the second ones, and so of the other
+/// four.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
     let eights =
         |one, other| _mm512_max_epu8(_mm512_unpacklo_epi64(one, other), _mm512_unpackhi_epi64(one, other));
-    let (one, other) = (eights(blocks[0], blocks[1]), eights(blocks[2], blocks[3]));
-    let (one, other) = (_mm512_castsi512_ps(one), _mm512_castsi512_ps(other));
-    let lower = _mm512_castps_si512(_mm512_shuffle_ps::<0b10_00_10_00>(one, other));
-    let upper = _mm512_castps_si512(_mm512_shuffle_ps::<0b11_01_11_01>(one, other));
+    let fours = |one, other| {
+        let (one, other) = (_mm512_castsi512_ps(one), _mm512_castsi512_ps(other));
+        let lower = _mm512_shuffle_ps::<0b10_00_10_00>(one, other);
+        let upper = _mm512_shuffle_ps::<0b11_01_11_01>(one, other);
+        _mm512_max_epu8(_mm512_castps_si512(lower), _mm512_castps_si512(upper))
+    };
+    let [a, b, c, d, e, f, g, h] = blocks;
+    let (one, other) = (fours(eights(a, b), eights(c, d)), fours(eights(e, f), eights(g, h)));
+    // Of each block two lanes are left.
+    let lower = _mm512_shuffle_i64x2::<0b10_00_10_00>(one, other);
+    let upper = _mm512_shuffle_i64x2::<0b11_01_11_01>(one, other);
     let fours = _mm512_max_epu8(lower, upper);
-    let fours = _mm512_max_epu8(fours, _mm512_shuffle_i64x2::<0b10_11_00_01>(fours, fours));
     let twos = _mm512_max_epu8(fours, _mm512_srli_epi32::<16>(fours));
     let ones = _mm512_max_epu8(twos, _mm512_srli_epi32::<8>(twos));
     _mm512_and_si512(ones, _mm512_set1_epi32(0xff))
@@ -164,7 +172,7 @@ fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
 /// exponent becomes 15, and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by block.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn raise(largest: __m512i) -> (__m512i, __m256) {
+fn raise(largest: __m512i) -> (__m512i, __m512) {
     const MOST: i32 = 15 << 3;
     const MOST_RAISED: i32 = MOST - ((LEAST_EXPONENT as i32) << 3);
     // An exponent, bit 3 of a byte onwards, of 15 has steps of 2^2. Steps in f32 have theirs from bit 23 on.
@@ -175,23 +183,31 @@ fn raise(largest: __m512i) -> (__m512i, __m256) {
     let steps = _mm512_slli_epi32::<{ 23 - 3 }>(_mm512_sub_epi32(_mm512_set1_epi32(STEP), raised));
     let nan = _mm512_cmpeq_epi32_mask(largest, _mm512_set1_epi32(0x7f));
     let steps = _mm512_mask_mov_epi32(steps, nan, _mm512_set1_epi32(-1));
-    let in_turn = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
-    let steps = _mm512_permutexvar_epi32(in_turn, steps);
-    (raised, _mm256_castsi256_ps(_mm512_castsi512_si256(steps)))
+    let in_turn = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    (raised, _mm512_castsi512_ps(_mm512_permutexvar_epi32(in_turn, steps)))
 }
 
-/// Raised magnitudes of FP8 in steps: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those from 8 on that
-/// divided by powers of two and rounded to even, of all below 0.
+/// What a raised magnitude of FP8 is in steps, and 128 more: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those
+/// from 8 on that divided by powers of two and rounded to even, of all below 0.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 fn in_steps(raised: __m512i) -> __m512i {
     /// From exponent 8 on.
-    static STEPS: [u8; 64] = [
+    const STEPS: [u8; 64] = [
         0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, //
         2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8, //
         8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30, //
         32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 88, 96, 104, 112, 120,
     ];
-    let counts = _mm512_test_epi8_mask(raised, _mm512_set1_epi8(64));
-    _mm512_maskz_permutexvar_epi8(counts, raised, load64(&STEPS))
+    static ABOVE: [u8; 64] = {
+        let mut above = STEPS;
+        let mut place = 0;
+        while place < above.len() {
+            above[place] += 128;
+            place += 1;
+        }
+        above
+    };
+    let place = _mm512_subs_epu8(raised, _mm512_set1_epi8(64));
+    _mm512_permutexvar_epi8(place, load64(&ABOVE))
 }

@@ -25,8 +25,6 @@ const FOURS: usize = BLOCK / 4;
 /// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
 const BLOCK_LINES: usize = FOURS + 2;
 
-const _: () = assert!(BLOCKS * BLOCK_LINES <= panels::LINES);
-
 /// Some columns of a row of weights; with `MINIMA` what to subtract from each value of a block.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -46,6 +44,7 @@ pub(super) fn matmul<const MINIMA: bool>(w: &MatrixView<'_>, x: IntegerRef<'_>, 
 
 impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
     const COLUMNS: usize = BLOCKS * BLOCK;
+    const LINES: usize = BLOCKS * BLOCK_LINES;
     const STEP: usize = STEP_BLOCKS * BLOCK;
     const EMPTY: Self = Self { values: [[0; BLOCK]; BLOCKS], scales: [0.0; BLOCKS], minima: [0.0; BLOCKS] };
 
@@ -106,7 +105,7 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
             if let Some(ahead) = ahead
                 && block % STEP_BLOCKS == 0
             {
-                ahead.request(R, block / STEP_BLOCKS);
+                ahead.request::<R>(block / STEP_BLOCKS);
             }
             add_block(rows, block, &tokens, &mut totals);
         }
