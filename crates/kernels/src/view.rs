@@ -220,6 +220,16 @@ impl<'a> MatrixView<'a> {
         Self { next: Some(next.bytes), ..self }
     }
 
+    /// Where a row begins, of what is read after the matrix if it has fewer; that need not be mapped.
+    #[inline]
+    pub(crate) fn start_of_row(&self, row: usize) -> *const u8 {
+        let stride = self.format.bytes(self.row_stride);
+        match self.next {
+            Some(next) if row >= self.rows => next.as_ptr().wrapping_add((row - self.rows) * stride),
+            _ => self.bytes.as_ptr().wrapping_add(row * stride),
+        }
+    }
+
     /// What is read `ahead` bytes after each byte of the rows.
     pub(crate) fn ahead_of_rows(&self, ahead: usize) -> AheadOfRows<'a> {
         AheadOfRows {

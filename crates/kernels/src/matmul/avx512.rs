@@ -1,14 +1,17 @@
 //! Two ways, as on AVX2: few tokens use each weight from the register (`stream_fp8`, `stream_q8_0`; bf16 and f32 as on AVX2,
 //! which keeps up with memory), more tokens share weights turned to f32 in a buffer (`tile`).
 
+#![allow(clippy::needless_range_loop, reason = "a stream is an index into several arrays")]
+
 mod stream_fp8;
 mod stream_q8_0;
 mod tile;
 
 use super::avx2;
 use crate::avx2::{sum_each, with_count};
-use crate::avx512::fp8;
+use crate::avx512::{NEAR, fp8};
 use crate::matmul_integer::avx512::FEW;
+use crate::view::RowsBytes;
 use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -17,8 +20,9 @@ use std::ops::Range;
 const STREAMED: usize = 4;
 const _: () = assert!(STREAMED == FEW.q8_0 && STREAMED == FEW.fp8, "from there on both take integers");
 
-/// Rows whose sums across vectors are taken together.
-const GROUP: usize = 4;
+/// Rows that are read side by side, each in a part of its own: the processor foresees each of these streams, as long as they
+/// lie on different pages, and they share inputs.
+const STREAMS: usize = 4;
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
@@ -52,28 +56,49 @@ fn few(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     }
 }
 
-/// `out[t, r] += row_sums(r)[t]`, whose lanes are added up.
+/// A row of each stream.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    rows: [&'a [u8]; STREAMS],
+    /// What to ask memory for while they are read; it need not be mapped.
+    ahead: [*const u8; STREAMS],
+}
+
+/// `out[t, r] += row_sums(group)[t][r]`, whose lanes are added up, for rows `rows` of a matrix whose bytes are `weights`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
 fn add_rows<const T: usize>(
+    w: &MatrixView<'_>,
+    weights: RowsBytes<'_>,
     rows: Range<usize>,
     out: &mut MatrixMut<'_>,
-    row_sums: impl Fn(usize) -> [__m256; T],
+    row_sums: impl Fn(&Group<'_>) -> [[__m256; STREAMS]; T],
 ) {
-    for first in rows.clone().step_by(GROUP) {
-        let mut vectors = [[_mm256_setzero_ps(); GROUP]; T];
-        let group = first..rows.end.min(first + GROUP);
-        for (place, row) in group.clone().enumerate() {
-            for (vectors, sums) in vectors.iter_mut().zip(row_sums(row)) {
-                vectors[place] = sums;
+    let length = rows.len() / STREAMS;
+    let rows_near = NEAR.div_ceil(weights.stride().max(1));
+    // Rows that are left fill a group alone.
+    for place in 0..length + rows.len() % STREAMS {
+        let whole = place < length;
+        let mut numbers = [rows.start + length * (STREAMS - 1) + place; STREAMS];
+        let mut group = Group { rows: [&[]; STREAMS], ahead: [w.start_of_row(rows.end); STREAMS] };
+        for stream in 0..STREAMS {
+            if whole {
+                numbers[stream] = rows.start + stream * length + place;
+                // Behind its last row a stream goes on in the next rows, which are read in as many streams.
+                group.ahead[stream] = match place + rows_near < length {
+                    true => w.start_of_row(numbers[stream]).wrapping_add(NEAR),
+                    false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),
+                };
             }
+            group.rows[stream] = weights.row(numbers[stream]);
         }
-        for (t, vectors) in vectors.into_iter().enumerate() {
-            let mut sums = [0.0; GROUP];
+        for (t, vectors) in row_sums(&group).into_iter().enumerate() {
+            let mut sums = [0.0; STREAMS];
             // SAFETY: four floats; the store needs no alignment.
             unsafe { _mm_storeu_ps(sums.as_mut_ptr(), sum_each(vectors)) };
-            for (out, sum) in out.row_mut(t)[group.clone()].iter_mut().zip(sums) {
-                *out += sum;
+            let out = out.row_mut(t);
+            for (row, sum) in numbers.iter().zip(sums).take(if whole { STREAMS } else { 1 }) {
+                out[*row] += sum;
             }
         }
     }

@@ -3,11 +3,10 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use super::add_rows;
-use crate::avx2::{padded, prefetch};
+use super::{Group, STREAMS, add_rows};
+use crate::avx2::padded;
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
-use crate::avx512::{AHEAD, NEAR, VECTOR, fold, load64};
-use crate::view::AheadOfRow;
+use crate::avx512::{VECTOR, fold, load64};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range};
@@ -35,10 +34,9 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, m
                 lay_out(w, rows.start, &columns, x.row(t), &mut inputs.0[t]);
             }
             let weights = w.rows_bytes(columns.clone());
-            let ahead = w.ahead_of_rows(columns.start + AHEAD);
-            add_rows(rows.clone(), &mut out, |row| {
+            add_rows(w, weights, rows.clone(), &mut out, |group| {
                 // SAFETY: blocks begin where units do, so the inputs of all these columns are laid out.
-                unsafe { row_sums::<T>(weights.row(row), ahead.row(row), &inputs) }
+                unsafe { row_sums::<T>(group, &inputs) }
             });
         }
     }
@@ -80,35 +78,46 @@ fn lay_out_unit(x: &[f32; UNIT], scale: f32, inputs: &mut MaybeUninit<[f32; UNIT
     }
 }
 
-/// The products of some columns of a row with all tokens, a part of each in every lane. Asks memory for what is read `ahead`
-/// of each of them.
+/// The products of some columns of rows with all tokens, a part of each in every lane.
 ///
 /// # Safety
 /// The inputs of these columns are laid out.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
-unsafe fn row_sums<const T: usize>(weights: &[u8], ahead: AheadOfRow, inputs: &Inputs<T>) -> [__m256; T] {
-    assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
+unsafe fn row_sums<const T: usize>(group: &Group<'_>, inputs: &Inputs<T>) -> [[__m256; STREAMS]; T] {
+    let length = group.rows[0].len();
+    assert!(length <= COLUMNS, "inputs are laid out for all columns");
     let tables = Tables::load();
-    let mut sums = [[_mm512_setzero_ps(); PARTS]; T];
-    let (units, rest) = weights.as_chunks::<UNIT>();
-    for (number, unit) in units.iter().enumerate() {
-        prefetch(ahead.of(number * UNIT));
-        _mm_prefetch::<_MM_HINT_T0>(unit.as_ptr().wrapping_add(NEAR).cast());
-        // SAFETY: the row has these columns, and their inputs are laid out.
-        unsafe { add_unit(load64(unit), tables, inputs, number, &mut sums) };
+    let mut sums = [[_mm512_setzero_ps(); STREAMS]; T];
+    let mut units: [&[[u8; UNIT]]; STREAMS] = [&[]; STREAMS];
+    for stream in 0..STREAMS {
+        units[stream] = &group.rows[stream].as_chunks().0[..length / UNIT];
     }
-    if !rest.is_empty() {
-        // SAFETY: inputs are laid out to the end of the last unit.
-        unsafe { add_unit(load64(&padded(rest)), tables, inputs, units.len(), &mut sums) };
+    for number in 0..length / UNIT {
+        for stream in 0..STREAMS {
+            _mm_prefetch::<_MM_HINT_T0>(group.ahead[stream].wrapping_add(number * UNIT).cast());
+            // SAFETY: the row has these columns, and their inputs are laid out.
+            unsafe { add_unit(load64(&units[stream][number]), tables, inputs, number, stream, &mut sums) };
+        }
     }
-    sums.map(|[a, b, c, d]| {
-        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
-        fold(_mm512_mul_ps(sum, _mm512_set1_ps(1.0 / UNIT_UP)))
-    })
+    if !length.is_multiple_of(UNIT) {
+        let number = length / UNIT;
+        for stream in 0..STREAMS {
+            let rest = padded(&group.rows[stream][number * UNIT..]);
+            // SAFETY: inputs are laid out to the end of the last unit.
+            unsafe { add_unit(load64(&rest), tables, inputs, number, stream, &mut sums) };
+        }
+    }
+    let mut halves = [[_mm256_setzero_ps(); STREAMS]; T];
+    for t in 0..T {
+        for stream in 0..STREAMS {
+            halves[t][stream] = fold(_mm512_mul_ps(sums[t][stream], _mm512_set1_ps(1.0 / UNIT_UP)));
+        }
+    }
+    halves
 }
 
-/// Adds the products of unit `number`.
+/// Adds the products of unit `number` of a stream.
 ///
 /// # Safety
 /// The inputs of this unit are laid out.
@@ -119,7 +128,8 @@ unsafe fn add_unit<const T: usize>(
     tables: Tables,
     inputs: &Inputs<T>,
     number: usize,
-    sums: &mut [[__m512; PARTS]; T],
+    stream: usize,
+    sums: &mut [[__m512; STREAMS]; T],
 ) {
     let weights = tables.take_apart(weights);
     for t in 0..T {
@@ -127,7 +137,7 @@ unsafe fn add_unit<const T: usize>(
         for part in 0..PARTS {
             // SAFETY: sixteen of the unit's inputs; the load needs no alignment.
             let input = unsafe { _mm512_loadu_ps(inputs.add(number * UNIT + part * VECTOR)) };
-            sums[t][part] = _mm512_fmadd_ps(weights[part], input, sums[t][part]);
+            sums[t][stream] = _mm512_fmadd_ps(weights[part], input, sums[t][stream]);
         }
     }
 }
