@@ -14,7 +14,7 @@ use crate::matmul_integer::avx512::FEW;
 use crate::view::RowsBytes;
 use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
 use std::arch::x86_64::*;
-use std::ops::Range;
+use std::{ops::Range, ptr};
 
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
@@ -57,14 +57,13 @@ fn few(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
 }
 
 /// A row of each stream.
-#[derive(Clone, Copy)]
 struct Group<'a> {
     rows: [&'a [u8]; STREAMS],
     /// What to ask memory for while they are read; it need not be mapped.
     ahead: [*const u8; STREAMS],
 }
 
-/// `out[t, r] += row_sums(group)[t][r]`, whose lanes are added up, for rows `rows` of a matrix whose bytes are `weights`.
+/// `out[t, r] += row_sums(group)[t][r]`, whose lanes are added up, for rows `rows` of `w`, of which `weights` are read.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
 fn add_rows<const T: usize>(
@@ -76,29 +75,29 @@ fn add_rows<const T: usize>(
 ) {
     let length = rows.len() / STREAMS;
     let rows_near = NEAR.div_ceil(weights.stride().max(1));
-    // Rows that are left fill a group alone.
     for place in 0..length + rows.len() % STREAMS {
-        let whole = place < length;
-        let mut numbers = [rows.start + length * (STREAMS - 1) + place; STREAMS];
-        let mut group = Group { rows: [&[]; STREAMS], ahead: [w.start_of_row(rows.end); STREAMS] };
+        // Of rows that are left over each fills a group.
+        let (first, apart, count) = match place < length {
+            true => (rows.start + place, length, STREAMS),
+            false => (rows.start + length * (STREAMS - 1) + place, 0, 1),
+        };
+        let mut group = Group { rows: [&[]; STREAMS], ahead: [ptr::null(); STREAMS] };
         for stream in 0..STREAMS {
-            if whole {
-                numbers[stream] = rows.start + stream * length + place;
-                // Behind its last row a stream goes on in the next rows, which are read in as many streams.
-                group.ahead[stream] = match place + rows_near < length {
-                    true => w.start_of_row(numbers[stream]).wrapping_add(NEAR),
-                    false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),
-                };
-            }
-            group.rows[stream] = weights.row(numbers[stream]);
+            let row = first + stream * apart;
+            group.rows[stream] = weights.row(row);
+            // Behind its last row a stream goes on in the next rows, which are read in as many streams.
+            group.ahead[stream] = match place + rows_near < length {
+                true => w.start_of_row(row).wrapping_add(NEAR),
+                false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),
+            };
         }
         for (t, vectors) in row_sums(&group).into_iter().enumerate() {
             let mut sums = [0.0; STREAMS];
             // SAFETY: four floats; the store needs no alignment.
             unsafe { _mm_storeu_ps(sums.as_mut_ptr(), sum_each(vectors)) };
             let out = out.row_mut(t);
-            for (row, sum) in numbers.iter().zip(sums).take(if whole { STREAMS } else { 1 }) {
-                out[*row] += sum;
+            for stream in 0..count {
+                out[first + stream * apart] += sums[stream];
             }
         }
     }

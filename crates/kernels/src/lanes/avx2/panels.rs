@@ -112,63 +112,114 @@ unsafe fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     mut out: MatrixMut<'_>,
     memory: &mut Memory<P, N>,
 ) {
-    let batches = tokens.len().div_ceil(G * LANES);
-    let batch_tokens = |batch: usize| {
-        let first = tokens.start + batch * G * LANES;
-        first..tokens.end.min(first + G * LANES)
-    };
+    let batches = Batches { tokens, most: G * LANES };
     let panel = filled(&mut memory.panel[..w.rows().min(N)], P::EMPTY);
-    let (sums, _) = zeros(&mut memory.sums[..batches * w.rows() * G]).as_chunks_mut::<G>();
+    let (sums, _) = zeros(&mut memory.sums[..batches.count() * w.rows() * G]).as_chunks_mut::<G>();
     // Rows are read to the end as far as tokens fit beside each other: memory gives streams faster than pieces.
-    let panels = (LINES / (tokens.len().div_ceil(LANES) * P::LINES)).min(PARTS / batches);
+    let panels = (LINES / (batches.tokens.len().div_ceil(LANES) * P::LINES)).min(PARTS / batches.count());
     for first in (0..w.cols()).step_by(panels * P::COLUMNS) {
         let span = first..w.cols().min(first + panels * P::COLUMNS);
-        let all_columns =
-            || span.clone().step_by(P::COLUMNS).map(|first| first..span.end.min(first + P::COLUMNS));
-        let mut packed: [&[Lanes]; PARTS] = [&[]; _];
-        let mut free = memory.tokens.as_mut_slice();
-        for (columns, packed) in all_columns().zip(packed.chunks_mut(batches)) {
-            for (batch, packed) in packed.iter_mut().enumerate() {
-                let tokens = batch_tokens(batch);
-                let (now, rest) = free.split_at_mut(tokens.len().div_ceil(LANES) * P::LINES);
-                // SAFETY: what the caller promises, here and below.
-                *packed = unsafe { P::pack(x, tokens, columns.clone(), now) };
-                free = rest;
-            }
-        }
-        for row in (0..w.rows()).step_by(N) {
-            let rows = row..w.rows().min(row + N);
-            let panel = &mut panel[..rows.len()];
-            for (columns, packed) in all_columns().zip(packed.chunks(batches)) {
-                let next = match (columns.end < span.end, row + N < w.rows()) {
-                    (true, _) => (row, columns.end),
-                    (false, true) => (row + N, span.start),
-                    (false, false) => (0, span.end),
-                };
-                // SAFETY: as above.
-                unsafe { P::fill(w, rows.clone(), columns, panel) };
-                for (batch, packed) in packed.iter().enumerate() {
-                    // The first batch asks for the next panel.
-                    let next = (batch == 0).then(|| RowsAhead::at(w, next, P::COLUMNS, P::COLUMNS / P::STEP));
-                    let sums = &mut sums[batch * w.rows()..][rows.clone()];
-                    // SAFETY: as above.
-                    unsafe {
-                        match batch_tokens(batch).len() <= G * LANES / 2 {
-                            true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
-                            false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
-                        }
-                    }
-                }
-            }
+        // SAFETY: what the caller promises.
+        unsafe {
+            let packed = pack_span::<X, P, G>(x, &batches, &span, &mut memory.tokens);
+            add_span::<X, P, G, N>(w, &span, &batches, &packed, panel, sums);
         }
     }
-    for batch in 0..batches {
+    for batch in 0..batches.count() {
         let sums = &sums[batch * w.rows()..][..w.rows()];
-        for group in 0..batch_tokens(batch).len().div_ceil(LANES) {
+        for group in 0..batches.tokens(batch).len().div_ceil(LANES) {
             let lanes = out.rows().min(LANES);
             let (mut now, rest) = out.split_rows_at(lanes);
             write_rows::<G, false>(sums, group, &mut now);
             out = rest;
+        }
+    }
+}
+
+/// Tokens that are multiplied together.
+struct Batches {
+    tokens: Range<usize>,
+    /// How many each batch has at most.
+    most: usize,
+}
+
+impl Batches {
+    fn count(&self) -> usize {
+        self.tokens.len().div_ceil(self.most)
+    }
+
+    fn tokens(&self, batch: usize) -> Range<usize> {
+        let first = self.tokens.start + batch * self.most;
+        first..self.tokens.end.min(first + self.most)
+    }
+}
+
+/// The columns of each panel.
+fn panels_of(span: &Range<usize>, columns: usize) -> impl Iterator<Item = Range<usize>> {
+    span.clone().step_by(columns).map(move |first| first..span.end.min(first + columns))
+}
+
+/// Columns `span` of all batches, for each panel one after the other.
+///
+/// # Safety
+/// As for [`matmul`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn pack_span<'m, X: Copy, P: Row<X, G>, const G: usize>(
+    x: X,
+    batches: &Batches,
+    span: &Range<usize>,
+    memory: &'m mut [MaybeUninit<Lanes>],
+) -> [&'m [Lanes]; PARTS] {
+    let mut packed: [&[Lanes]; PARTS] = [&[]; _];
+    let mut free = memory;
+    for (columns, packed) in panels_of(span, P::COLUMNS).zip(packed.chunks_mut(batches.count())) {
+        for (batch, packed) in packed.iter_mut().enumerate() {
+            let tokens = batches.tokens(batch);
+            let (now, rest) = free.split_at_mut(tokens.len().div_ceil(LANES) * P::LINES);
+            // SAFETY: what the caller promises.
+            *packed = unsafe { P::pack(x, tokens, columns.clone(), now) };
+            free = rest;
+        }
+    }
+    packed
+}
+
+/// Adds the products of columns `span` of all rows, panel by panel, with what they are `packed` to of all batches.
+///
+/// # Safety
+/// As for [`matmul`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_span<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
+    w: &MatrixView<'_>,
+    span: &Range<usize>,
+    batches: &Batches,
+    packed: &[&[Lanes]],
+    panel: &mut [P],
+    sums: &mut [[Lanes; G]],
+) {
+    for row in (0..w.rows()).step_by(N) {
+        let rows = row..w.rows().min(row + N);
+        let panel = &mut panel[..rows.len()];
+        for (columns, packed) in panels_of(span, P::COLUMNS).zip(packed.chunks(batches.count())) {
+            let next = match (columns.end < span.end, row + N < w.rows()) {
+                (true, _) => (row, columns.end),
+                (false, true) => (row + N, span.start),
+                (false, false) => (0, span.end),
+            };
+            // SAFETY: what the caller promises, here and below.
+            unsafe { P::fill(w, rows.clone(), columns, panel) };
+            for (batch, packed) in packed.iter().enumerate() {
+                // The first batch asks for the next panel.
+                let next = (batch == 0).then(|| RowsAhead::at(w, next, P::COLUMNS, P::COLUMNS / P::STEP));
+                let sums = &mut sums[batch * w.rows()..][rows.clone()];
+                // SAFETY: as above.
+                unsafe {
+                    match batches.tokens(batch).len() <= G * LANES / 2 {
+                        true => add_batch::<X, P, 1, G>(panel, packed, next, sums),
+                        false => add_batch::<X, P, 2, G>(panel, packed, next, sums),
+                    }
+                }
+            }
         }
     }
 }
