@@ -8,8 +8,7 @@ pub(crate) mod fp8;
 use crate::Lanes;
 use std::arch::x86_64::*;
 
-/// How many bytes ahead a stream asks memory for, and how many ahead the first cache asks the second.
-pub(crate) const AHEAD: usize = 8 << 10;
+/// How many bytes ahead of a stream the first cache asks.
 pub(crate) const NEAR: usize = 1 << 10;
 
 /// Values in a vector.

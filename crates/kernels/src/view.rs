@@ -220,7 +220,8 @@ impl<'a> MatrixView<'a> {
         Self { next: Some(next.bytes), ..self }
     }
 
-    /// Where a row begins, of what is read after the matrix if it has fewer; that need not be mapped.
+    /// Where a row begins, to ask memory for it. Rows past the end are taken to be of what is read after the matrix, and as far
+    /// apart as its own; they need not be mapped.
     #[inline]
     pub(crate) fn start_of_row(&self, row: usize) -> *const u8 {
         let stride = self.format.bytes(self.row_stride);

@@ -206,18 +206,10 @@ pub(crate) struct RowsAhead {
 }
 
 impl RowsAhead {
-    /// The panel after that of `rows` and `columns`, in so many steps: the rows below, or the next columns from the top. The
-    /// matrix may end before.
-    pub(crate) fn after(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, steps: usize) -> Self {
-        let start = if rows.end < w.rows() { (rows.end, columns.start) } else { (0, columns.end) };
-        Self::at(w, start, columns.len(), steps)
-    }
-
-    /// The panel of so many columns from a row and a column on, in so many steps. The matrix may end before.
+    /// So many columns from a row and a column on, in so many steps. The matrix may end before.
     pub(crate) fn at(w: &MatrixView<'_>, (row, first): (usize, usize), columns: usize, steps: usize) -> Self {
-        let stride = w.format().bytes(w.row_stride());
-        let start = w.row_bytes(0, 0..0).as_ptr().wrapping_add(row * stride + w.format().bytes(first));
-        Self { start, stride, step: w.format().bytes(columns) / steps }
+        let start = w.start_of_row(row).wrapping_add(w.format().bytes(first));
+        Self { start, stride: w.format().bytes(w.row_stride()), step: w.format().bytes(columns) / steps }
     }
 
     /// The rows from `row` on.

@@ -1,7 +1,7 @@
 //! Two ways, as on AVX2: few tokens use each weight from the register (`stream_fp8`, `stream_q8_0`; bf16 and f32 as on AVX2,
 //! which keeps up with memory), more tokens share weights turned to f32 in a buffer (`tile`).
 
-#![allow(clippy::needless_range_loop, reason = "a stream is an index into several arrays")]
+#![allow(clippy::needless_range_loop, reason = "a stream or a token is an index into several arrays")]
 
 mod stream_fp8;
 mod stream_q8_0;
@@ -76,7 +76,7 @@ fn add_rows<const T: usize>(
     let length = rows.len() / STREAMS;
     let rows_near = NEAR.div_ceil(weights.stride().max(1));
     for place in 0..length + rows.len() % STREAMS {
-        // Of rows that are left over each fills a group.
+        // Of rows that are left over each fills a group: too few for a loop of their own.
         let (first, apart, count) = match place < length {
             true => (rows.start + place, length, STREAMS),
             false => (rows.start + length * (STREAMS - 1) + place, 0, 1),
@@ -85,7 +85,8 @@ fn add_rows<const T: usize>(
         for stream in 0..STREAMS {
             let row = first + stream * apart;
             group.rows[stream] = weights.row(row);
-            // Behind its last row a stream goes on in the next rows, which are read in as many streams.
+            // Behind its last row a stream goes on in the next rows, which are read in as many streams. The last bytes of that
+            // row, which follow on what was asked for, are left to the processor.
             group.ahead[stream] = match place + rows_near < length {
                 true => w.start_of_row(row).wrapping_add(NEAR),
                 false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),

@@ -91,6 +91,43 @@ fn rows_of_a_wider_matrix() {
 }
 
 #[test]
+fn columns_of_a_wider_matrix_that_another_follows() {
+    let mut random = Random(12);
+    for format in [Format::Fp8, Format::Q8_0, Format::Bf16] {
+        let spec = Spec { format, rows: 22, cols: 512, block: (8, 64), first_row: 3, offset: 1 };
+        let weights = Weights::random(spec, &mut random);
+        let whole = weights.view();
+        let middle = whole.column_range(128..384);
+        for kernels in tables() {
+            for tokens in [1, 3, 4, 6] {
+                let some = random.values(tokens * 256);
+                let all: Vec<f32> =
+                    some.chunks(256).flat_map(|x| [&[0.0; 128][..], x, &[0.0; 128]].concat()).collect();
+                let product = |w: &MatrixView<'_>, x: &[f32]| {
+                    let mut out = vec![f32::NAN; tokens * 22];
+                    let x = MatrixRef::new(x, tokens, w.cols());
+                    kernels.matmul(w, x, MatrixMut::new(&mut out, tokens, 22));
+                    out
+                };
+                let got = product(&middle, &some);
+                let followed = product(&middle.followed_by(&whole), &some);
+                assert_eq!(followed, got, "{kernels:?} {format}");
+                for (index, (got, expected)) in got.iter().zip(product(&whole, &all)).enumerate() {
+                    let x = &some[index / 22 * 256..][..256];
+                    let magnitude = x
+                        .iter()
+                        .enumerate()
+                        .map(|(c, x)| (f64::from(*x) * weights.value(index % 22, 128 + c)).abs())
+                        .sum();
+                    let (error, bound) = (f64::from(got - expected).abs(), 2.0 * sum_error(512, magnitude));
+                    assert!(error <= bound, "{kernels:?} {format}: {got}, not {expected}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_product_with_a_unit_vector_is_the_weight_exactly() {
     let mut random = Random(4);
     for spec in specs(&[5], &[150]) {
@@ -184,11 +221,13 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
 #[test]
 fn no_columns_and_no_tokens() {
     for kernels in tables() {
-        let mut out = [3.0; 4];
-        let w = MatrixView::f32(&[], 2, 0);
-        kernels.matmul(&w, MatrixRef::new(&[], 2, 0), MatrixMut::new(&mut out, 2, 2));
-        assert_eq!(out, [0.0; 4]);
-        kernels.matmul(&w, MatrixRef::new(&[], 0, 0), MatrixMut::new(&mut [], 0, 2));
+        for format in [Format::F32, Format::Q8_0, Format::Q4K] {
+            let mut out = [3.0; 4];
+            let w = MatrixView::from_bytes(format, &[], 2, 0, None);
+            kernels.matmul(&w, MatrixRef::new(&[], 2, 0), MatrixMut::new(&mut out, 2, 2));
+            assert_eq!(out, [0.0; 4]);
+            kernels.matmul(&w, MatrixRef::new(&[], 0, 0), MatrixMut::new(&mut [], 0, 2));
+        }
     }
 }
 

@@ -134,6 +134,18 @@ fn more_tokens_than_a_block_of_them() {
 }
 
 #[test]
+fn more_rows_and_columns_than_a_panel() {
+    let mut random = Random(8);
+    // Of 129 tokens the columns of few panels are packed at once, of 17 those of all.
+    for spec in specs(&[70], &[2080]) {
+        let weights = Weights::random(spec, &mut random);
+        for tokens in [17, 129] {
+            check(&weights, tokens, &mut random);
+        }
+    }
+}
+
+#[test]
 fn parts_of_a_matrix() {
     let mut random = Random(3);
     for format in [Format::Fp8, Format::Q8_0, Format::Q4K] {

@@ -86,7 +86,10 @@ mod tests {
         let view = view.followed_by(&next);
         // Eight bytes before the end the other begins.
         assert_eq!([at(&view, 0, 5), at(&view, 2, 3), at(&view, 2, 4), at(&view, 3, 1)], [13, 23, 28, 31]);
+        let start = |view: &MatrixView<'_>, row| view.start_of_row(row) as usize - bytes.as_ptr() as usize;
+        assert_eq!([start(&view, 3), start(&view, 4), start(&view, 5)], [18, 28, 34]);
         let part = view.row_range(0..1);
+        assert_eq!(start(&part, 1), 6);
         assert_eq!(at(&part, 0, 5), 13, "what is read after a part is not what is read after all");
     }
 }

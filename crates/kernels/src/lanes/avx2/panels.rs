@@ -1,14 +1,16 @@
 //! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that either a panel of
 //! weights stays in the first cache while tokens go by, or a batch of tokens while a larger panel does; the other and the
-//! sums lie in the second.
+//! sums lie in the second. Where tokens are few, the columns of several panels are packed at once, a span, and rows are read
+//! to its end before the rows below: memory gives streams faster than pieces.
 
 use super::{RowsAhead, TILE, evenly, write_rows, zeros};
 use crate::avx2::with_count;
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
 use std::{mem::MaybeUninit, ops::Range};
 
-/// Lines of packed tokens that are kept at once, 270 kB: with few tokens those of several panels side by side.
-const LINES: usize = 4224;
+/// Lines of packed tokens that are kept at once, 270 kB: 512 for sixteen tokens, and some more, so that groups lie in different
+/// sets of a cache.
+const LINES: usize = GROUPS * 528;
 /// Parts of them, a batch and the columns of a panel each.
 const PARTS: usize = 32;
 /// Tokens that use a panel before the next panel.
@@ -31,11 +33,17 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// One without weights.
     const EMPTY: Self;
 
-    /// Fills in columns `columns` of rows `rows`.
+    /// Fills in columns `columns` of rows `rows`. The next panel begins with this row and column.
     ///
     /// # Safety
     /// The processor has the features that this is compiled for.
-    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]);
+    unsafe fn fill(
+        w: &MatrixView<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        next: (usize, usize),
+        out: &mut [Self],
+    );
 
     /// Columns `columns` of a batch of tokens, `tokens`, side by side in lanes; zero in lanes without a token.
     ///
@@ -115,7 +123,12 @@ unsafe fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     let batches = Batches { tokens, most: G * LANES };
     let panel = filled(&mut memory.panel[..w.rows().min(N)], P::EMPTY);
     let (sums, _) = zeros(&mut memory.sums[..batches.count() * w.rows() * G]).as_chunks_mut::<G>();
-    // Rows are read to the end as far as tokens fit beside each other: memory gives streams faster than pieces.
+    const {
+        assert!(
+            GROUPS * P::LINES <= LINES && GROUPS.div_ceil(G) <= PARTS,
+            "a panel's columns of all tokens fit"
+        );
+    }
     let panels = (LINES / (batches.tokens.len().div_ceil(LANES) * P::LINES)).min(PARTS / batches.count());
     for first in (0..w.cols()).step_by(panels * P::COLUMNS) {
         let span = first..w.cols().min(first + panels * P::COLUMNS);
@@ -136,8 +149,9 @@ unsafe fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     }
 }
 
-/// Tokens that are multiplied together.
+/// Tokens that use a panel one batch after the other.
 struct Batches {
+    /// All of them.
     tokens: Range<usize>,
     /// How many each batch has at most.
     most: usize,
@@ -204,10 +218,11 @@ unsafe fn add_span<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
             let next = match (columns.end < span.end, row + N < w.rows()) {
                 (true, _) => (row, columns.end),
                 (false, true) => (row + N, span.start),
-                (false, false) => (0, span.end),
+                (false, false) if span.end < w.cols() => (0, span.end),
+                (false, false) => (w.rows(), 0),
             };
             // SAFETY: what the caller promises, here and below.
-            unsafe { P::fill(w, rows.clone(), columns, panel) };
+            unsafe { P::fill(w, rows.clone(), columns, next, panel) };
             for (batch, packed) in packed.iter().enumerate() {
                 // The first batch asks for the next panel.
                 let next = (batch == 0).then(|| RowsAhead::at(w, next, P::COLUMNS, P::COLUMNS / P::STEP));

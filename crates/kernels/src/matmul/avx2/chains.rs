@@ -121,7 +121,9 @@ fn run_add<C: Chained>(
             // SAFETY: this function has the features that are asked for.
             unsafe { C::fill(w, row, columns.clone(), panel, &mut is_nan[rows.clone()]) }
             let sums = &mut sums[rows.start * C::CHAINS..rows.end * C::CHAINS];
-            let next = RowsAhead::after(w, row..row + TILE, first..first + C::COLUMNS, C::CHAINS);
+            // The rows below, or the next columns from the top.
+            let next = if row + TILE < w.rows() { (row + TILE, first) } else { (0, first + C::COLUMNS) };
+            let next = RowsAhead::at(w, next, C::COLUMNS, C::CHAINS);
             match panel.len() {
                 1 => panel_add::<C, 1>(panel, tokens, sums, next),
                 2 => panel_add::<C, 2>(panel, tokens, sums, next),

@@ -38,7 +38,13 @@ impl panels::Row<MatrixRef<'_>, 1> for Row {
     const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]) {
+    unsafe fn fill(
+        w: &MatrixView<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        _: (usize, usize),
+        out: &mut [Self],
+    ) {
         dequantize::avx2::dequantize_rows(w, rows.start, columns, out);
     }
 

@@ -1,8 +1,6 @@
 //! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart once a
 //! call, times the scale of their block, which all rows of a block share.
 
-#![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
-
 use super::{Group, STREAMS, add_rows};
 use crate::avx2::padded;
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
@@ -20,8 +18,8 @@ const UNIT_UP: f32 = (1 << 24) as f32;
 #[repr(align(64))]
 struct Inputs<const T: usize>([[MaybeUninit<[f32; UNIT]>; COLUMNS / UNIT]; T]);
 
-/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx512::fp8::fits); row by
-/// row, for memory gives one stream faster than several. A token's sum does not depend on how many there are.
+/// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, of a matrix that [`fits`](crate::avx512::fp8::fits). A
+/// token's sum does not depend on how many there are.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline(never)]
@@ -96,7 +94,7 @@ unsafe fn row_sums<const T: usize>(group: &Group<'_>, inputs: &Inputs<T>) -> [[_
     for number in 0..length / UNIT {
         for stream in 0..STREAMS {
             _mm_prefetch::<_MM_HINT_T0>(group.ahead[stream].wrapping_add(number * UNIT).cast());
-            // SAFETY: the row has these columns, and their inputs are laid out.
+            // SAFETY: the inputs of these columns are laid out.
             unsafe { add_unit(load64(&units[stream][number]), tables, inputs, number, stream, &mut sums) };
         }
     }

@@ -1,7 +1,5 @@
 //! Few tokens and weights in blocks of `q8_0`, turned to f32 in registers, row by row.
 
-#![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
-
 use super::{Group, STREAMS, add_rows};
 use crate::avx2::{half, load16_bytes};
 use crate::avx512::{fold, load_values};

@@ -43,7 +43,13 @@ impl panels::Row<MatrixRef<'_>, GROUPS> for Row {
     const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]) {
+    unsafe fn fill(
+        w: &MatrixView<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        _: (usize, usize),
+        out: &mut [Self],
+    ) {
         dequantize_rows(w, rows.start, columns, out);
     }
 

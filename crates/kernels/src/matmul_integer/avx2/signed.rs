@@ -76,11 +76,38 @@ impl Row {
     pub(super) const EMPTY: Self = Self([Block::EMPTY; BLOCKS]);
 }
 
-/// Fills in columns `columns` of rows `rows` of `w`, `q8_0` or FP8.
+/// What to ask memory for while a panel is filled in: rows of it, then the first ones of the next panel.
+#[derive(Clone, Copy)]
+struct Ahead {
+    rows: usize,
+    here: RowsAhead,
+    next: RowsAhead,
+}
+
+impl Ahead {
+    /// While row `place` of the panel is taken apart.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    fn request(self, place: usize) {
+        let later = place + AHEAD;
+        match later < self.rows {
+            true => self.here.below(later).request::<1>(0),
+            false => self.next.below(later - self.rows).request::<1>(0),
+        }
+    }
+}
+
+/// Fills in columns `columns` of rows `rows` of `w`, `q8_0` or FP8, before the panel that begins with row and column `next`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Row]) {
-    let whole = columns.start..columns.start + BLOCKS * BLOCK;
-    let ahead = RowsAhead::after(w, rows.start..rows.start + AHEAD, whole, 1);
+pub(super) fn fill(
+    w: &MatrixView<'_>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    next: (usize, usize),
+    out: &mut [Row],
+) {
+    let at = |place| RowsAhead::at(w, place, BLOCKS * BLOCK, 1);
+    let ahead = Ahead { rows: rows.len(), here: at((rows.start, columns.start)), next: at(next) };
     match w.format() {
         Format::Q8_0 => fill_q8_0(w, rows, columns, ahead, out),
         Format::Fp8 => fill_fp8(w, rows, columns, ahead, out),
@@ -89,16 +116,10 @@ pub(super) fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_q8_0(
-    w: &MatrixView<'_>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    ahead: RowsAhead,
-    out: &mut [Row],
-) {
+fn fill_q8_0(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, ahead: Ahead, out: &mut [Row]) {
     let bytes = w.rows_bytes(columns);
     for (place, (row, out)) in rows.zip(out).enumerate() {
-        ahead.below(place).request::<1>(0);
+        ahead.request(place);
         let weights: &[BlockQ8_0] = blocks(bytes.row(row));
         for (weights, out) in weights.iter().zip(&mut out.0) {
             let bytes = load32(&weights.values);
@@ -109,18 +130,12 @@ fn fill_q8_0(
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_fp8(
-    w: &MatrixView<'_>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    ahead: RowsAhead,
-    out: &mut [Row],
-) {
+fn fill_fp8(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, ahead: Ahead, out: &mut [Row]) {
     let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
     for rows in w.row_range(rows).row_blocks() {
         let scales = block_scales::<BLOCKS>(w, first + rows.start, &columns);
         for r in rows {
-            ahead.below(r).request::<1>(0);
+            ahead.request(r);
             let bytes = bytes.row(first + r);
             let end;
             let bytes = match bytes.try_into() {

@@ -53,7 +53,13 @@ impl panels::Row<IntegerRef<'_>, 1> for Row {
     };
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, out: &mut [Self]) {
+    unsafe fn fill(
+        w: &MatrixView<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        _: (usize, usize),
+        out: &mut [Self],
+    ) {
         let bytes = w.rows_bytes(columns);
         for (row, out) in rows.zip(out) {
             let weights: &[BlockQ4K] = blocks(bytes.row(row));

@@ -4,7 +4,6 @@ use super::tile::{BLOCKS, Row};
 use crate::avx2::{half, load32, padded, store32};
 use crate::avx512::{load_values, load64, store_values, store64};
 use crate::integers::BLOCK;
-use crate::lanes::avx2::RowsAhead;
 use crate::matmul_integer::LEAST_EXPONENT;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::avx2::signed::block_scales;
@@ -13,9 +12,6 @@ use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
-/// processor does not foresee.
-const AHEAD: usize = 8;
 /// Bytes of a vector: two blocks.
 const VECTOR: usize = 2 * BLOCK;
 /// Vectors of a row.
@@ -31,14 +27,11 @@ pub(super) fn fill<const MINIMA: bool>(
     columns: Range<usize>,
     out: &mut [Row<MINIMA>],
 ) {
-    let whole = columns.start..columns.start + BLOCKS * BLOCK;
-    let ahead = RowsAhead::after(w, rows.start..rows.start + AHEAD, whole, 1);
     if w.format() == Format::Fp8 {
-        return fill_fp8(w, rows, columns, ahead, out);
+        return fill_fp8(w, rows, columns, out);
     }
     let bytes = w.rows_bytes(columns);
-    for (place, (row, out)) in rows.zip(out).enumerate() {
-        ahead.below(place).request::<1>(0);
+    for (row, out) in rows.zip(out) {
         match w.format() {
             Format::Q8_0 => out.set_q8_0(blocks(bytes.row(row))),
             Format::Q4K => out.set_q4k(blocks(bytes.row(row))),
@@ -52,14 +45,12 @@ fn fill_fp8<const MINIMA: bool>(
     w: &MatrixView<'_>,
     rows: Range<usize>,
     columns: Range<usize>,
-    ahead: RowsAhead,
     out: &mut [Row<MINIMA>],
 ) {
     let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
     for rows in w.row_range(rows).row_blocks() {
         let scales = block_scales(w, first + rows.start, &columns);
         for r in rows {
-            ahead.below(r).request::<1>(0);
             out[r].set_fp8(bytes.row(first + r), &scales);
         }
     }

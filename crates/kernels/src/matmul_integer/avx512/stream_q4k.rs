@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
 use crate::avx2::{broadcast_half, load as load_eight, load32, prefetch};
-use crate::avx512::{AHEAD, NEAR, fold};
+use crate::avx512::{NEAR, fold};
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
 use crate::quantized::BlockQ4K;
@@ -11,6 +11,8 @@ use crate::view::AheadOfRow;
 use crate::{IntegerRef, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 
+/// How many bytes ahead of the stream the second cache asks memory.
+const AHEAD: usize = 8 << 10;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
