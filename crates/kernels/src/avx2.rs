@@ -261,6 +261,18 @@ pub(crate) fn padded<T: Copy + Default, const N: usize>(values: &[T]) -> [T; N] 
     all
 }
 
+/// All `N` values, or fewer with zeros behind them, which are then kept in `end`.
+#[inline]
+pub(crate) fn whole<'a, T: Copy + Default, const N: usize>(
+    values: &'a [T],
+    end: &'a mut Option<[T; N]>,
+) -> &'a [T; N] {
+    match values.try_into() {
+        Ok(all) => all,
+        Err(_) => end.insert(padded(values)),
+    }
+}
+
 /// The sum of the eight lanes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]

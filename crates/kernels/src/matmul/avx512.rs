@@ -9,7 +9,7 @@ mod tile;
 
 use super::avx2;
 use crate::avx2::{sum_each, with_count};
-use crate::avx512::{NEAR, fp8};
+use crate::avx512::{NEAR, fold, fp8};
 use crate::matmul_integer::avx512::FEW;
 use crate::view::RowsBytes;
 use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
@@ -71,7 +71,7 @@ fn add_rows<const T: usize>(
     weights: RowsBytes<'_>,
     rows: Range<usize>,
     out: &mut MatrixMut<'_>,
-    row_sums: impl Fn(&Group<'_>) -> [[__m256; STREAMS]; T],
+    row_sums: impl Fn(&Group<'_>) -> [[__m512; STREAMS]; T],
 ) {
     let length = rows.len() / STREAMS;
     let rows_near = NEAR.div_ceil(weights.stride().max(1));
@@ -92,10 +92,11 @@ fn add_rows<const T: usize>(
                 false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),
             };
         }
-        for (t, vectors) in row_sums(&group).into_iter().enumerate() {
+        for (t, [a, b, c, d]) in row_sums(&group).into_iter().enumerate() {
             let mut sums = [0.0; STREAMS];
+            let totals = sum_each([fold(a), fold(b), fold(c), fold(d)]);
             // SAFETY: four floats; the store needs no alignment.
-            unsafe { _mm_storeu_ps(sums.as_mut_ptr(), sum_each(vectors)) };
+            unsafe { _mm_storeu_ps(sums.as_mut_ptr(), totals) };
             let out = out.row_mut(t);
             for stream in 0..count {
                 out[first + stream * apart] += sums[stream];

@@ -22,6 +22,14 @@ const ROWS: usize = 528;
 /// Rows of a panel that stays in the first cache: two tiles for sixteen tokens, one for eight.
 pub(crate) const FEW_ROWS: usize = 2 * TILE;
 
+/// What a panel is made of.
+pub(crate) struct Place {
+    pub(crate) rows: Range<usize>,
+    pub(crate) columns: Range<usize>,
+    /// The row and the column with which the next panel begins.
+    pub(crate) next: (usize, usize),
+}
+
 /// Some columns of a row of weights, as they are multiplied with tokens of type `X`, a batch of `G` times sixteen at once.
 pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// Columns at most, whole blocks of every format.
@@ -33,17 +41,11 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// One without weights.
     const EMPTY: Self;
 
-    /// Fills in columns `columns` of rows `rows`. The next panel begins with this row and column.
+    /// Fills in a panel.
     ///
     /// # Safety
     /// The processor has the features that this is compiled for.
-    unsafe fn fill(
-        w: &MatrixView<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        next: (usize, usize),
-        out: &mut [Self],
-    );
+    unsafe fn fill(w: &MatrixView<'_>, place: &Place, out: &mut [Self]);
 
     /// Columns `columns` of a batch of tokens, `tokens`, side by side in lanes; zero in lanes without a token.
     ///
@@ -221,8 +223,9 @@ unsafe fn add_span<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
                 (false, false) if span.end < w.cols() => (0, span.end),
                 (false, false) => (w.rows(), 0),
             };
+            let place = Place { rows: rows.clone(), columns, next };
             // SAFETY: what the caller promises, here and below.
-            unsafe { P::fill(w, rows.clone(), columns, next, panel) };
+            unsafe { P::fill(w, &place, panel) };
             for (batch, packed) in packed.iter().enumerate() {
                 // The first batch asks for the next panel.
                 let next = (batch == 0).then(|| RowsAhead::at(w, next, P::COLUMNS, P::COLUMNS / P::STEP));

@@ -5,7 +5,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a chain is an index into several arrays")]
 
 use super::stream_fp8;
-use crate::avx2::{Fp8, LANES as VECTOR, fp8};
+use crate::avx2::{Fp8, LANES as VECTOR, fp8, with_count};
 use crate::lanes::avx2::{Pair, RowsAhead, TILE, load, pack, store, write_rows, zeros};
 use crate::view::ColumnBlock;
 use crate::{LANES, Lanes, MatrixMut, MatrixRef, MatrixView, dequantize};
@@ -124,14 +124,7 @@ fn run_add<C: Chained>(
             // The rows below, or the next columns from the top.
             let next = if row + TILE < w.rows() { (row + TILE, first) } else { (0, first + C::COLUMNS) };
             let next = RowsAhead::at(w, next, C::COLUMNS, C::CHAINS);
-            match panel.len() {
-                1 => panel_add::<C, 1>(panel, tokens, sums, next),
-                2 => panel_add::<C, 2>(panel, tokens, sums, next),
-                3 => panel_add::<C, 3>(panel, tokens, sums, next),
-                4 => panel_add::<C, 4>(panel, tokens, sums, next),
-                5 => panel_add::<C, 5>(panel, tokens, sums, next),
-                _ => panel_add::<C, TILE>(panel, tokens, sums, next),
-            }
+            with_count!(panel.len(), R of [1 2 3 4 5 6], panel_add::<C, R>(panel, tokens, sums, next));
         }
     }
     // The sum of a row's chains takes the place of the first chains of rows before it.

@@ -38,14 +38,8 @@ impl panels::Row<MatrixRef<'_>, 1> for Row {
     const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(
-        w: &MatrixView<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        _: (usize, usize),
-        out: &mut [Self],
-    ) {
-        dequantize::avx2::dequantize_rows(w, rows.start, columns, out);
+    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
+        dequantize::avx2::dequantize_rows(w, place.rows.start, place.columns.clone(), out);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -4,7 +4,7 @@
 use super::{Group, STREAMS, add_rows};
 use crate::avx2::padded;
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
-use crate::avx512::{VECTOR, fold, load64};
+use crate::avx512::{VECTOR, load64};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range};
@@ -82,7 +82,7 @@ fn lay_out_unit(x: &[f32; UNIT], scale: f32, inputs: &mut MaybeUninit<[f32; UNIT
 /// The inputs of these columns are laid out.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
-unsafe fn row_sums<const T: usize>(group: &Group<'_>, inputs: &Inputs<T>) -> [[__m256; STREAMS]; T] {
+unsafe fn row_sums<const T: usize>(group: &Group<'_>, inputs: &Inputs<T>) -> [[__m512; STREAMS]; T] {
     let length = group.rows[0].len();
     assert!(length <= COLUMNS, "inputs are laid out for all columns");
     let tables = Tables::load();
@@ -106,13 +106,10 @@ unsafe fn row_sums<const T: usize>(group: &Group<'_>, inputs: &Inputs<T>) -> [[_
             unsafe { add_unit(load64(&rest), tables, inputs, number, stream, &mut sums) };
         }
     }
-    let mut halves = [[_mm256_setzero_ps(); STREAMS]; T];
-    for t in 0..T {
-        for stream in 0..STREAMS {
-            halves[t][stream] = fold(_mm512_mul_ps(sums[t][stream], _mm512_set1_ps(1.0 / UNIT_UP)));
-        }
+    for sum in sums.as_flattened_mut() {
+        *sum = _mm512_mul_ps(*sum, _mm512_set1_ps(1.0 / UNIT_UP));
     }
-    halves
+    sums
 }
 
 /// Adds the products of unit `number` of a stream.

@@ -1,8 +1,8 @@
-//! Few tokens and weights in blocks of `q8_0`, turned to f32 in registers, row by row.
+//! Few tokens and weights in blocks of `q8_0`, turned to f32 in registers.
 
 use super::{Group, STREAMS, add_rows};
 use crate::avx2::{half, load16_bytes};
-use crate::avx512::{fold, load_values};
+use crate::avx512::load_values;
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -21,7 +21,7 @@ pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: MatrixRef<'_>, m
 /// The products of rows with all tokens, a part of each in every lane.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 #[inline]
-fn row_sums<const T: usize>(group: &Group<'_>, x: [&[Inputs]; T]) -> [[__m256; STREAMS]; T] {
+fn row_sums<const T: usize>(group: &Group<'_>, x: [&[Inputs]; T]) -> [[__m512; STREAMS]; T] {
     let count = blocks::<BlockQ8_0>(group.rows[0]).len();
     let (mut rows, mut inputs): ([&[BlockQ8_0]; STREAMS], [&[Inputs]; T]) = ([&[]; STREAMS], [&[]; T]);
     for stream in 0..STREAMS {
@@ -45,13 +45,7 @@ fn row_sums<const T: usize>(group: &Group<'_>, x: [&[Inputs]; T]) -> [[__m256; S
             add_block(&rows[stream][block], x, stream, &mut sums);
         }
     }
-    let mut halves = [[_mm256_setzero_ps(); STREAMS]; T];
-    for t in 0..T {
-        for stream in 0..STREAMS {
-            halves[t][stream] = fold(sums[t][stream]);
-        }
-    }
-    halves
+    sums
 }
 
 /// Adds the products of a block of a stream.

@@ -43,14 +43,8 @@ impl panels::Row<MatrixRef<'_>, GROUPS> for Row {
     const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn fill(
-        w: &MatrixView<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        _: (usize, usize),
-        out: &mut [Self],
-    ) {
-        dequantize_rows(w, rows.start, columns, out);
+    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
+        dequantize_rows(w, place.rows.start, place.columns.clone(), out);
     }
 
     /// Group by group.

@@ -1,8 +1,9 @@
 //! Weights of 8 bits taken apart into magnitudes and signs: `q8_0` as it is, FP8 in the steps of its blocks.
 
-use crate::avx2::{half, load16_bytes, load32, padded, store32};
+use crate::avx2::{half, load16_bytes, load32, store32, whole};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::RowsAhead;
+use crate::lanes::avx2::panels::Place;
 use crate::matmul_integer::LEAST_EXPONENT;
 use crate::quantized::{BlockQ8_0, blocks};
 use crate::{Format, MatrixView};
@@ -85,11 +86,11 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// While row `place` of the panel is taken apart.
+    /// While row `number` of the panel is taken apart.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    fn request(self, place: usize) {
-        let later = place + AHEAD;
+    fn request(self, number: usize) {
+        let later = number + AHEAD;
         match later < self.rows {
             true => self.here.below(later).request::<1>(0),
             false => self.next.below(later - self.rows).request::<1>(0),
@@ -97,29 +98,24 @@ impl Ahead {
     }
 }
 
-/// Fills in columns `columns` of rows `rows` of `w`, `q8_0` or FP8, before the panel that begins with row and column `next`.
+/// Fills in a panel of `w`, `q8_0` or FP8.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn fill(
-    w: &MatrixView<'_>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    next: (usize, usize),
-    out: &mut [Row],
-) {
-    let at = |place| RowsAhead::at(w, place, BLOCKS * BLOCK, 1);
-    let ahead = Ahead { rows: rows.len(), here: at((rows.start, columns.start)), next: at(next) };
+pub(super) fn fill(w: &MatrixView<'_>, place: &Place, out: &mut [Row]) {
+    let at = |start| RowsAhead::at(w, start, BLOCKS * BLOCK, 1);
+    let Place { rows, columns, next } = place;
+    let ahead = Ahead { rows: rows.len(), here: at((rows.start, columns.start)), next: at(*next) };
     match w.format() {
-        Format::Q8_0 => fill_q8_0(w, rows, columns, ahead, out),
-        Format::Fp8 => fill_fp8(w, rows, columns, ahead, out),
+        Format::Q8_0 => fill_q8_0(w, place, ahead, out),
+        Format::Fp8 => fill_fp8(w, place, ahead, out),
         other => unreachable!("{other} has no signs of its own"),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_q8_0(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, ahead: Ahead, out: &mut [Row]) {
-    let bytes = w.rows_bytes(columns);
-    for (place, (row, out)) in rows.zip(out).enumerate() {
-        ahead.request(place);
+fn fill_q8_0(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
+    let bytes = w.rows_bytes(place.columns.clone());
+    for (number, (row, out)) in place.rows.clone().zip(out).enumerate() {
+        ahead.request(number);
         let weights: &[BlockQ8_0] = blocks(bytes.row(row));
         for (weights, out) in weights.iter().zip(&mut out.0) {
             let bytes = load32(&weights.values);
@@ -130,22 +126,14 @@ fn fill_q8_0(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, ahea
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_fp8(w: &MatrixView<'_>, rows: Range<usize>, columns: Range<usize>, ahead: Ahead, out: &mut [Row]) {
-    let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
-    for rows in w.row_range(rows).row_blocks() {
-        let scales = block_scales::<BLOCKS>(w, first + rows.start, &columns);
+fn fill_fp8(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
+    let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
+    for rows in w.row_range(place.rows.clone()).row_blocks() {
+        let scales = block_scales::<BLOCKS>(w, first + rows.start, &place.columns);
         for r in rows {
             ahead.request(r);
-            let bytes = bytes.row(first + r);
-            let end;
-            let bytes = match bytes.try_into() {
-                Ok(all) => all,
-                Err(_) => {
-                    end = padded(bytes);
-                    &end
-                }
-            };
-            fill_fp8_blocks(bytes, &scales, &mut out[r].0);
+            let mut end = None;
+            fill_fp8_blocks(whole(bytes.row(first + r), &mut end), &scales, &mut out[r].0);
         }
     }
 }

@@ -48,14 +48,8 @@ impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
     const EMPTY: Self = Self::EMPTY;
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(
-        w: &MatrixView<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        next: (usize, usize),
-        out: &mut [Self],
-    ) {
-        fill(w, rows, columns, next, out);
+    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
+        fill(w, place, out);
     }
 
     /// By group: the scales of all blocks, then their pairs.

@@ -1,16 +1,16 @@
 //! Weights as unsigned bytes: of `q4_K` as they are, of signed ones 128 more.
 
 use super::tile::{BLOCKS, Row};
-use crate::avx2::{half, load32, padded, store32};
+use crate::avx2::{half, load32, store32, whole};
 use crate::avx512::{load_values, load64, store_values, store64};
 use crate::integers::BLOCK;
+use crate::lanes::avx2::panels::Place;
 use crate::matmul_integer::LEAST_EXPONENT;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::avx2::signed::block_scales;
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// Bytes of a vector: two blocks.
 const VECTOR: usize = 2 * BLOCK;
@@ -19,19 +19,14 @@ const VECTORS: usize = BLOCKS / 2;
 /// Vectors of a block of `q4_K`.
 const Q4K_VECTORS: usize = Q4K_GROUPS / 2;
 
-/// Fills in columns `columns` of rows `rows` of `w`.
+/// Fills in a panel of `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(super) fn fill<const MINIMA: bool>(
-    w: &MatrixView<'_>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    out: &mut [Row<MINIMA>],
-) {
+pub(super) fn fill<const MINIMA: bool>(w: &MatrixView<'_>, place: &Place, out: &mut [Row<MINIMA>]) {
     if w.format() == Format::Fp8 {
-        return fill_fp8(w, rows, columns, out);
+        return fill_fp8(w, place, out);
     }
-    let bytes = w.rows_bytes(columns);
-    for (row, out) in rows.zip(out) {
+    let bytes = w.rows_bytes(place.columns.clone());
+    for (row, out) in place.rows.clone().zip(out) {
         match w.format() {
             Format::Q8_0 => out.set_q8_0(blocks(bytes.row(row))),
             Format::Q4K => out.set_q4k(blocks(bytes.row(row))),
@@ -41,15 +36,10 @@ pub(super) fn fill<const MINIMA: bool>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn fill_fp8<const MINIMA: bool>(
-    w: &MatrixView<'_>,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    out: &mut [Row<MINIMA>],
-) {
-    let (first, bytes) = (rows.start, w.rows_bytes(columns.clone()));
-    for rows in w.row_range(rows).row_blocks() {
-        let scales = block_scales(w, first + rows.start, &columns);
+fn fill_fp8<const MINIMA: bool>(w: &MatrixView<'_>, place: &Place, out: &mut [Row<MINIMA>]) {
+    let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
+    for rows in w.row_range(place.rows.clone()).row_blocks() {
+        let scales = block_scales(w, first + rows.start, &place.columns);
         for r in rows {
             out[r].set_fp8(bytes.row(first + r), &scales);
         }
@@ -94,14 +84,8 @@ impl<const MINIMA: bool> Row<MINIMA> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     #[inline]
     fn set_fp8(&mut self, bytes: &[u8], scales: &[f32; BLOCKS]) {
-        let end;
-        let bytes: &[u8; BLOCKS * BLOCK] = match bytes.try_into() {
-            Ok(all) => all,
-            Err(_) => {
-                end = padded(bytes);
-                &end
-            }
-        };
+        let mut end = None;
+        let bytes: &[u8; BLOCKS * BLOCK] = whole(bytes, &mut end);
         let mut signed = [_mm512_setzero_si512(); VECTORS];
         let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
         for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
@@ -118,8 +102,8 @@ impl<const MINIMA: bool> Row<MINIMA> {
             let raised = _mm512_permutexvar_epi8(places, raised);
             let above = in_steps(_mm512_add_epi8(magnitudes[vector], raised));
             let negative = _mm512_movepi8_mask(signed[vector]);
-            let values_of = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
-            store64(values, values_of);
+            let sums = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
+            store64(values, sums);
         }
     }
 }

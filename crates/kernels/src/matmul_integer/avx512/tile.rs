@@ -49,14 +49,8 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
     const EMPTY: Self = Self { values: [[0; BLOCK]; BLOCKS], scales: [0.0; BLOCKS], minima: [0.0; BLOCKS] };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-    unsafe fn fill(
-        w: &MatrixView<'_>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        _: (usize, usize),
-        out: &mut [Self],
-    ) {
-        fill(w, rows, columns, out);
+    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
+        fill(w, place, out);
     }
 
     /// By group: the scales of all blocks, then their offsets, then their fours. Offsets are the blocks' sums or, where weights
