@@ -102,7 +102,7 @@ fn what_is_no_report_is_refused_by_name() {
 #[test]
 fn kernels_are_measured_at_the_shapes_of_the_model() {
     let place = Workplace::new();
-    let args = ["bench", "kernels", "--rows", "1,3,9", "--depth", "70", "--repeat", "1", "--threads", "1"];
+    let args = ["bench", "kernels", "--rows", "1,3,17", "--depth", "70", "--repeat", "1", "--threads", "1"];
     let report = place.run(args.into_iter().chain(["--json"])).success().json();
     let kernels = report["kernels"].as_array().unwrap();
     let of = |name: &str| {
@@ -110,13 +110,22 @@ fn kernels_are_measured_at_the_shapes_of_the_model() {
         kernels.iter().filter(named).collect::<Vec<_>>()
     };
     let head = of("lm_head.weight");
-    assert_eq!(head.iter().map(|found| found["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 9]);
+    assert_eq!(head.iter().map(|found| found["tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 17]);
     assert_eq!((&head[0]["rows"], &head[0]["cols"]), (&Value::from(1024), &Value::from(128)));
-    assert_eq!(of("moe_decoder_block.mlp.experts.w2")[0]["format"], "fp8");
+    let experts = of("moe_decoder_block.mlp.experts.w2");
+    assert_eq!(experts[0]["format"], "fp8");
+    // Few rows and many in f32, many in integers, too, which the specification does not take.
+    let found = experts
+        .iter()
+        .map(|found| (found["tokens"].as_u64().unwrap(), found["arithmetic"].as_str().unwrap()));
+    let found: Vec<_> = found.filter(|&(tokens, _)| tokens != 3).collect();
+    let expected = [(1, "float"), (17, "float"), (17, "integer")];
+    assert_eq!(found, expected[..if head[0]["kernels"] == "scalar" { 2 } else { 3 }]);
+    assert!(head.iter().all(|found| found["arithmetic"] == "float"), "its weights are bf16");
     assert!(head[0]["flops_share"].as_f64().unwrap() > 0.0);
     assert!(of("embedding.weight").is_empty());
     // One token of each of few sequences, or a chunk of one, in each format of the cache.
-    for (name, tokens) in [("attention, absorbed", [1, 3].as_slice()), ("attention, expanded", &[9])] {
+    for (name, tokens) in [("attention, absorbed", [1, 3].as_slice()), ("attention, expanded", &[17])] {
         let found = of(name);
         let keys = found.iter().map(|found| {
             assert_eq!(found["depth"], 70);
@@ -130,8 +139,8 @@ fn kernels_are_measured_at_the_shapes_of_the_model() {
     let (decode, chunk) = (of("attention, absorbed")[1], of("attention, expanded")[0]);
     assert_eq!(decode["operations"], f64::from(3 * 71 * 2 * 8 * (2 * 64 + 16)));
     assert_eq!(decode["bytes"], 3 * 71 * 4 * 80);
-    let pairs = 9 * 70 + 9 * 10 / 2;
-    assert_eq!(chunk["operations"], f64::from(pairs * 2 * 8 * (32 + 16 + 32) + 79 * 2 * 8 * (32 + 32) * 64));
+    let pairs = 17 * 70 + 17 * 18 / 2;
+    assert_eq!(chunk["operations"], f64::from(pairs * 2 * 8 * (32 + 16 + 32) + 87 * 2 * 8 * (32 + 32) * 64));
     let text = place.run(args).success().stdout;
     assert!(text.contains("attention, absorbed") && text.contains("depth"), "{text}");
 }

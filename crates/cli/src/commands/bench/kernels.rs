@@ -5,19 +5,21 @@ mod attention;
 use super::{ceilings::Ceilings, digits, percent, print, spread::Spread, table::Table};
 use crate::{
     args::BenchKernelsArgs,
+    load::free_memory,
     model::{ModelPlace, OpenModel},
     output::note,
     progress::{Progress, Unit},
 };
-use anyhow::Result;
+use anyhow::{Result, bail};
 use attention::{Attention, Lengths};
 use dsv3_deepseek::ModelWeights;
 use dsv3_runtime::{
-    Device, Format, Mode, Tensor, Weight, WeightTree,
-    ops::{CacheFormat, LinearConfig, linear},
+    Device, Format, Kernels, Mode, Tensor, Weight, WeightTree,
+    ops::{Arithmetic, CacheFormat, LinearConfig, linear},
 };
+use indicatif::DecimalBytes;
 use serde::Serialize;
-use std::{collections::BTreeMap, hint::black_box, time::Instant};
+use std::{collections::BTreeMap, hint::black_box, iter, time::Instant};
 
 /// What is read before each measurement, so that no cache holds weights.
 const EVICTING_BYTES: usize = 128 << 20;
@@ -33,9 +35,10 @@ pub(super) fn run(args: &BenchKernelsArgs) -> Result<()> {
     let model = OpenModel::open(&ModelPlace::resolve(&args.model)?)?;
     let weights = model.weights()?;
     let shapes = shapes(&weights);
+    check_memory(&shapes, &args.rows, free_memory())?;
     let threads = if args.threads.is_empty() { vec![0] } else { args.threads.clone() };
-    let kinds = shapes.len() + CacheFormat::ALL.len();
-    let total = (threads.len() * kinds * args.rows.len()) as u64;
+    let products: Vec<_> = shapes.iter().flat_map(|shape| shape.products(&args.rows)).collect();
+    let total = (threads.len() * (products.len() + CacheFormat::ALL.len() * args.rows.len())) as u64;
     let mut progress = Progress::new("measuring", Unit::Measurements);
     let mut report = Report { ceilings: Vec::new(), kernels: Vec::new() };
     for threads in threads {
@@ -44,11 +47,9 @@ pub(super) fn run(args: &BenchKernelsArgs) -> Result<()> {
         note(format_args!("{ceilings}"));
         report.ceilings.push(ceilings);
         let bench = Bench { device, ceilings, evicting: vec![1; EVICTING_BYTES], repeat: args.repeat };
-        for shape in &shapes {
-            for &rows in &args.rows {
-                report.kernels.push(bench.measure(shape, rows as usize));
-                progress.update(report.kernels.len() as u64, total);
-            }
+        for &product in &products {
+            report.kernels.push(bench.measure(product));
+            progress.update(report.kernels.len() as u64, total);
         }
         for format in CacheFormat::ALL {
             for &rows in &args.rows {
@@ -80,6 +81,28 @@ struct Shape {
     matrices: Vec<Weight>,
 }
 
+/// What is measured of a shape.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    shape: &'a Shape,
+    /// Rows of activations.
+    tokens: usize,
+    arithmetic: Arithmetic,
+}
+
+impl Shape {
+    /// In f32 always, in integers where a step in integers takes them.
+    fn products(&self, rows: &[u32]) -> impl Iterator<Item = Product<'_>> {
+        rows.iter().flat_map(move |&tokens| {
+            let tokens = tokens as usize;
+            let takes_integers = Kernels::best().takes_integers(&self.matrices[0].matrix(), tokens);
+            let arithmetics =
+                iter::once(Arithmetic::Float).chain(takes_integers.then_some(Arithmetic::Integer));
+            arithmetics.map(move |arithmetic| Product { shape: self, tokens, arithmetic })
+        })
+    }
+}
+
 /// One line.
 #[derive(Serialize)]
 struct Measurement {
@@ -93,7 +116,7 @@ struct Measurement {
     /// Of the bandwidth.
     bytes_share: f64,
     flops: f64,
-    /// Of the multiply-add rate in f32.
+    /// Of the multiply-add rate in this arithmetic.
     flops_share: f64,
 }
 
@@ -107,6 +130,7 @@ struct Work {
     cols: usize,
     /// Of attention, the cache's.
     format: String,
+    arithmetic: Arithmetic,
     /// Of attention, the positions that are cached before the tokens.
     depth: Option<usize>,
     /// Rows of activations.
@@ -141,6 +165,20 @@ fn shapes(weights: &ModelWeights<Weight>) -> Vec<Shape> {
     shapes.into_values().collect()
 }
 
+/// Refuses more rows than there is memory for; `free` is what there is, where it is known.
+fn check_memory(shapes: &[Shape], rows: &[u32], free: Option<u64>) -> Result<()> {
+    let most = rows.iter().copied().max().unwrap_or(0);
+    // Activations in f32 and in integers, and the product.
+    let values = shapes.iter().map(|shape| 2 * shape.cols + shape.rows).max().unwrap_or(0);
+    let bytes = u64::from(most) * (values * size_of::<f32>()) as u64;
+    match free {
+        Some(free) if bytes > free => {
+            bail!("--rows {most} takes {} of memory, {} are free", DecimalBytes(bytes), DecimalBytes(free))
+        }
+        _ => Ok(()),
+    }
+}
+
 struct Bench {
     device: Device,
     ceilings: Ceilings,
@@ -150,9 +188,9 @@ struct Bench {
 
 impl Bench {
     /// Multiplies as many matrices of the shape as it takes for a clock to be exact, each once.
-    fn measure(&self, shape: &Shape, tokens: usize) -> Measurement {
+    fn measure(&self, Product { shape, tokens, arithmetic }: Product<'_>) -> Measurement {
         let mode = if tokens > DECODE_ROWS { Mode::Prefill } else { Mode::Decode };
-        let config = LinearConfig::new(mode, shape.cols, shape.rows);
+        let config = LinearConfig { arithmetic, ..LinearConfig::new(mode, shape.cols, shape.rows) };
         let x = values(tokens, shape.cols);
         let bytes = shape.matrices[0].bytes();
         let operations = 2.0 * (tokens * shape.rows * shape.cols) as f64;
@@ -165,6 +203,7 @@ impl Bench {
             rows: shape.rows,
             cols: shape.cols,
             format: shape.format.to_string(),
+            arithmetic,
             depth: None,
             tokens,
             bytes,
@@ -187,6 +226,10 @@ impl Bench {
     fn measurement(&self, work: Work, seconds: Spread) -> Measurement {
         let (bytes_per_second, flops) =
             (work.bytes as f64 / seconds.median, work.operations / seconds.median);
+        let most = match work.arithmetic {
+            Arithmetic::Integer => self.ceilings.int8,
+            _ => self.ceilings.flops,
+        };
         Measurement {
             work,
             kernels: self.device.kernels().isa().to_string(),
@@ -195,7 +238,7 @@ impl Bench {
             bytes_per_second,
             bytes_share: bytes_per_second / self.ceilings.read,
             flops,
-            flops_share: flops / self.ceilings.flops,
+            flops_share: flops / most,
         }
     }
 
@@ -220,6 +263,7 @@ impl Report {
         let mut table = Table::new([
             "matrix",
             "format",
+            "arithmetic",
             "rows",
             "columns",
             "depth",
@@ -231,14 +275,19 @@ impl Report {
             "max",
             "GB/s",
             "of memory",
-            "GFLOP/s",
-            "of f32",
+            "G/s",
+            "of peak",
         ]);
         for found in &self.kernels {
             let micros = |seconds: f64| digits(seconds * 1e6);
             table.row(vec![
                 short(&found.work.names),
                 found.work.format.clone(),
+                match found.work.arithmetic {
+                    Arithmetic::Integer => "int8",
+                    _ => "f32",
+                }
+                .to_owned(),
                 found.work.rows.to_string(),
                 found.work.cols.to_string(),
                 found.work.depth.map_or_else(String::new, |depth| depth.to_string()),
@@ -278,6 +327,18 @@ fn short(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice;
+
+    #[test]
+    fn more_rows_than_memory_holds_are_refused() {
+        let shape =
+            Shape { names: Vec::new(), rows: 1000, cols: 200, format: Format::F32, matrices: Vec::new() };
+        let check = |free| check_memory(slice::from_ref(&shape), &[1, 50], free);
+        check(None).unwrap();
+        check(Some(50 * 1400 * 4)).unwrap();
+        let error = check(Some(50 * 1400 * 4 - 1)).unwrap_err().to_string();
+        assert!(error.starts_with("--rows 50 takes "), "{error}");
+    }
 
     #[test]
     fn names_are_shortened_and_said_once() {

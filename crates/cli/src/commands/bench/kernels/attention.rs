@@ -10,7 +10,7 @@ use dsv3_deepseek::{
 use dsv3_mesh::Layout;
 use dsv3_runtime::{
     Capacity, DecodeStep, Module, PageId, Weight,
-    ops::{self, AttentionConfig, CacheFormat, LatentCache},
+    ops::{self, Arithmetic, AttentionConfig, CacheFormat, LatentCache},
 };
 use std::hint::black_box;
 
@@ -85,6 +85,7 @@ impl<'a> Attention<'a> {
             rows: self.config.heads,
             cols: self.count.cached as usize,
             format: self.cache.format().to_string(),
+            arithmetic: Arithmetic::Float,
             depth: Some(self.lengths.depth),
             tokens: self.lengths.tokens,
             bytes: positions * self.position_bytes + weight_bytes,
