@@ -37,11 +37,15 @@ impl Arithmetic {
         }
     }
 
+    /// Whether activations are integers where that is faster.
+    pub fn is_integer(self) -> bool {
+        matches!(self, Self::Integer | Self::IntegerFew | Self::IntegerMany)
+    }
+
     /// The same arithmetic in an order.
     #[must_use]
     pub fn in_order(self, order: Order) -> Self {
-        let is_integer = matches!(self, Self::Integer | Self::IntegerFew | Self::IntegerMany);
-        match (is_integer, order) {
+        match (self.is_integer(), order) {
             (false, Order::Fastest) => Self::Float,
             (false, Order::Few) => Self::FloatFew,
             (false, Order::Many) => Self::FloatMany,
@@ -76,12 +80,7 @@ impl Integers {
 
     /// Whether a product of `tokens` rows with `w` takes integers.
     pub(crate) fn pay(w: &MatrixView<'_>, tokens: usize, arithmetic: Arithmetic, kernels: &Kernels) -> bool {
-        match arithmetic {
-            Arithmetic::Float | Arithmetic::FloatFew | Arithmetic::FloatMany => false,
-            Arithmetic::Integer | Arithmetic::IntegerFew | Arithmetic::IntegerMany => {
-                kernels.takes_integers_in(arithmetic.order(), w, tokens)
-            }
-        }
+        arithmetic.is_integer() && kernels.takes_integers_in(arithmetic.order(), w, tokens)
     }
 
     /// `x` with `rows` rows, of which row `r` is row `source(r)` of `x`.

@@ -171,12 +171,11 @@ fn check_memory(shapes: &[Shape], rows: &[u32], free: Option<u64>) -> Result<()>
     // Activations in f32 and in integers, and the product.
     let values = shapes.iter().map(|shape| 2 * shape.cols + shape.rows).max().unwrap_or(0);
     let bytes = u64::from(most) * (values * size_of::<f32>()) as u64;
-    match free {
-        Some(free) if bytes > free => {
-            bail!("--rows {most} takes {} of memory, {} are free", DecimalBytes(bytes), DecimalBytes(free))
-        }
-        _ => Ok(()),
+    if let Some(free) = free.filter(|&free| bytes > free) {
+        let (bytes, free) = (DecimalBytes(bytes), DecimalBytes(free));
+        bail!("--rows {most} takes {bytes} of memory, and this system has {free} free: choose fewer");
     }
+    Ok(())
 }
 
 struct Bench {
@@ -226,10 +225,7 @@ impl Bench {
     fn measurement(&self, work: Work, seconds: Spread) -> Measurement {
         let (bytes_per_second, flops) =
             (work.bytes as f64 / seconds.median, work.operations / seconds.median);
-        let most = match work.arithmetic {
-            Arithmetic::Integer => self.ceilings.int8,
-            _ => self.ceilings.flops,
-        };
+        let most = if work.arithmetic.is_integer() { self.ceilings.int8 } else { self.ceilings.flops };
         Measurement {
             work,
             kernels: self.device.kernels().isa().to_string(),
@@ -283,11 +279,7 @@ impl Report {
             table.row(vec![
                 short(&found.work.names),
                 found.work.format.clone(),
-                match found.work.arithmetic {
-                    Arithmetic::Integer => "int8",
-                    _ => "f32",
-                }
-                .to_owned(),
+                if found.work.arithmetic.is_integer() { "int8" } else { "f32" }.to_owned(),
                 found.work.rows.to_string(),
                 found.work.cols.to_string(),
                 found.work.depth.map_or_else(String::new, |depth| depth.to_string()),

@@ -102,8 +102,8 @@ impl<const MINIMA: bool> Row<MINIMA> {
             let raised = _mm512_permutexvar_epi8(places, raised);
             let above = in_steps(_mm512_add_epi8(magnitudes[vector], raised));
             let negative = _mm512_movepi8_mask(signed[vector]);
-            let sums = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
-            store64(values, sums);
+            let unsigned = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
+            store64(values, unsigned);
         }
     }
 }
