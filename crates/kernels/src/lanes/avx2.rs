@@ -217,14 +217,16 @@ impl RowsAhead {
         Self { start: self.start.wrapping_add(row * self.stride), ..self }
     }
 
-    /// Asks for a step of `R` rows, a line of each in turn.
+    /// Asks for a step of `R` rows into the cache that `HINT` names, a line of each in turn; for the lines that begin in the
+    /// step.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    pub(crate) fn request<const R: usize>(self, step: usize) {
-        for line in (0..self.step).step_by(LINE) {
-            let mut row = self.start.wrapping_add(step * self.step + line);
+    pub(crate) fn request<const HINT: i32, const R: usize>(self, step: usize) {
+        let line_from = |byte: usize| (byte + LINE - 1) & !(LINE - 1);
+        for line in (line_from(step * self.step)..line_from((step + 1) * self.step)).step_by(LINE) {
+            let mut row = self.start.wrapping_add(line);
             for _ in 0..R {
-                _mm_prefetch::<_MM_HINT_T1>(row.cast());
+                _mm_prefetch::<HINT>(row.cast());
                 row = row.wrapping_add(self.stride);
             }
         }
@@ -247,7 +249,7 @@ pub(crate) fn add_tile<const APART: usize, const R: usize, const V: usize>(
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     for (step, lines) in w.chunks(STEP).enumerate() {
         if let Some(ahead) = ahead {
-            ahead.request::<R>(step);
+            ahead.request::<_MM_HINT_T1, R>(step);
         }
         for (c, line) in lines.iter().enumerate() {
             let line = load(line);

@@ -78,7 +78,7 @@ pub(crate) unsafe fn add_products<const APART: usize, const R: usize, const V: u
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     for (step, first) in (0..count).step_by(STEP).enumerate() {
         if let Some(ahead) = ahead {
-            ahead.request::<R>(step);
+            ahead.request::<_MM_HINT_T1, R>(step);
         }
         for c in first..count.min(first + STEP) {
             let mut lines = [_mm512_setzero_ps(); V];

@@ -179,7 +179,7 @@ fn panel_add<C: Chained, const R: usize>(
     let steps = tokens.len() / C::CHAINS - 1;
     assert!(panel.len() == R && sums.len() == R * C::CHAINS && steps * C::CHAINS <= PITCH, "rows of a tile");
     for chain in 0..C::CHAINS {
-        next.request::<R>(chain);
+        next.request::<_MM_HINT_T1, R>(chain);
         let tokens = &tokens[chain * (steps + 1)..][..steps];
         let mut vectors = [[_mm256_setzero_ps(); 2]; R];
         for r in 0..R {

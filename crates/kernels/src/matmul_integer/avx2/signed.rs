@@ -92,8 +92,8 @@ impl Ahead {
     fn request(self, number: usize) {
         let later = number + AHEAD;
         match later < self.rows {
-            true => self.here.below(later).request::<1>(0),
-            false => self.next.below(later - self.rows).request::<1>(0),
+            true => self.here.below(later).request::<_MM_HINT_T1, 1>(0),
+            false => self.next.below(later - self.rows).request::<_MM_HINT_T1, 1>(0),
         }
     }
 }

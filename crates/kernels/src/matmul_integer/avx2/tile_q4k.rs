@@ -98,7 +98,7 @@ impl panels::Row<IntegerRef<'_>, 1> for Row {
         let fours = fours.as_chunks::<FOURS>().0.as_chunks::<Q4K_GROUPS>().0;
         for block in 0..(groups / Q4K_GROUPS).min(BLOCKS) {
             if let Some(ahead) = ahead {
-                ahead.request::<R>(block);
+                ahead.request::<_MM_HINT_T1, R>(block);
             }
             let mut totals = [[_mm256_setzero_ps(); V]; R];
             for group in 0..Q4K_GROUPS {

@@ -87,10 +87,11 @@ impl<const MINIMA: bool> Row<MINIMA> {
         let mut end = None;
         let bytes: &[u8; BLOCKS * BLOCK] = whole(bytes, &mut end);
         let mut signed = [_mm512_setzero_si512(); VECTORS];
+        // 128 less, as signed bytes: what would be negative when it is raised becomes the least of them, which is zero.
         let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
         for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
             signed[vector] = load64(bytes);
-            magnitudes[vector] = _mm512_and_si512(signed[vector], _mm512_set1_epi8(0x7f));
+            magnitudes[vector] = _mm512_or_si512(signed[vector], _mm512_set1_epi8(i8::MIN));
         }
         let (raised, steps) = raise(largest(magnitudes));
         store_values(&mut self.scales, _mm512_mul_ps(steps, load_values(scales)));
@@ -100,7 +101,7 @@ impl<const MINIMA: bool> Row<MINIMA> {
             let place = 4 * (vector % 4) + 32 * (vector / 4);
             let places = _mm512_add_epi8(places, _mm512_set1_epi8(place as i8));
             let raised = _mm512_permutexvar_epi8(places, raised);
-            let above = in_steps(_mm512_add_epi8(magnitudes[vector], raised));
+            let above = in_steps(_mm512_adds_epi8(magnitudes[vector], raised));
             let negative = _mm512_movepi8_mask(signed[vector]);
             let unsigned = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
             store64(values, unsigned);
@@ -144,7 +145,8 @@ fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
 }
 
 /// From the largest magnitude of each block, as [`largest`] gives them: what its bytes are raised by so that the largest
-/// exponent becomes 15, and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by block.
+/// exponent becomes 15, less [`LOWEST`], and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by
+/// block.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn raise(largest: __m512i) -> (__m512i, __m512) {
@@ -156,14 +158,19 @@ fn raise(largest: __m512i) -> (__m512i, __m512) {
     let raised = _mm512_sub_epi32(_mm512_set1_epi32(MOST), exponents);
     let raised = _mm512_min_epi32(raised, _mm512_set1_epi32(MOST_RAISED));
     let steps = _mm512_slli_epi32::<{ 23 - 3 }>(_mm512_sub_epi32(_mm512_set1_epi32(STEP), raised));
-    let nan = _mm512_cmpeq_epi32_mask(largest, _mm512_set1_epi32(0x7f));
+    let nan = _mm512_cmpeq_epi32_mask(largest, _mm512_set1_epi32(0xff));
     let steps = _mm512_mask_mov_epi32(steps, nan, _mm512_set1_epi32(-1));
     let in_turn = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    let raised = _mm512_sub_epi32(raised, _mm512_set1_epi32(LOWEST));
     (raised, _mm512_castsi512_ps(_mm512_permutexvar_epi32(in_turn, steps)))
 }
 
-/// What a raised magnitude of FP8 is in steps, and 128 more: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those
-/// from 8 on that divided by powers of two and rounded to even, of all below 0.
+/// The least raised magnitude that is not zero in steps: those of exponent 8 and more are not.
+const LOWEST: i32 = 8 << 3;
+
+/// What a raised magnitude of FP8, less [`LOWEST`], is in steps, and 128 more: of exponents 12 to 15
+/// `(8 + mantissa) << (exponent - 12)`, of those from 8 on that divided by powers of two and rounded to even. The two upper bits
+/// of a byte say nothing.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 #[inline]
 fn in_steps(raised: __m512i) -> __m512i {
@@ -183,6 +190,5 @@ fn in_steps(raised: __m512i) -> __m512i {
         }
         above
     };
-    let place = _mm512_subs_epu8(raised, _mm512_set1_epi8(64));
-    _mm512_permutexvar_epi8(place, load64(&ABOVE))
+    _mm512_permutexvar_epi8(raised, load64(&ABOVE))
 }

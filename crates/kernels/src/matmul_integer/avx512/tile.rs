@@ -18,8 +18,9 @@ pub(super) const BLOCKS: usize = 16;
 const STEP_BLOCKS: usize = 2;
 /// Groups of sixteen tokens in a batch: a vector each.
 const GROUPS: usize = 2;
-/// Rows of a panel, 38 kB: as for f32, more are slower where tokens are few.
-const ROWS: usize = 60;
+/// Rows of a panel, 8 kB: it is still in the first cache when it is filled in anew, and the next one's bytes and some tokens
+/// are, too. Of 60 rows each store waited for the second cache.
+const ROWS: usize = 12;
 /// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
 const FOURS: usize = BLOCK / 4;
 /// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
@@ -105,7 +106,7 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
             if let Some(ahead) = ahead
                 && block % STEP_BLOCKS == 0
             {
-                ahead.request::<R>(block / STEP_BLOCKS);
+                ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS);
             }
             add_block(rows, block, &tokens, &mut totals);
         }
@@ -160,8 +161,9 @@ fn add_block<const MINIMA: bool, const R: usize, const V: usize>(
     for v in 0..V {
         let x_scales = load(&tokens[v].scales[block]);
         for r in 0..R {
-            let scales = _mm512_mul_ps(_mm512_set1_ps(rows[r].scales[block]), x_scales);
-            totals[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products[r][v]), scales, totals[r][v]);
+            // Not the product of both scales: the compiler takes that first, and has no registers for it.
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products[r][v]), x_scales);
+            totals[r][v] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(rows[r].scales[block]), totals[r][v]);
         }
         if MINIMA {
             let x_sums = load(&tokens[v].offsets[block]);
