@@ -144,8 +144,8 @@ fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
     _mm512_and_si512(ones, _mm512_set1_epi32(0xff))
 }
 
-/// From the largest magnitude of each block, as [`largest`] gives them: what its bytes are raised by so that the largest
-/// exponent becomes 15, less [`LOWEST`], and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by
+/// From the largest magnitude of each block, its sign set, as [`largest`] gives them: what its bytes are raised by so that the
+/// largest exponent becomes 15, less [`LOWEST`], and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by
 /// block.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
@@ -155,13 +155,12 @@ fn raise(largest: __m512i) -> (__m512i, __m512) {
     // An exponent, bit 3 of a byte onwards, of 15 has steps of 2^2. Steps in f32 have theirs from bit 23 on.
     const STEP: i32 = (127 + 2) << 3;
     let exponents = _mm512_and_si512(largest, _mm512_set1_epi32(MOST));
-    let raised = _mm512_sub_epi32(_mm512_set1_epi32(MOST), exponents);
-    let raised = _mm512_min_epi32(raised, _mm512_set1_epi32(MOST_RAISED));
-    let steps = _mm512_slli_epi32::<{ 23 - 3 }>(_mm512_sub_epi32(_mm512_set1_epi32(STEP), raised));
+    let raised = _mm512_sub_epi32(_mm512_set1_epi32(MOST - LOWEST), exponents);
+    let raised = _mm512_min_epi32(raised, _mm512_set1_epi32(MOST_RAISED - LOWEST));
+    let steps = _mm512_slli_epi32::<{ 23 - 3 }>(_mm512_sub_epi32(_mm512_set1_epi32(STEP - LOWEST), raised));
     let nan = _mm512_cmpeq_epi32_mask(largest, _mm512_set1_epi32(0xff));
     let steps = _mm512_mask_mov_epi32(steps, nan, _mm512_set1_epi32(-1));
     let in_turn = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-    let raised = _mm512_sub_epi32(raised, _mm512_set1_epi32(LOWEST));
     (raised, _mm512_castsi512_ps(_mm512_permutexvar_epi32(in_turn, steps)))
 }
 

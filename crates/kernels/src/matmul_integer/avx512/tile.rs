@@ -7,7 +7,7 @@ use super::fill::fill;
 use crate::avx512::{load, load_integers, store, store_integers};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::{RowsAhead, pack, panels};
-use crate::{Format, IntegerRef, LANES, Lanes, MatrixMut, MatrixView};
+use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -20,9 +20,9 @@ const STEP_BLOCKS: usize = 2;
 const GROUPS: usize = 2;
 /// Rows of a panel, 8 kB: it is still in the first cache when it is filled in anew, and the next one's bytes and some tokens
 /// are, too. Of 60 rows each store waited for the second cache.
-const ROWS: usize = 12;
+pub(super) const ROWS: usize = 12;
 /// The same of FP8, whose scales are found once a panel, and which takes longer to bring into steps than to store.
-const FP8_ROWS: usize = 24;
+pub(super) const FP8_ROWS: usize = 24;
 /// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
 const FOURS: usize = BLOCK / 4;
 /// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
@@ -38,16 +38,15 @@ pub(super) struct Row<const MINIMA: bool> {
     pub(super) minima: [f32; BLOCKS],
 }
 
-/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`, with panels of `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(super) fn matmul<const MINIMA: bool>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+pub(super) fn matmul<const MINIMA: bool, const N: usize>(
+    w: &MatrixView<'_>,
+    x: IntegerRef<'_>,
+    out: MatrixMut<'_>,
+) {
     // SAFETY: this function has the features of `Row`'s.
-    unsafe {
-        match w.format() {
-            Format::Fp8 => panels::matmul::<_, Row<MINIMA>, GROUPS, FP8_ROWS>(w, x, out),
-            _ => panels::matmul::<_, Row<MINIMA>, GROUPS, ROWS>(w, x, out),
-        }
-    }
+    unsafe { panels::matmul::<_, Row<MINIMA>, GROUPS, N>(w, x, out) }
 }
 
 impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
