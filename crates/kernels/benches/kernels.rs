@@ -60,10 +60,10 @@ fn multiply(w: &MatrixView<'_>, x: MatrixRef<'_>, integers: Option<&IntegerMatri
     }
 }
 
-/// `x` as integers.
-fn quantized(x: MatrixRef<'_>) -> IntegerMatrix {
+/// `x` as integers, for weights in `format`.
+fn quantized(x: MatrixRef<'_>, format: Format) -> IntegerMatrix {
     let mut integers = IntegerMatrix::default();
-    Kernels::best().quantize(x, integers.reshape(x.rows(), x.cols()));
+    Kernels::best().quantize(x, integers.reshape(x.rows(), x.cols(), format));
     integers
 }
 
@@ -77,7 +77,7 @@ fn decode(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("decode {tokens} x (2048 x 7168)"));
         for (format, in_integers, name) in ways(tokens) {
             let weights = Weights::new(format, rows, cols, 256 << 20);
-            let integers = in_integers.then(|| quantized(x));
+            let integers = in_integers.then(|| quantized(x, format));
             let mut number = 0;
             group.throughput(Throughput::Bytes((rows * format.bytes(cols)) as u64));
             group.bench_function(BenchmarkId::new(Kernels::best().isa().name(), name), |bencher| {
@@ -102,7 +102,7 @@ fn prefill(criterion: &mut Criterion) {
         group.sample_size(20);
         for (format, in_integers, name) in ways(tokens) {
             let weights = Weights::new(format, rows, cols, 1);
-            let integers = in_integers.then(|| quantized(x));
+            let integers = in_integers.then(|| quantized(x, format));
             group.throughput(Throughput::Elements((tokens * rows * cols) as u64));
             group.bench_function(BenchmarkId::new(Kernels::best().isa().name(), name), |bencher| {
                 bencher.iter(|| {
@@ -125,7 +125,7 @@ fn quantize(criterion: &mut Criterion) {
     group.bench_function(kernels.isa().name(), |bencher| {
         bencher.iter(|| {
             let x = MatrixRef::new(black_box(&x), tokens, cols);
-            kernels.quantize(x, integers.reshape(tokens, cols));
+            kernels.quantize(x, integers.reshape(tokens, cols, Format::Fp8));
         });
     });
 }

@@ -82,3 +82,13 @@ pub(crate) fn store64(bytes: &mut [u8; 64], vector: __m512i) {
 pub(crate) fn fold(vector: __m512) -> __m256 {
     _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps::<1>(vector))
 }
+
+/// `vector`, which must be in a register here, before what comes later in the program passes through this function. Where a loop
+/// over integer sums is unrolled the compiler orders them one row after the other, each waiting for the one before.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(crate) fn in_order(mut vector: __m512i) -> __m512i {
+    // SAFETY: no instruction at all. It is not `pure`, so that several keep their order.
+    unsafe { std::arch::asm!("/* {0} */", inout(zmm_reg) vector, options(nomem, nostack, preserves_flags)) };
+    vector
+}

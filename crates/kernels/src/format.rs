@@ -38,7 +38,16 @@ impl Format {
         }
     }
 
-    /// Bytes that such a block takes; the separate scales of FP8 are not counted.
+    /// Columns of activations that share a scale where they are multiplied with this format in integers: as many as ggml's
+    /// blocks have, or, as in DeepSeek-V3's own inference code (`act_quant`), as blocks of FP8 have.
+    pub const fn group_cols(self) -> usize {
+        match self {
+            Format::Fp8 => 128,
+            Format::F32 | Format::Bf16 | Format::Q8_0 | Format::Q4K => 32,
+        }
+    }
+
+    /// Bytes that a block takes; the separate scales of FP8 are not counted.
     pub const fn block_bytes(self) -> usize {
         match self {
             Format::F32 => 4,

@@ -1,20 +1,22 @@
-//! Activations as integers: blocks of 32 columns of a row, a scale each. What integer products of quantised weights
-//! take on their other side.
+//! Activations as integers: blocks of 32 columns of a row, of which one or some, a group, share a scale. What integer products
+//! of quantised weights take on their other side.
 
-use crate::{Chunks, Cuts, LANES, Lanes, MatrixRef, Pieces};
+use crate::{Chunks, Cuts, Format, LANES, Lanes, MatrixRef, Pieces};
 use std::ops::Range;
 
-/// Columns of a row that share a scale: the block of ggml's `q8_0` and the group of its `q4_K`.
+/// Columns of a row that lie together: the block of ggml's `q8_0` and the group of its `q4_K`.
 pub(crate) const BLOCK: usize = 32;
 
-/// The largest magnitude. The largest value of a block becomes it, so a step is that value divided by it.
+/// The largest magnitude. The largest value of a group becomes it, so a step is that value divided by it.
 pub(crate) const LIMIT: i8 = 127;
 
 /// Where the parts of a row lie, in lines: its integers in blocks, the last one with zeros behind its columns; the scales
 /// of the blocks; and their sums. Each part begins with a line.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
     blocks: usize,
+    /// Columns that share a scale, whole blocks.
+    group: usize,
     /// Lines of the integers.
     integers: usize,
     /// Lines of the scales, and of the sums.
@@ -22,10 +24,10 @@ struct Layout {
 }
 
 impl Layout {
-    const fn new(cols: usize) -> Self {
+    const fn new(cols: usize, group: usize) -> Self {
         let blocks = cols.div_ceil(BLOCK);
         let integers = blocks.div_ceil(size_of::<Lanes>() / size_of::<[i8; BLOCK]>());
-        Self { blocks, integers, factors: blocks.div_ceil(LANES) }
+        Self { blocks, group, integers, factors: blocks.div_ceil(LANES) }
     }
 
     /// Lines of a whole row.
@@ -45,6 +47,7 @@ impl Layout {
 pub struct IntegerMatrix {
     rows: usize,
     cols: usize,
+    group: usize,
     /// Row after row.
     lines: Vec<Lanes>,
 }
@@ -62,12 +65,12 @@ impl IntegerMatrix {
     /// # Panics
     /// If it is larger than memory.
     pub fn lines(rows: usize, cols: usize) -> usize {
-        Layout::new(cols).rows(rows)
+        Layout::new(cols, BLOCK).rows(rows)
     }
 
     /// Without rows, but with memory for those to come, whatever it holds.
     pub fn in_memory(lines: Vec<Lanes>) -> Self {
-        Self { rows: 0, cols: 0, lines }
+        Self { rows: 0, cols: 0, group: BLOCK, lines }
     }
 
     /// The memory, for another use.
@@ -75,26 +78,26 @@ impl IntegerMatrix {
         self.lines
     }
 
-    /// Takes another shape and gives it to write: what it holds from before has no meaning. Allocates only where the
-    /// memory is too small.
+    /// Takes another shape, for products with weights in `format`, and gives it to write: what it holds from before has no
+    /// meaning. Allocates only where the memory is too small.
     ///
     /// # Panics
     /// If the matrix is larger than memory.
-    pub fn reshape(&mut self, rows: usize, cols: usize) -> IntegerMut<'_> {
-        (self.rows, self.cols) = (rows, cols);
+    pub fn reshape(&mut self, rows: usize, cols: usize, format: Format) -> IntegerMut<'_> {
+        (self.rows, self.cols, self.group) = (rows, cols, format.group_cols());
         self.lines.resize(Self::lines(rows, cols), Lanes::ZERO);
         self.as_mut()
     }
 
     /// To read.
     pub fn as_ref(&self) -> IntegerRef<'_> {
-        let layout = Layout::new(self.cols);
+        let layout = Layout::new(self.cols, self.group);
         IntegerRef { layout, lines: &self.lines, rows: self.rows, cols: self.cols }
     }
 
     /// To write.
     pub fn as_mut(&mut self) -> IntegerMut<'_> {
-        let layout = Layout::new(self.cols);
+        let layout = Layout::new(self.cols, self.group);
         IntegerMut { layout, lines: &mut self.lines, rows: self.rows, cols: self.cols }
     }
 }
@@ -118,6 +121,11 @@ impl<'a> IntegerRef<'a> {
     /// How many columns.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Whether products with weights in `format` take them: as many columns share a scale.
+    pub fn serve(&self, format: Format) -> bool {
+        self.layout.group.is_multiple_of(format.group_cols())
     }
 
     /// Some of the rows.
@@ -211,6 +219,11 @@ impl<'a> IntegerMut<'a> {
         self.cols
     }
 
+    /// Columns that share a scale, whole blocks.
+    pub(crate) fn group(&self) -> usize {
+        self.layout.group
+    }
+
     /// Rows `..row` and rows `row..`.
     ///
     /// # Panics
@@ -237,9 +250,9 @@ impl<'a> IntegerMut<'a> {
     /// Copies a row of other activations into row `row`.
     ///
     /// # Panics
-    /// If one of the rows does not exist, or columns differ.
+    /// If one of the rows does not exist, or columns or their groups differ.
     pub fn copy_row(&mut self, row: usize, from: IntegerRef<'_>, from_row: usize) {
-        assert_eq!(self.cols, from.cols, "columns of both");
+        assert_eq!((self.cols, self.layout), (from.cols, from.layout), "columns of both");
         self.lines_mut(row).copy_from_slice(from.lines(from_row, 0, from.layout.row()));
     }
 

@@ -148,9 +148,9 @@ impl Kernels {
         }
     }
 
-    /// `x` as integers: in each block of 32 columns of a row the largest magnitude becomes 127, and the rest is rounded to
-    /// the nearest step. A block with a value that is not finite makes the products of its row NaN; one with none above
-    /// 2^-100 is zero.
+    /// `x` as integers: in each [group](Format::group_cols) of columns of a row the largest magnitude becomes 127, and the
+    /// rest is rounded to the nearest step. A group with a value that is not finite makes the products of its row NaN; one
+    /// with none above 2^-100 is zero.
     ///
     /// # Shapes
     /// x [tokens, cols], out [tokens, cols].
@@ -163,16 +163,17 @@ impl Kernels {
         unsafe { (self.quantize)(x, out) }
     }
 
-    /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, in integers within blocks of 32 columns. What the result lacks
-    /// in accuracy against [`matmul`](Self::matmul): half a step of `x` times the weights; of FP8, times `x`, half of
-    /// a step of the block's, which is a 64th of its largest magnitude at most, or a 32nd of the scale where that is more;
-    /// and of `q8_0` and FP8, on AVX2, less than 128 steps of a product a block, because sums have 16 bits.
+    /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, in integers within [groups](Format::group_cols) of columns. What the
+    /// result lacks in accuracy against [`matmul`](Self::matmul): half a step of `x` times the weights; of FP8, times `x`,
+    /// half of a step of the group's, which is a 64th of its largest magnitude at most, or a 32nd of the scale where that is
+    /// more; and of `q8_0` and FP8, on AVX2, less than 128 steps of a product for 32 columns, because sums have 16 bits.
     ///
     /// # Shapes
     /// w [rows, cols], x [tokens, cols], out [tokens, rows].
     ///
     /// # Panics
-    /// If the shapes disagree, or `w` never [takes integers](Self::takes_integers).
+    /// If the shapes disagree, `w` never [takes integers](Self::takes_integers), or these do not [serve](IntegerRef::serve)
+    /// its format.
     pub fn matmul_integer(&self, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
         self.matmul_integer_in(Order::Fastest, w, x, out);
     }
@@ -186,6 +187,7 @@ impl Kernels {
         assert_eq!(out.cols(), w.rows(), "columns of out and rows of w");
         assert_eq!(out.rows(), x.rows(), "rows of out and of x");
         assert!(self.takes_integers(w, usize::MAX), "{w:?} has no integer product");
+        assert!(x.serve(w.format()), "activations are in other groups than {} takes", w.format());
         // SAFETY: a table is handed out only where its ISA is available; the shapes agree.
         unsafe { (self.matmul_integer)(order, w, x, out) }
     }

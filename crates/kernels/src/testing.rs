@@ -223,7 +223,8 @@ fn push_half(random: &mut Random, bytes: &mut Vec<u8>) -> f64 {
 
 /// Matrices of every format with rows, columns, blocks, first rows and alignments that are awkward in turn.
 pub(crate) fn specs(rows: &[usize], cols: &[usize]) -> Vec<Spec> {
-    let blocks = [(128, 128), (3, 5), (32, 64), (128, 48)];
+    // As many as share no factor with the lengths of lists of columns, so that each comes with each.
+    let blocks = [(128, 128), (3, 5), (32, 64), (128, 48), (32, 256), (8, 128), (64, 384)];
     let mut specs = Vec::new();
     for &rows in rows {
         for &cols in cols {

@@ -167,13 +167,16 @@ pub(crate) fn scales_shape([rows, cols]: [usize; 2], block: [usize; 2]) -> [usiz
 }
 
 impl Weight {
-    /// A matrix over bytes that come from no file.
+    /// A matrix over bytes that come from no file; of FP8 it is a block, with a scale of one.
     #[cfg(test)]
     pub(crate) fn in_memory(format: Format, shape: [usize; 2], bytes: Vec<u8>) -> Self {
-        let data =
-            Extent { location: Location::Cache, file: "w".into(), offset: 0, length: bytes.len() as u64 };
-        let saved = SavedWeight { source: "w".into(), format, shape: shape.to_vec(), data, scales: None };
-        Self::new(&saved, Bytes::from(bytes), None)
+        let extent = |length| Extent { location: Location::Cache, file: "w".into(), offset: 0, length };
+        let data = extent(bytes.len() as u64);
+        let scales = SavedScales { data: extent(4), block: shape, first_row: 0 };
+        let scales = (format == Format::Fp8).then_some(scales);
+        let saved = SavedWeight { source: "w".into(), format, shape: shape.to_vec(), data, scales };
+        let one = Bytes::from(1.0_f32.to_le_bytes().to_vec());
+        Self::new(&saved, Bytes::from(bytes), saved.scales.is_some().then_some(one))
     }
 
     /// The weight over its bytes.

@@ -297,7 +297,7 @@ fn in_a_fixed_order_tokens_do_not_depend_on_each_other() {
                             return;
                         }
                         let mut integers = IntegerMatrix::default();
-                        kernels.quantize(x, integers.reshape(x.rows(), x.cols()));
+                        kernels.quantize(x, integers.reshape(x.rows(), x.cols(), w.format()));
                         kernels.matmul_integer_in(order, w, integers.as_ref(), out);
                     };
                     let [together, alone] = together_and_alone(order, multiply, &w, x, w.rows());

@@ -24,9 +24,9 @@ pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
     };
     match w.format() {
         Format::Q4K if few => few_q4k(w, x, out),
-        Format::Q4K => tile::matmul::<true, { tile::ROWS }>(w, x, out),
-        Format::Q8_0 => tile::matmul::<false, { tile::ROWS }>(w, x, out),
-        Format::Fp8 => tile::matmul::<false, { tile::FP8_ROWS }>(w, x, out),
+        Format::Q4K => tile::matmul::<true, 1, { tile::ROWS }>(w, x, out),
+        Format::Q8_0 => tile::matmul::<false, 1, { tile::ROWS }>(w, x, out),
+        Format::Fp8 => tile::matmul::<false, { tile::FP8_SPAN }, { tile::FP8_ROWS }>(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
     }
 }

@@ -1,12 +1,12 @@
-//! The specification: integers are multiplied and summed exactly over a block of 32 columns, then take the scales of
-//! both sides.
+//! The specification: integers are multiplied and summed exactly over the columns that share scales on both sides, then take
+//! those.
 
-use super::fp8_step;
+use super::{FP8_GROUP, fp8_step};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order, fp8_e4m3_to_f32};
 
-/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of its block.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; of FP8, `w` in steps of its group.
 pub(crate) fn matmul_integer(_: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     for row in 0..w.rows() {
         for token in 0..x.rows() {
@@ -27,11 +27,13 @@ fn fp8(w: &MatrixView<'_>, row: usize, x: IntegerRef<'_>, token: usize) -> f32 {
     let mut total = 0.0;
     for block in w.column_blocks(0..w.cols()) {
         let scale = scales.of(block);
-        for (number, bytes) in (block.start / BLOCK..).zip(bytes[block.start..block.end].chunks(BLOCK)) {
+        for first in (block.start..block.end).step_by(FP8_GROUP) {
+            let bytes = &bytes[first..block.end.min(first + FP8_GROUP)];
             let step = fp8_step(bytes).unwrap_or(f32::NAN);
             let integer = |byte| (fp8_e4m3_to_f32(byte) / step).round_ties_even() as i32;
-            let sum: i32 = bytes.iter().zip(x[number]).map(|(&w, x)| integer(w) * i32::from(x)).sum();
-            total += sum as f32 * (scale * step * x_scales[number]);
+            let x = x[first / BLOCK..].as_flattened();
+            let sum: i32 = bytes.iter().zip(x).map(|(&w, &x)| integer(w) * i32::from(x)).sum();
+            total += sum as f32 * (scale * step * x_scales[first / BLOCK]);
         }
     }
     total

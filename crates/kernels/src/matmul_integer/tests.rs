@@ -18,11 +18,10 @@ fn value(x: IntegerRef<'_>, token: usize, column: usize) -> f64 {
     f64::from(x.blocks(token)[block][column]) * f64::from(x.scales(token)[block])
 }
 
-/// Steps of FP8 in which a weight is rounded, in units of its scale: those of its block of 32 columns, of the part of it that
-/// `columns` is.
+/// Steps of FP8 in which a weight is rounded, in units of its scale: those of its group of 128 columns.
 fn step_of(w: &MatrixView<'_>, row: usize, column: usize) -> f64 {
-    let block = column / 32 * 32;
-    fp8_step(w.row_bytes(row, block..w.cols().min(block + 32))).expect("no NaN").into()
+    let group = column / 128 * 128;
+    fp8_step(w.row_bytes(row, group..w.cols().min(group + 128))).expect("no NaN").into()
 }
 
 /// A product in f64: what the integers should give, how large its terms are, what it was before they were rounded, how
@@ -83,7 +82,7 @@ fn check(weights: &Weights, tokens: usize, random: &mut Random) {
     let x = MatrixRef::new(&x_values, tokens, w.cols());
     for kernels in tables() {
         let mut integers = IntegerMatrix::default();
-        kernels.quantize(x, integers.reshape(tokens, w.cols()));
+        kernels.quantize(x, integers.reshape(tokens, w.cols(), w.format()));
         let mut out = vec![GAP; tokens * out_stride];
         out.chunks_exact_mut(out_stride).for_each(|out| out[..w.rows()].fill(f32::NAN));
         let integers = integers.as_ref();
@@ -149,7 +148,7 @@ fn more_rows_and_columns_than_a_panel() {
 fn parts_of_a_matrix() {
     let mut random = Random(3);
     for format in [Format::Fp8, Format::Q8_0, Format::Q4K] {
-        let spec = Spec { format, rows: 20, cols: 1024, block: (8, 64), first_row: 3, offset: 1 };
+        let spec = Spec { format, rows: 20, cols: 1024, block: (8, 128), first_row: 3, offset: 1 };
         let weights = Weights::random(spec, &mut random);
         let whole = weights.view();
         for tokens in [1, 3, 7] {
@@ -157,7 +156,7 @@ fn parts_of_a_matrix() {
             let x = MatrixRef::new(&values, tokens, 512);
             for kernels in tables() {
                 let mut integers = IntegerMatrix::default();
-                kernels.quantize(x, integers.reshape(tokens, 512));
+                kernels.quantize(x, integers.reshape(tokens, 512, format));
                 let mut all = vec![0.0; tokens * 20];
                 let half = whole.column_range(256..768);
                 kernels.matmul_integer(&half, integers.as_ref(), MatrixMut::new(&mut all, tokens, 20));
@@ -201,7 +200,7 @@ fn largest_values_do_not_overflow() {
                 let w = MatrixView::from_bytes(format, &bytes, 1, cols, scales);
                 let x = vec![1.0; tokens * cols];
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens]);
-                kernels.quantize(MatrixRef::new(&x, tokens, cols), integers.reshape(tokens, cols));
+                kernels.quantize(MatrixRef::new(&x, tokens, cols), integers.reshape(tokens, cols, format));
                 kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, 1));
                 for got in out {
                     let error = (f64::from(got) - expected).abs();
@@ -218,7 +217,7 @@ fn largest_values_do_not_overflow() {
 #[test]
 fn an_fp8_nan_reaches_its_row_and_no_other() {
     let mut random = Random(5);
-    let spec = Spec { format: Format::Fp8, rows: 14, cols: 651, block: (4, 96), first_row: 0, offset: 1 };
+    let spec = Spec { format: Format::Fp8, rows: 14, cols: 651, block: (4, 128), first_row: 0, offset: 1 };
     for kernels in tables() {
         for (tokens, nan) in [(5, 0x7f), (7, 0xff)] {
             for (row, col) in [(0, 0), (3, 63), (6, 511), (8, 512), (13, 640), (13, 650)] {
@@ -227,7 +226,7 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![1.0; tokens * spec.rows]);
                 let x = vec![0.5; tokens * spec.cols];
                 let x = MatrixRef::new(&x, tokens, spec.cols);
-                kernels.quantize(x, integers.reshape(tokens, spec.cols));
+                kernels.quantize(x, integers.reshape(tokens, spec.cols, Format::Fp8));
                 let w = weights.view();
                 kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, spec.rows));
                 for (index, got) in out.into_iter().enumerate() {
@@ -242,7 +241,7 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
 fn a_nan_of_a_token_reaches_it_and_no_other() {
     let mut random = Random(6);
     for format in [Format::Fp8, Format::Q8_0, Format::Q4K] {
-        let spec = Spec { format, rows: 9, cols: 512, block: (8, 64), first_row: 0, offset: 0 };
+        let spec = Spec { format, rows: 9, cols: 512, block: (8, 128), first_row: 0, offset: 0 };
         let weights = Weights::random(spec, &mut random);
         let w = weights.view();
         for kernels in tables() {
@@ -250,7 +249,7 @@ fn a_nan_of_a_token_reaches_it_and_no_other() {
                 let mut x = random.values(tokens * 512);
                 x[512 + 300] = f32::NAN;
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens * 9]);
-                kernels.quantize(MatrixRef::new(&x, tokens, 512), integers.reshape(tokens, 512));
+                kernels.quantize(MatrixRef::new(&x, tokens, 512), integers.reshape(tokens, 512, format));
                 kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, 9));
                 for (index, got) in out.into_iter().enumerate() {
                     assert_eq!(got.is_nan(), index / 9 == 1, "{kernels:?} {format} {index}");
@@ -287,7 +286,7 @@ fn every_fp8_becomes_its_steps_whatever_is_largest_in_its_block() {
     let identity: Vec<f32> = (0..32 * 32).map(|at| if at % 33 == 0 { 1.0 } else { 0.0 }).collect();
     for kernels in tables() {
         let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; 32 * rows]);
-        kernels.quantize(MatrixRef::new(&identity, 32, 32), integers.reshape(32, 32));
+        kernels.quantize(MatrixRef::new(&identity, 32, 32), integers.reshape(32, 32, Format::Fp8));
         kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, 32, rows));
         for (row, block) in bytes.chunks(32).enumerate() {
             let step = fp8_step(block).expect("no NaN");
@@ -316,8 +315,10 @@ fn formats_take_integers_for_as_many_tokens_as_pays() {
             (Format::F32, (128, 128), None),
             (Format::Bf16, (128, 128), None),
             (Format::Fp8, (128, 128), Some(few.fp8)),
-            // A block of 32 columns has two scales; but not in a matrix of one block.
-            (Format::Fp8, (128, 48), None),
+            // A group has two scales; but not in a matrix of one block.
+            (Format::Fp8, (128, 64), None),
+            (Format::Fp8, (128, 192), None),
+            (Format::Fp8, (128, 256), Some(few.fp8)),
             (Format::Fp8, (128, 300), Some(few.fp8)),
             (Format::Q8_0, (1, 1), Some(few.q8_0)),
             (Format::Q4K, (1, 1), Some(0)),
@@ -339,10 +340,10 @@ fn no_columns_and_no_tokens() {
     for kernels in tables() {
         let w = MatrixView::from_bytes(Format::Q8_0, &[], 2, 0, None);
         let (mut integers, mut out) = (IntegerMatrix::default(), [3.0; 12]);
-        integers.reshape(6, 0);
+        integers.reshape(6, 0, Format::Q8_0);
         kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, 6, 2));
         assert_eq!(out, [0.0; 12]);
-        integers.reshape(0, 0);
+        integers.reshape(0, 0, Format::Q8_0);
         kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut [], 0, 2));
     }
 }

@@ -6,49 +6,63 @@ use crate::integers::{BLOCK, LIMIT};
 use crate::{IntegerMut, MatrixRef};
 use std::arch::x86_64::*;
 
-/// Every block of `x`.
+/// Every group of `x`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn quantize(x: MatrixRef<'_>, mut out: IntegerMut<'_>) {
+    let group = out.group();
     for row in 0..x.rows() {
-        let (whole, rest) = x.row(row).as_chunks::<BLOCK>();
-        let rest = (!rest.is_empty()).then(|| padded(rest));
-        let blocks = whole.iter().chain(&rest);
         let out = out.row_mut(row);
-        let places = out.scales.iter_mut().zip(out.sums);
-        for ((x, to), (scale, sum)) in blocks.zip(out.blocks).zip(places) {
-            let values;
-            (values, *scale, *sum) = quantize_block(x);
-            store(to, values);
+        let places = out.scales.chunks_mut(group / BLOCK).zip(out.sums.chunks_mut(group / BLOCK));
+        let places = out.blocks.chunks_mut(group / BLOCK).zip(places);
+        for (x, (blocks, (scales, sums))) in x.row(row).chunks(group).zip(places) {
+            let (whole, rest) = x.as_chunks::<BLOCK>();
+            let rest = (!rest.is_empty()).then(|| padded(rest));
+            let x = whole.iter().chain(&rest);
+            let mut most = 0;
+            for x in x.clone() {
+                most = most.max(largest(x));
+            }
+            let (factor, scale) = factor_and_scale(most);
+            scales.fill(scale);
+            for (x, (to, sum)) in x.zip(blocks.iter_mut().zip(sums)) {
+                *sum = quantize_block(x, factor, to) as f32 * scale;
+            }
         }
     }
 }
 
-/// The integers, the scale and the sum of a block.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn quantize_block(x: &[f32; BLOCK]) -> ([__m256i; 4], f32, f32) {
+/// What makes integers of a group, and what makes it of them again. None where it has nothing, or not only finite values.
+fn factor_and_scale(most: u32) -> (Option<f32>, f32) {
     let limit = f32::from(LIMIT);
-    let x: [__m256; 4] = std::array::from_fn(|i| load(&x.as_chunks::<LANES>().0[i]));
-    // Magnitudes compare as their bits do, infinity and NaN above all numbers.
-    let magnitudes = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(i32::MAX)));
-    let most = largest(magnitudes);
-    if most >= f32::INFINITY.to_bits() {
-        return ([_mm256_setzero_si256(); 4], f32::NAN, f32::NAN);
+    match f32::from_bits(most) {
+        _ if most >= f32::INFINITY.to_bits() => (None, f32::NAN),
+        most if most < SMALLEST => (None, 0.0),
+        most => (Some(limit / most), most / limit),
     }
-    let most = f32::from_bits(most);
-    if most < SMALLEST {
-        return ([_mm256_setzero_si256(); 4], 0.0, 0.0);
-    }
-    let factor = _mm256_set1_ps(limit / most);
-    let values = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, factor)));
-    let scale = most / limit;
-    (values, scale, sum(values) as f32 * scale)
 }
 
-/// The largest of 32 lanes that are not negative.
+/// Gives the sum of the integers.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn largest(vectors: [__m256i; 4]) -> u32 {
+fn quantize_block(x: &[f32; BLOCK], factor: Option<f32>, to: &mut [i8; BLOCK]) -> i32 {
+    let mut values = [_mm256_setzero_si256(); 4];
+    if let Some(factor) = factor {
+        for (value, x) in values.iter_mut().zip(x.as_chunks::<LANES>().0) {
+            *value = _mm256_cvtps_epi32(_mm256_mul_ps(load(x), _mm256_set1_ps(factor)));
+        }
+    }
+    store(to, values);
+    sum(values)
+}
+
+/// The bits of the largest magnitude, which compare as magnitudes do, infinity and NaN above all numbers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn largest(x: &[f32; BLOCK]) -> u32 {
+    let mut vectors = [_mm256_setzero_si256(); 4];
+    for (vector, x) in vectors.iter_mut().zip(x.as_chunks::<LANES>().0) {
+        *vector = _mm256_and_si256(_mm256_castps_si256(load(x)), _mm256_set1_epi32(i32::MAX));
+    }
     let pairs = [_mm256_max_epi32(vectors[0], vectors[1]), _mm256_max_epi32(vectors[2], vectors[3])];
     let eight = _mm256_max_epi32(pairs[0], pairs[1]);
     let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));

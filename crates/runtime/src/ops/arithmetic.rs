@@ -2,7 +2,7 @@
 
 use crate::{Device, Tensor, buffer::Buffer, device::rows_per_task};
 use dsv3_kernels::{
-    IntegerMatrix, IntegerMut, IntegerRef, Kernels, MatrixMut, MatrixRef, MatrixView, Order, Queue,
+    Format, IntegerMatrix, IntegerMut, IntegerRef, Kernels, MatrixMut, MatrixRef, MatrixView, Order, Queue,
 };
 use serde::{Deserialize, Serialize};
 use std::{mem, ops::Range};
@@ -14,8 +14,9 @@ pub enum Arithmetic {
     /// Activations in f32, always: weights are taken for what they are.
     #[default]
     Float,
-    /// Activations in integers of 8 bits, one scale for 32 columns, wherever the weight's format has an integer product
-    /// that is faster for as many tokens: q4_K always, q8_0 and FP8 with many. Elsewhere as `Float`.
+    /// Activations in integers of 8 bits wherever the weight's format has an integer product that is faster for as many
+    /// tokens: q4_K always, q8_0 and FP8 with many. One scale for [as many columns](Format::group_cols) as the format's own
+    /// activations have: for 32 as in ggml, for 128 of FP8. Elsewhere as `Float`.
     Integer,
     /// As `Float`, but a token's result does not depend on the tokens beside it: in the order of few tokens.
     FloatFew,
@@ -58,7 +59,11 @@ impl Arithmetic {
 
 /// Activations as integers, whose memory goes back to the free list.
 #[derive(Debug)]
-pub(crate) struct Integers(IntegerMatrix);
+pub(crate) struct Integers {
+    matrix: IntegerMatrix,
+    /// That of the weights that they are for.
+    format: Format,
+}
 
 impl Integers {
     /// `x` as the product with `w` takes it; none where that is f32.
@@ -68,12 +73,12 @@ impl Integers {
         arithmetic: Arithmetic,
         device: &Device,
     ) -> Option<Self> {
-        Self::pay(w, x.rows(), arithmetic, device.kernels()).then(|| Self::of(x, device))
+        Self::pay(w, x.rows(), arithmetic, device.kernels()).then(|| Self::of(x, w.format(), device))
     }
 
-    /// `x` as integers.
-    pub(crate) fn of(x: &Tensor, device: &Device) -> Self {
-        Self::fill(x.rows(), x.cols(), device, |row, out| {
+    /// `x` as integers, as products with weights in `format` take it.
+    pub(crate) fn of(x: &Tensor, format: Format, device: &Device) -> Self {
+        Self::fill([x.rows(), x.cols()], format, device, |row, out| {
             device.kernels().quantize(x.as_ref().row_range(row..row + out.rows()), out);
         })
     }
@@ -83,38 +88,44 @@ impl Integers {
         arithmetic.is_integer() && kernels.takes_integers_in(arithmetic.order(), w, tokens)
     }
 
-    /// `x` with `rows` rows, of which row `r` is row `source(r)` of `x`.
+    /// These with `rows` rows, of which row `r` is row `source(r)` of these.
     pub(crate) fn gather(
-        x: IntegerRef<'_>,
+        &self,
         rows: usize,
         source: impl Fn(usize) -> usize + Sync,
         device: &Device,
     ) -> Self {
-        Self::fill(rows, x.cols(), device, |first, mut out| {
+        let from = self.as_ref();
+        Self::fill([rows, from.cols()], self.format, device, |first, mut out| {
             for row in 0..out.rows() {
-                out.copy_row(row, x, source(first + row));
+                out.copy_row(row, from, source(first + row));
             }
         })
     }
 
     /// A matrix of which `f` fills in ranges of rows; it gets the number of the first.
-    fn fill(rows: usize, cols: usize, device: &Device, f: impl Fn(usize, IntegerMut<'_>) + Sync) -> Self {
+    fn fill(
+        [rows, cols]: [usize; 2],
+        format: Format,
+        device: &Device,
+        f: impl Fn(usize, IntegerMut<'_>) + Sync,
+    ) -> Self {
         let memory = Buffer::anything(IntegerMatrix::lines(rows, cols));
         let mut matrix = IntegerMatrix::in_memory(memory.into_vec());
-        let chunks = matrix.reshape(rows, cols).row_chunks(rows_per_task(cols));
+        let chunks = matrix.reshape(rows, cols, format).row_chunks(rows_per_task(cols));
         device.for_each(&Queue::new(chunks), |(first, out)| f(first, out));
-        Self(matrix)
+        Self { matrix, format }
     }
 
     /// To read.
     pub(crate) fn as_ref(&self) -> IntegerRef<'_> {
-        self.0.as_ref()
+        self.matrix.as_ref()
     }
 }
 
 impl Drop for Integers {
     fn drop(&mut self) {
-        drop(Buffer::from_vec(mem::take(&mut self.0).into_memory()));
+        drop(Buffer::from_vec(mem::take(&mut self.matrix).into_memory()));
     }
 }
 
@@ -150,6 +161,12 @@ impl<'a> Inputs<'a> {
         }
     }
 
+    /// Whether a product of `rows` of the rows with `w` takes the integers.
+    pub(crate) fn in_integers(&self, w: &MatrixView<'_>, rows: usize, kernels: &Kernels) -> bool {
+        let takes_integers = kernels.takes_integers_in(self.order, w, rows);
+        takes_integers && self.integer.is_some_and(|integer| integer.serve(w.format()))
+    }
+
     /// `out = x w^T`, in integers where there are those that the product takes.
     ///
     /// # Shapes
@@ -158,7 +175,7 @@ impl<'a> Inputs<'a> {
     /// # Panics
     /// If there are only integers, and the product takes none.
     pub(crate) fn matmul(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
-        let in_integers = kernels.takes_integers_in(self.order, w, out.rows());
+        let in_integers = self.in_integers(w, out.rows(), kernels);
         match (self.integer, self.float) {
             (Some(x), _) if in_integers => kernels.matmul_integer_in(self.order, w, x, out),
             (_, Some(x)) => kernels.matmul_in(self.order, w, x, out),
@@ -191,9 +208,7 @@ mod tests {
             let integers = Integers::quantize(&x, &blocks, arithmetic, &device);
             assert_eq!(integers.is_some(), expected);
             assert!(Integers::quantize(&x, &floats, arithmetic, &device).is_none());
-            let gathered = integers
-                .as_ref()
-                .map(|all| Integers::gather(all.as_ref(), rows, |row| rows - 1 - row, &device));
+            let gathered = integers.as_ref().map(|all| all.gather(rows, |row| rows - 1 - row, &device));
             for w in [blocks, floats] {
                 let mut out = Tensor::from_vec(rows, 3, vec![f32::NAN; rows * 3]);
                 let inputs = Inputs::new(&x, gathered.as_ref(), arithmetic.order());

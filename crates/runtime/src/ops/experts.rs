@@ -148,7 +148,7 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
         let rows = Cuts::Ends(&dispatch.ends);
         let routed_parts = Queue::in_runs(Parts::new(routed.as_mut(), rows, cut(config)), device.threads());
         let up = self.up_values();
-        let few = if integers.is_some() { self.few_rows() * x.cols() } else { 0 };
+        let few = integers.as_ref().map_or(0, |integers| self.few_rows(integers) * x.cols());
         let pieces = common_parts.count() + routed_parts.count();
         device.section_with(pieces, up.div_ceil(LANES) + few.div_ceil(LANES), |memory| {
             let (up, few) = memory.split_at_mut(up.div_ceil(LANES));
@@ -167,7 +167,7 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
                     // One token is every row's.
                     _ if x.rows() == 1 => Inputs::new(x, integers.as_ref(), order),
                     (Some(gathered), _) => Inputs::new(gathered, None, order).row_range(rows),
-                    (None, Some(integers)) if self.take_integers(part.row_piece, rows.len()) => {
+                    (None, Some(integers)) if self.takes(integers, part.row_piece, rows.len()) => {
                         Inputs::integers(integers, order).row_range(rows)
                     }
                     (None, _) => {
@@ -191,22 +191,22 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
 
     /// Rows that a part of [`expand`](Self::expand) gathers for itself at most, because its expert does not take
     /// the integers: those of the chosen ones, and those that the first one's weights would not take them for.
-    fn few_rows(&self) -> usize {
+    fn few_rows(&self, integers: &Integers) -> usize {
         let &Self { x, dispatch, .. } = self;
         if x.rows() == 1 {
             return 0;
         }
         let chosen = (0..dispatch.experts.len()).map(|place| (place, dispatch.range(place).len()));
         let whatever_is_chosen = (1..=x.rows()).map(|rows| (0, rows));
-        let gathers = |&(place, rows): &(usize, usize)| !self.take_integers(place, rows);
+        let gathers = |&(place, rows): &(usize, usize)| !self.takes(integers, place, rows);
         chosen.chain(whatever_is_chosen).filter(gathers).map(|(_, rows)| rows).max().unwrap_or(0)
     }
 
-    /// Whether both products of the chosen expert at this place take integers, for so many rows.
-    fn take_integers(&self, place: usize, rows: usize) -> bool {
+    /// Whether both products of the chosen expert at this place take the integers, for so many rows.
+    fn takes(&self, integers: &Integers, place: usize, rows: usize) -> bool {
         let ExpertWeights { w1, w3, .. } = self.expert(place).expect("a place of a chosen expert");
-        let order = self.config.w1.arithmetic.order();
-        [w1, w3].iter().all(|w| self.device.kernels().takes_integers_in(order, &w.matrix(), rows))
+        let (order, kernels) = (self.config.w1.arithmetic.order(), self.device.kernels());
+        [w1, w3].iter().all(|w| Inputs::integers(integers, order).in_integers(&w.matrix(), rows, kernels))
     }
 
     /// Each row's token.
@@ -229,16 +229,19 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
     fn gather_integers(&self) -> Option<Integers> {
         let &Self { x, dispatch, config, device, .. } = self;
         let (arithmetic, most) = (config.w1.arithmetic, dispatch.most());
-        let w1 = self.expert(0)?.w1.matrix();
-        if !Integers::pay(&w1, most, arithmetic, device.kernels()) {
+        let ExpertWeights { w1, w3, .. } = self.expert(0)?;
+        if !Integers::pay(&w1.matrix(), most, arithmetic, device.kernels()) {
             return None;
         }
-        let all = Integers::of(x, device);
+        // Larger groups serve both.
+        let formats = [w1, w3].map(|w| w.matrix().format());
+        let format = formats.into_iter().max_by_key(|format| format.group_cols()).expect("two formats");
+        let all = Integers::of(x, format, device);
         if x.rows() == 1 {
             return Some(all);
         }
         let token = |row: usize| dispatch.rows[row].0;
-        Some(Integers::gather(all.as_ref(), dispatch.rows.len(), token, device))
+        Some(all.gather(dispatch.rows.len(), token, device))
     }
 
     /// What the routed experts' down projections take.
@@ -246,7 +249,7 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
         let &Self { dispatch, config, device, .. } = self;
         let w2 = self.expert(0)?.w2.matrix();
         let pay = Integers::pay(&w2, dispatch.most(), config.w2.arithmetic, device.kernels());
-        pay.then(|| Integers::of(routed, device))
+        pay.then(|| Integers::of(routed, w2.format(), device))
     }
 
     /// The weighted sum of all experts' down projections.
@@ -357,6 +360,8 @@ mod tests {
         let blocks = block.repeat(SIZE * SIZE / 32);
         let quantised = &Weight::in_memory(Format::Q8_0, [SIZE; 2], blocks);
         let float = &Weight::in_memory(Format::F32, [SIZE; 2], 1.0_f32.to_le_bytes().repeat(SIZE * SIZE));
+        // Ones of FP8: activations of q8_0's groups are none for it, but its own are for q8_0.
+        let fp8 = &Weight::in_memory(Format::Fp8, [SIZE; 2], vec![0x38; SIZE * SIZE]);
         let linear =
             LinearConfig { arithmetic: Arithmetic::Integer, ..LinearConfig::new(Mode::Prefill, SIZE, SIZE) };
         let mul_activation = MulConfig { input_tensor_a_activation: Activation::Silu };
@@ -365,7 +370,13 @@ mod tests {
         let expected = 64.0 / (1.0 + (-1.0_f32).exp());
         for tokens in [1, 5, 20] {
             let x = Tensor::from_vec(tokens, SIZE, vec![1.0 / 64.0; tokens * SIZE]);
-            for (w1, w3, w2) in [(quantised, float, float), (float, quantised, quantised)] {
+            let projections = [
+                (quantised, float, float),
+                (float, quantised, quantised),
+                (quantised, fp8, fp8),
+                (fp8, quantised, float),
+            ];
+            for (w1, w3, w2) in projections {
                 let weights = |_| ExpertWeights { w1, w2, w3 };
                 let out = experts(&x, &routing(tokens, &device), weights, None, &config, &device);
                 // All activations are their block's largest, so integers of them are exact but for the rounding of a scale.

@@ -1,19 +1,18 @@
-//! Weights of 8 bits taken apart into magnitudes and signs: `q8_0` as it is, FP8 in the steps of its blocks.
+//! Weights of 8 bits taken apart into magnitudes and signs: `q8_0` as it is, FP8 in the steps of its groups.
 
 use crate::avx2::{half, load16_bytes, load32, store32, whole};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::RowsAhead;
 use crate::lanes::avx2::panels::Place;
-use crate::matmul_integer::LEAST_EXPONENT;
+use crate::matmul_integer::{FP8_GROUP, fp8_exponent, fp8_step, group_scales};
 use crate::quantized::{BlockQ8_0, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// Pairs of columns in a block.
 pub(super) const PAIRS: usize = BLOCK / 2;
-/// Blocks of a row that are taken apart together.
-pub(super) const BLOCKS: usize = 4;
+/// Blocks of a row that are taken apart together: a group of FP8.
+pub(super) const BLOCKS: usize = FP8_GROUP / BLOCK;
 /// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
 /// processor does not foresee.
 const AHEAD: usize = 8;
@@ -129,92 +128,45 @@ fn fill_q8_0(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
 fn fill_fp8(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
     let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
     for rows in w.row_range(place.rows.clone()).row_blocks() {
-        let scales = block_scales::<BLOCKS>(w, first + rows.start, &place.columns);
+        let [scale] = group_scales(w, first + rows.start, &place.columns);
         for r in rows {
             ahead.request(r);
             let mut end = None;
-            fill_fp8_blocks(whole(bytes.row(first + r), &mut end), &scales, &mut out[r].0);
+            fill_fp8_group(whole(bytes.row(first + r), &mut end), scale, &mut out[r].0);
         }
     }
 }
 
-/// The scales of FP8 of each block of some columns of a row; zero behind them.
-pub(in crate::matmul_integer) fn block_scales<const N: usize>(
-    w: &MatrixView<'_>,
-    row: usize,
-    columns: &Range<usize>,
-) -> [f32; N] {
-    let (mut all, scales) = ([0.0; N], w.row_scales(row));
-    for scaled in w.column_blocks(columns.clone()) {
-        let (start, end) = (scaled.start - columns.start, scaled.end - columns.start);
-        all[start / BLOCK..end.div_ceil(BLOCK)].fill(scales.of(scaled));
-    }
-    all
-}
-
-/// Four blocks, each in steps of its own.
+/// A group, which has steps of its own.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn fill_fp8_blocks(bytes: &[u8; BLOCKS * BLOCK], scales: &[f32; BLOCKS], out: &mut [Block; BLOCKS]) {
+fn fill_fp8_group(bytes: &[u8; FP8_GROUP], scale: f32, out: &mut [Block; BLOCKS]) {
     let mut signed = [_mm256_setzero_si256(); BLOCKS];
     let mut magnitudes = [_mm256_setzero_si256(); BLOCKS];
     for (block, bytes) in bytes.as_chunks().0.iter().enumerate() {
         signed[block] = load32(bytes);
         magnitudes[block] = _mm256_and_si256(signed[block], _mm256_set1_epi8(0x7f));
     }
-    let (raised, steps) = raise(largest(magnitudes));
-    // SAFETY: a reference to four f32; the load needs no alignment.
-    let scales = _mm_mul_ps(steps, unsafe { _mm_loadu_ps(scales.as_ptr()) });
-    let mut block_scales = [0.0; BLOCKS];
-    // SAFETY: an exclusive reference to four f32; the store needs no alignment.
-    unsafe { _mm_storeu_ps(block_scales.as_mut_ptr(), scales) }
+    let largest = largest(magnitudes);
+    // The largest exponent becomes 15.
+    let raised = _mm256_set1_epi8(((15 - fp8_exponent(largest)) << 3).cast_signed());
+    let scale = scale * fp8_step(&[largest]).unwrap_or(f32::NAN);
     for block in 0..BLOCKS {
-        out[block].set(in_steps(magnitudes[block], raised[block]), signed[block]);
-        out[block].scale = block_scales[block];
+        out[block].set(in_steps(magnitudes[block], raised), signed[block]);
+        out[block].scale = scale;
     }
 }
 
-/// The largest byte of each of four blocks, as the four numbers of 64 bits.
+/// The largest byte.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn largest(blocks: [__m256i; BLOCKS]) -> __m256i {
-    let halves = |one, other| {
-        let (low, high) =
-            (_mm256_permute2x128_si256::<0x20>(one, other), _mm256_permute2x128_si256::<0x31>(one, other));
-        _mm256_max_epu8(low, high)
-    };
-    // Blocks 0 and 2 lie in the lower half, 1 and 3 in the upper one.
-    let (one, other) = (halves(blocks[0], blocks[1]), halves(blocks[2], blocks[3]));
-    let eight = _mm256_max_epu8(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
-    let four = _mm256_max_epu8(eight, _mm256_srli_epi64::<32>(eight));
-    let two = _mm256_max_epu8(four, _mm256_srli_epi64::<16>(four));
-    let one = _mm256_max_epu8(two, _mm256_srli_epi64::<8>(two));
-    _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_and_si256(one, _mm256_set1_epi64x(0xff)))
-}
-
-/// From the largest magnitude of each block: what its bytes are raised by so that the largest exponent becomes 15, and what
-/// one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step).
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn raise(largest: __m256i) -> ([__m256i; BLOCKS], __m128) {
-    const MOST: i64 = 15 << 3;
-    const MOST_RAISED: i64 = MOST - ((LEAST_EXPONENT as i64) << 3);
-    // An exponent, bit 3 of a byte onwards, of 15 has steps of 2^2. Steps in f32 have theirs from bit 23 on.
-    const STEP: i64 = (127 + 2) << 3;
-    let exponents = _mm256_and_si256(largest, _mm256_set1_epi64x(MOST));
-    let raised = _mm256_subs_epu8(_mm256_set1_epi64x(MOST), exponents);
-    let raised = _mm256_min_epu8(raised, _mm256_set1_epi64x(MOST_RAISED));
-    let steps = _mm256_slli_epi64::<{ 23 - 3 }>(_mm256_sub_epi64(_mm256_set1_epi64x(STEP), raised));
-    let nan = _mm256_cmpeq_epi64(largest, _mm256_set1_epi64x(0x7f));
-    let steps = _mm256_or_si256(steps, nan);
-    let lower = _mm256_permutevar8x32_epi32(steps, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-    let mut all = [0_u8; 32];
-    store32(&mut all, raised);
-    let mut raised = [_mm256_setzero_si256(); BLOCKS];
-    for (raised, bytes) in raised.iter_mut().zip(all.as_chunks::<8>().0) {
-        *raised = _mm256_set1_epi8(bytes[0].cast_signed());
-    }
-    (raised, _mm_castsi128_ps(_mm256_castsi256_si128(lower)))
+fn largest([a, b, c, d]: [__m256i; BLOCKS]) -> u8 {
+    let all = _mm256_max_epu8(_mm256_max_epu8(a, b), _mm256_max_epu8(c, d));
+    let sixteen = _mm_max_epu8(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+    let eight = _mm_max_epu8(sixteen, _mm_srli_si128::<8>(sixteen));
+    let four = _mm_max_epu8(eight, _mm_srli_si128::<4>(eight));
+    let two = _mm_max_epu8(four, _mm_srli_si128::<2>(four));
+    _mm_extract_epi8::<0>(_mm_max_epu8(two, _mm_srli_si128::<1>(two))) as u8
 }
 
 /// Magnitudes of FP8 in steps: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those from 8 on that divided by

@@ -2,12 +2,11 @@
 
 use super::tile::{BLOCKS, Row};
 use crate::avx2::{half, load32, store32, whole};
-use crate::avx512::{load_values, load64, store_values, store64};
+use crate::avx512::{load64, store64};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::panels::Place;
-use crate::matmul_integer::LEAST_EXPONENT;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
-use crate::matmul_integer::avx2::signed::block_scales;
+use crate::matmul_integer::{FP8_GROUP, LEAST_EXPONENT, group_scales};
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
@@ -16,12 +15,20 @@ use std::arch::x86_64::*;
 const VECTOR: usize = 2 * BLOCK;
 /// Vectors of a row.
 const VECTORS: usize = BLOCKS / 2;
+/// Groups of a row of FP8.
+const GROUPS: usize = VECTORS / GROUP_VECTORS;
+/// Vectors of a group.
+const GROUP_VECTORS: usize = FP8_GROUP / VECTOR;
 /// Vectors of a block of `q4_K`.
 const Q4K_VECTORS: usize = Q4K_GROUPS / 2;
 
 /// Fills in a panel of `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(super) fn fill<const MINIMA: bool>(w: &MatrixView<'_>, place: &Place, out: &mut [Row<MINIMA>]) {
+pub(super) fn fill<const MINIMA: bool, const SPAN: usize>(
+    w: &MatrixView<'_>,
+    place: &Place,
+    out: &mut [Row<MINIMA, SPAN>],
+) {
     if w.format() == Format::Fp8 {
         return fill_fp8(w, place, out);
     }
@@ -36,17 +43,21 @@ pub(super) fn fill<const MINIMA: bool>(w: &MatrixView<'_>, place: &Place, out: &
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn fill_fp8<const MINIMA: bool>(w: &MatrixView<'_>, place: &Place, out: &mut [Row<MINIMA>]) {
+fn fill_fp8<const MINIMA: bool, const SPAN: usize>(
+    w: &MatrixView<'_>,
+    place: &Place,
+    out: &mut [Row<MINIMA, SPAN>],
+) {
     let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
     for rows in w.row_range(place.rows.clone()).row_blocks() {
-        let scales = block_scales(w, first + rows.start, &place.columns);
+        let scales = group_scales(w, first + rows.start, &place.columns);
         for r in rows {
             out[r].set_fp8(bytes.row(first + r), &scales);
         }
     }
 }
 
-impl<const MINIMA: bool> Row<MINIMA> {
+impl<const MINIMA: bool, const SPAN: usize> Row<MINIMA, SPAN> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     #[inline]
     fn set_q8_0(&mut self, weights: &[BlockQ8_0]) {
@@ -80,10 +91,10 @@ impl<const MINIMA: bool> Row<MINIMA> {
         }
     }
 
-    /// Each block in steps of its own. Columns that a shorter row does not have become zeros.
+    /// Each group in steps of its own. Columns that a shorter row does not have become zeros.
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     #[inline]
-    fn set_fp8(&mut self, bytes: &[u8], scales: &[f32; BLOCKS]) {
+    fn set_fp8(&mut self, bytes: &[u8], scales: &[f32; GROUPS]) {
         let mut end = None;
         let bytes: &[u8; BLOCKS * BLOCK] = whole(bytes, &mut end);
         let mut signed = [_mm512_setzero_si512(); VECTORS];
@@ -94,13 +105,14 @@ impl<const MINIMA: bool> Row<MINIMA> {
             magnitudes[vector] = _mm512_or_si512(signed[vector], _mm512_set1_epi8(i8::MIN));
         }
         let (raised, steps) = raise(largest(magnitudes));
-        store_values(&mut self.scales, _mm512_mul_ps(steps, load_values(scales)));
-        let places = load64(&PLACES);
+        // SAFETY: a reference to four f32, and an exclusive one to more; neither needs alignment.
+        unsafe {
+            let scales = _mm_mul_ps(steps, _mm_loadu_ps(scales.as_ptr()));
+            _mm_storeu_ps(self.scales.as_mut_ptr(), scales);
+        }
         for (vector, values) in self.values.as_flattened_mut().as_chunks_mut().0.iter_mut().enumerate() {
-            // The vectors' bytes are four apart, those of the second four vectors behind those of the first.
-            let place = 4 * (vector % 4) + 32 * (vector / 4);
-            let places = _mm512_add_epi8(places, _mm512_set1_epi8(place as i8));
-            let raised = _mm512_permutexvar_epi8(places, raised);
+            let place = 4 * (vector / GROUP_VECTORS);
+            let raised = _mm512_shuffle_epi8(raised, _mm512_set1_epi8(place as i8));
             let above = in_steps(_mm512_adds_epi8(magnitudes[vector], raised));
             let negative = _mm512_movepi8_mask(signed[vector]);
             let unsigned = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
@@ -109,22 +121,10 @@ impl<const MINIMA: bool> Row<MINIMA> {
     }
 }
 
-/// Where a vector finds what its blocks are raised by: in the first lane for the first, in the second for the second.
-static PLACES: [u8; VECTOR] = {
-    let mut places = [0; VECTOR];
-    let mut byte = BLOCK;
-    while byte < VECTOR {
-        places[byte] = 16;
-        byte += 1;
-    }
-    places
-};
-
-/// The largest byte of each block, as double words: the first blocks of four vectors, then the second ones, and so of the other
-/// four.
+/// The largest byte of each group as double words, the same in each quarter of the vector.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
+fn largest(vectors: [__m512i; VECTORS]) -> __m512i {
     let eights =
         |one, other| _mm512_max_epu8(_mm512_unpacklo_epi64(one, other), _mm512_unpackhi_epi64(one, other));
     let fours = |one, other| {
@@ -133,23 +133,23 @@ fn largest(blocks: [__m512i; VECTORS]) -> __m512i {
         let upper = _mm512_shuffle_ps::<0b11_01_11_01>(one, other);
         _mm512_max_epu8(_mm512_castps_si512(lower), _mm512_castps_si512(upper))
     };
-    let [a, b, c, d, e, f, g, h] = blocks;
-    let (one, other) = (fours(eights(a, b), eights(c, d)), fours(eights(e, f), eights(g, h)));
-    // Of each block two lanes are left.
-    let lower = _mm512_shuffle_i64x2::<0b10_00_10_00>(one, other);
-    let upper = _mm512_shuffle_i64x2::<0b11_01_11_01>(one, other);
-    let fours = _mm512_max_epu8(lower, upper);
+    let mut groups = [_mm512_setzero_si512(); GROUPS];
+    for (group, vectors) in groups.iter_mut().zip(vectors.as_chunks::<GROUP_VECTORS>().0) {
+        *group = _mm512_max_epu8(vectors[0], vectors[1]);
+    }
+    let quarters = fours(eights(groups[0], groups[1]), eights(groups[2], groups[3]));
+    let halves = _mm512_max_epu8(quarters, _mm512_shuffle_i64x2::<0b10_11_00_01>(quarters, quarters));
+    let fours = _mm512_max_epu8(halves, _mm512_shuffle_i64x2::<0b01_00_11_10>(halves, halves));
     let twos = _mm512_max_epu8(fours, _mm512_srli_epi32::<16>(fours));
     let ones = _mm512_max_epu8(twos, _mm512_srli_epi32::<8>(twos));
     _mm512_and_si512(ones, _mm512_set1_epi32(0xff))
 }
 
-/// From the largest magnitude of each block, its sign set, as [`largest`] gives them: what its bytes are raised by so that the
-/// largest exponent becomes 15, less [`LOWEST`], and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step), block by
-/// block.
+/// From the largest magnitude of each group, its sign set, as [`largest`] gives them: what its bytes are raised by so that the
+/// largest exponent becomes 15, less [`LOWEST`], and what one is worth then, [`fp8_step`](crate::matmul_integer::fp8_step).
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn raise(largest: __m512i) -> (__m512i, __m512) {
+fn raise(largest: __m512i) -> (__m512i, __m128) {
     const MOST: i32 = 15 << 3;
     const MOST_RAISED: i32 = MOST - ((LEAST_EXPONENT as i32) << 3);
     // An exponent, bit 3 of a byte onwards, of 15 has steps of 2^2. Steps in f32 have theirs from bit 23 on.
@@ -160,8 +160,7 @@ fn raise(largest: __m512i) -> (__m512i, __m512) {
     let steps = _mm512_slli_epi32::<{ 23 - 3 }>(_mm512_sub_epi32(_mm512_set1_epi32(STEP - LOWEST), raised));
     let nan = _mm512_cmpeq_epi32_mask(largest, _mm512_set1_epi32(0xff));
     let steps = _mm512_mask_mov_epi32(steps, nan, _mm512_set1_epi32(-1));
-    let in_turn = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-    (raised, _mm512_castsi512_ps(_mm512_permutexvar_epi32(in_turn, steps)))
+    (raised, _mm512_castps512_ps128(_mm512_castsi512_ps(steps)))
 }
 
 /// The least raised magnitude that is not zero in steps: those of exponent 8 and more are not.

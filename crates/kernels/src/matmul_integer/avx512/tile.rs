@@ -1,13 +1,14 @@
 //! Weights of at most 8 bits, unsigned, times many tokens: four columns are broadcast to sixteen tokens in lanes. What is added
-//! to weights to make them unsigned is subtracted from the sums at once: 128 times the sum of a token's block.
+//! to weights to make them unsigned is subtracted from the sums at once: 128 times the sum of a token's columns.
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
 use super::fill::fill;
-use crate::avx512::{load, load_integers, store, store_integers};
+use crate::avx512::{in_order, load, load_integers, store, store_integers};
 use crate::integers::BLOCK;
-use crate::lanes::avx2::{RowsAhead, pack, panels};
-use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixView};
+use crate::lanes::avx2::{RowsAhead, pack, panels, zeros};
+use crate::matmul_integer::FP8_GROUP;
+use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -23,33 +24,35 @@ const GROUPS: usize = 2;
 pub(super) const ROWS: usize = 12;
 /// The same of FP8, whose scales are found once a panel, and which takes longer to bring into steps than to store.
 pub(super) const FP8_ROWS: usize = 24;
+/// Blocks of a group of FP8.
+pub(super) const FP8_SPAN: usize = FP8_GROUP / BLOCK;
 /// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
 const FOURS: usize = BLOCK / 4;
 /// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
 const BLOCK_LINES: usize = FOURS + 2;
 
-/// Some columns of a row of weights; with `MINIMA` what to subtract from each value of a block.
+/// Some columns of a row of weights; `SPAN` blocks have one scale. With `MINIMA` what to subtract from each value of a block.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Row<const MINIMA: bool> {
+pub(super) struct Row<const MINIMA: bool, const SPAN: usize> {
     pub(super) values: [[u8; BLOCK]; BLOCKS],
-    /// What one is worth.
+    /// What one is worth, of spans.
     pub(super) scales: [f32; BLOCKS],
     pub(super) minima: [f32; BLOCKS],
 }
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`, with panels of `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(super) fn matmul<const MINIMA: bool, const N: usize>(
+pub(super) fn matmul<const MINIMA: bool, const SPAN: usize, const N: usize>(
     w: &MatrixView<'_>,
     x: IntegerRef<'_>,
     out: MatrixMut<'_>,
 ) {
     // SAFETY: this function has the features of `Row`'s.
-    unsafe { panels::matmul::<_, Row<MINIMA>, GROUPS, N>(w, x, out) }
+    unsafe { panels::matmul::<_, Row<MINIMA, SPAN>, GROUPS, N>(w, x, out) }
 }
 
-impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
+impl<const MINIMA: bool, const SPAN: usize> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA, SPAN> {
     const COLUMNS: usize = BLOCKS * BLOCK;
     const LINES: usize = BLOCKS * BLOCK_LINES;
     const STEP: usize = STEP_BLOCKS * BLOCK;
@@ -61,7 +64,7 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
     }
 
     /// By group: the scales of all blocks, then their offsets, then their fours. Offsets are the blocks' sums or, where weights
-    /// are 128 too large, what that makes of the products.
+    /// are 128 too large, what that makes of the products of each span. The last span has zeros behind its columns.
     #[target_feature(enable = "avx512f,avx512vnni")]
     unsafe fn pack<'m>(
         x: IntegerRef<'_>,
@@ -70,20 +73,22 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
         memory: &'m mut [MaybeUninit<Lanes>],
     ) -> &'m [Lanes] {
         let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
-        let count = blocks.len();
+        let count = blocks.len().next_multiple_of(SPAN);
         let lines = &mut memory[..tokens.len().div_ceil(LANES) * count * BLOCK_LINES];
         let groups = lines.chunks_exact_mut(count * BLOCK_LINES);
         for (first, lines) in tokens.clone().step_by(LANES).zip(groups) {
             let x = x.row_range(first..tokens.end.min(first + LANES));
             let (scales, rest) = lines.split_at_mut(count);
             let (offsets, fours) = rest.split_at_mut(count);
-            pack(x.all_scales().column_range(blocks.clone()), None, scales);
-            let fours =
-                pack(x.all_fours().column_range(FOURS * blocks.start..FOURS * blocks.end), None, fours);
+            pack_padded(x.all_scales().column_range(blocks.clone()), scales);
+            let columns = FOURS * blocks.start..FOURS * blocks.end;
+            let fours = pack_padded(x.all_fours().column_range(columns), fours);
             if MINIMA {
-                pack(x.all_sums().column_range(blocks.clone()), None, offsets);
+                pack_padded(x.all_sums().column_range(blocks.clone()), offsets);
             } else {
-                for (fours, offset) in fours.as_chunks().0.iter().zip(offsets) {
+                zeros(offsets);
+                let (fours, _) = fours.as_chunks().0.as_chunks::<SPAN>();
+                for (fours, offset) in fours.iter().zip(offsets) {
                     store_integers(offset.write(Lanes::ZERO), minus_sums(fours));
                 }
             }
@@ -108,13 +113,8 @@ impl<const MINIMA: bool> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA> {
             tokens[v] = Tokens { scales, offsets, fours: fours.as_chunks().0 };
         }
         let mut totals = [[_mm512_setzero_ps(); V]; R];
-        for block in 0..count.min(BLOCKS) {
-            if let Some(ahead) = ahead
-                && block % STEP_BLOCKS == 0
-            {
-                ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS);
-            }
-            add_block(rows, block, &tokens, &mut totals);
+        for span in 0..count.min(BLOCKS) / SPAN {
+            add_span(rows, span, &tokens, ahead, &mut totals);
         }
         for r in 0..R {
             for v in 0..V {
@@ -133,24 +133,59 @@ struct Tokens<'a> {
     fours: &'a [[Lanes; FOURS]],
 }
 
-/// Adds the products of a block of `R` rows with `V` groups of tokens.
+/// Adds the products of a span of `R` rows with `V` groups of tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 #[inline]
-fn add_block<const MINIMA: bool, const R: usize, const V: usize>(
-    rows: &[Row<MINIMA>; R],
-    block: usize,
+fn add_span<const MINIMA: bool, const SPAN: usize, const R: usize, const V: usize>(
+    rows: &[Row<MINIMA, SPAN>; R],
+    span: usize,
     tokens: &[Tokens<'_>; V],
+    ahead: Option<RowsAhead>,
     totals: &mut [[__m512; V]; R],
 ) {
     let mut products = [[_mm512_setzero_si512(); V]; R];
     if !MINIMA {
         for v in 0..V {
-            let offset = load_integers(&tokens[v].offsets[block]);
+            let offset = load_integers(&tokens[v].offsets[span]);
             for r in 0..R {
                 products[r][v] = offset;
             }
         }
     }
+    for block in span * SPAN..(span + 1) * SPAN {
+        if let Some(ahead) = ahead
+            && block % STEP_BLOCKS == 0
+        {
+            ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS);
+        }
+        add_block(rows, block, tokens, &mut products);
+    }
+    for v in 0..V {
+        let x_scales = load(&tokens[v].scales[span * SPAN]);
+        for r in 0..R {
+            // Not the product of both scales: the compiler takes that first, and has no registers for it.
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products[r][v]), x_scales);
+            totals[r][v] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(rows[r].scales[span]), totals[r][v]);
+        }
+        if MINIMA {
+            let x_sums = load(&tokens[v].offsets[span]);
+            for r in 0..R {
+                let minima = _mm512_set1_ps(rows[r].minima[span]);
+                totals[r][v] = _mm512_fnmadd_ps(minima, x_sums, totals[r][v]);
+            }
+        }
+    }
+}
+
+/// Adds the products of a block's integers.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+#[inline]
+fn add_block<const MINIMA: bool, const SPAN: usize, const R: usize, const V: usize>(
+    rows: &[Row<MINIMA, SPAN>; R],
+    block: usize,
+    tokens: &[Tokens<'_>; V],
+    products: &mut [[__m512i; V]; R],
+) {
     for four in 0..FOURS {
         let mut x = [_mm512_setzero_si512(); V];
         for v in 0..V {
@@ -160,33 +195,29 @@ fn add_block<const MINIMA: bool, const R: usize, const V: usize>(
             let weights = rows[r].values[block].as_chunks().0[four];
             let weights = _mm512_set1_epi32(i32::from_ne_bytes(weights));
             for v in 0..V {
-                products[r][v] = _mm512_dpbusd_epi32(products[r][v], weights, x[v]);
-            }
-        }
-    }
-    for v in 0..V {
-        let x_scales = load(&tokens[v].scales[block]);
-        for r in 0..R {
-            // Not the product of both scales: the compiler takes that first, and has no registers for it.
-            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products[r][v]), x_scales);
-            totals[r][v] = _mm512_fmadd_ps(scaled, _mm512_set1_ps(rows[r].scales[block]), totals[r][v]);
-        }
-        if MINIMA {
-            let x_sums = load(&tokens[v].offsets[block]);
-            for r in 0..R {
-                let minima = _mm512_set1_ps(rows[r].minima[block]);
-                totals[r][v] = _mm512_fnmadd_ps(minima, x_sums, totals[r][v]);
+                products[r][v] = in_order(_mm512_dpbusd_epi32(products[r][v], weights, x[v]));
             }
         }
     }
 }
 
-/// -128 times the sums of a block's columns.
+/// [`pack`] of columns for the first lines, and lines of zeros behind them.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-fn minus_sums(fours: &[Lanes; FOURS]) -> __m512i {
+fn pack_padded<'a>(x: MatrixRef<'_>, lines: &'a mut [MaybeUninit<Lanes>]) -> &'a [Lanes] {
+    let (packed, padding) = lines.split_at_mut(x.cols());
+    pack(x, None, packed);
+    zeros(padding);
+    // SAFETY: both parts have been written.
+    unsafe { lines.assume_init_ref() }
+}
+
+/// -128 times the sums of the columns of some blocks.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+fn minus_sums<const SPAN: usize>(blocks: &[[Lanes; FOURS]; SPAN]) -> __m512i {
     let mut sums = _mm512_setzero_si512();
-    for four in fours {
+    for four in blocks.as_flattened() {
         sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(i8::MIN), load_integers(four));
     }
     _mm512_sub_epi32(_mm512_setzero_si512(), sums)
