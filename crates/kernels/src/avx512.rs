@@ -4,6 +4,7 @@
 //! kernels that are, too.
 
 pub(crate) mod fp8;
+pub(crate) mod streams;
 
 use crate::Lanes;
 use std::arch::x86_64::*;

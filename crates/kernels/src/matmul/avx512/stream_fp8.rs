@@ -1,9 +1,9 @@
 //! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart once a
 //! call, times the scale of their block, which all rows of a block share.
 
-use super::{Group, STREAMS, add_rows};
 use crate::avx2::padded;
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
+use crate::avx512::streams::{Group, STREAMS, add_rows};
 use crate::avx512::{VECTOR, load64};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;

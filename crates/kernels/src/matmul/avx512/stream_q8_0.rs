@@ -1,8 +1,8 @@
 //! Few tokens and weights in blocks of `q8_0`, turned to f32 in registers.
 
-use super::{Group, STREAMS, add_rows};
 use crate::avx2::{half, load16_bytes};
 use crate::avx512::load_values;
+use crate::avx512::streams::{Group, STREAMS, add_rows};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;

@@ -12,13 +12,13 @@ use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
 
 /// Bytes of a vector: two blocks.
-const VECTOR: usize = 2 * BLOCK;
+pub(super) const VECTOR: usize = 2 * BLOCK;
 /// Vectors of a row.
-const VECTORS: usize = BLOCKS / 2;
+pub(super) const VECTORS: usize = BLOCKS / 2;
 /// Groups of a row of FP8.
-const GROUPS: usize = VECTORS / GROUP_VECTORS;
+pub(super) const GROUPS: usize = VECTORS / GROUP_VECTORS;
 /// Vectors of a group.
-const GROUP_VECTORS: usize = FP8_GROUP / VECTOR;
+pub(super) const GROUP_VECTORS: usize = FP8_GROUP / VECTOR;
 /// Vectors of a block of `q4_K`.
 const Q4K_VECTORS: usize = Q4K_GROUPS / 2;
 
@@ -96,29 +96,39 @@ impl<const MINIMA: bool, const SPAN: usize> Row<MINIMA, SPAN> {
     #[inline]
     fn set_fp8(&mut self, bytes: &[u8], scales: &[f32; GROUPS]) {
         let mut end = None;
-        let bytes: &[u8; BLOCKS * BLOCK] = whole(bytes, &mut end);
-        let mut signed = [_mm512_setzero_si512(); VECTORS];
-        // 128 less, as signed bytes: what would be negative when it is raised becomes the least of them, which is zero.
-        let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
-        for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
-            signed[vector] = load64(bytes);
-            magnitudes[vector] = _mm512_or_si512(signed[vector], _mm512_set1_epi8(i8::MIN));
+        let (values, steps) = fp8_in_steps(whole(bytes, &mut end));
+        for (to, values) in self.values.as_flattened_mut().as_chunks_mut().0.iter_mut().zip(values) {
+            store64(to, values);
         }
-        let (raised, steps) = raise(largest(magnitudes));
         // SAFETY: a reference to four f32, and an exclusive one to more; neither needs alignment.
         unsafe {
             let scales = _mm_mul_ps(steps, _mm_loadu_ps(scales.as_ptr()));
             _mm_storeu_ps(self.scales.as_mut_ptr(), scales);
         }
-        for (vector, values) in self.values.as_flattened_mut().as_chunks_mut().0.iter_mut().enumerate() {
-            let place = 4 * (vector / GROUP_VECTORS);
-            let raised = _mm512_shuffle_epi8(raised, _mm512_set1_epi8(place as i8));
-            let above = in_steps(_mm512_adds_epi8(magnitudes[vector], raised));
-            let negative = _mm512_movepi8_mask(signed[vector]);
-            let unsigned = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
-            store64(values, unsigned);
-        }
     }
+}
+
+/// Some columns of FP8 in the steps of each group, and 128 more; and what one is worth, in units of the group's scale.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+#[inline]
+pub(super) fn fp8_in_steps(bytes: &[u8; BLOCKS * BLOCK]) -> ([__m512i; VECTORS], __m128) {
+    let mut signed = [_mm512_setzero_si512(); VECTORS];
+    // 128 less, as signed bytes: what would be negative when it is raised becomes the least of them, which is zero.
+    let mut magnitudes = [_mm512_setzero_si512(); VECTORS];
+    for (vector, bytes) in bytes.as_chunks().0.iter().enumerate() {
+        signed[vector] = load64(bytes);
+        magnitudes[vector] = _mm512_or_si512(signed[vector], _mm512_set1_epi8(i8::MIN));
+    }
+    let (raised, steps) = raise(largest(magnitudes));
+    let mut unsigned = [_mm512_setzero_si512(); VECTORS];
+    for (vector, unsigned) in unsigned.iter_mut().enumerate() {
+        let place = 4 * (vector / GROUP_VECTORS);
+        let raised = _mm512_shuffle_epi8(raised, _mm512_set1_epi8(place as i8));
+        let above = in_steps(_mm512_adds_epi8(magnitudes[vector], raised));
+        let negative = _mm512_movepi8_mask(signed[vector]);
+        *unsigned = _mm512_mask_sub_epi8(above, negative, _mm512_setzero_si512(), above);
+    }
+    (unsigned, steps)
 }
 
 /// The largest byte of each group as double words, the same in each quarter of the vector.
