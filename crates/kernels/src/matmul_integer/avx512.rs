@@ -1,19 +1,24 @@
 //! Tokens lie side by side in lanes of four columns each, which one instruction multiplies with four weights and adds up
-//! exactly (`tile`). Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`).
+//! exactly (`tile`). Of `q4_K` and FP8, few tokens read each weight once and use it from the register (`stream_q4k`,
+//! `stream_fp8`).
 
 mod fill;
 mod stream_fp8;
 mod stream_q4k;
 mod tile;
 
-use super::Few;
+use super::{FP8_GROUP, Few};
 use crate::avx2::with_count;
-use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
+use crate::integers::BLOCK;
+use crate::{Format, IntegerRef, LANES, MatrixMut, MatrixView, Order};
+
+/// Blocks of a group of FP8.
+const FP8_SPAN: usize = FP8_GROUP / BLOCK;
 
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
-/// Of q8_0 lanes cost the same however few are filled: as much as passes of four and of one in f32 (measured on Emerald Rapids).
-pub(crate) const FEW: Few = Few { q8_0: 4, fp8: 2 };
+/// As many weights become f32 as fast as memory gives them (measured on Emerald Rapids).
+pub(crate) const FEW: Few = Few { q8_0: 3, fp8: 2 };
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
@@ -23,12 +28,21 @@ pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
         Order::Few => true,
         Order::Many => false,
     };
-    match w.format() {
-        Format::Q4K | Format::Fp8 if is_few => few(w, x, out),
-        Format::Q4K => tile::matmul::<true, 1, { tile::ROWS }>(w, x, out),
-        Format::Q8_0 => tile::matmul::<false, 1, { tile::ROWS }>(w, x, out),
-        Format::Fp8 => tile::matmul::<false, { tile::FP8_SPAN }, { tile::FP8_ROWS }>(w, x, out),
-        Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
+    // Sums of tokens that share a vector are not added up as those of one that has it alone.
+    let beside = match order {
+        Order::Fastest => (LANES / x.rows().max(1)).clamp(1, tile::MOST_BESIDE),
+        Order::Few | Order::Many => 1,
+    };
+    match (w.format(), beside) {
+        (Format::Q4K | Format::Fp8, _) if is_few => few(w, x, out),
+        (Format::Q4K, 2..) => tile::matmul::<true, 1, 2, { tile::ROWS }>(w, x, out),
+        (Format::Q4K, _) => tile::matmul::<true, 1, 1, { tile::ROWS }>(w, x, out),
+        (Format::Q8_0, 4..) => tile::matmul::<false, 1, 4, { tile::ROWS }>(w, x, out),
+        (Format::Q8_0, 2..) => tile::matmul::<false, 1, 2, { tile::ROWS }>(w, x, out),
+        (Format::Q8_0, _) => tile::matmul::<false, 1, 1, { tile::ROWS }>(w, x, out),
+        (Format::Fp8, 2..) => tile::matmul::<false, { FP8_SPAN }, 2, { tile::FP8_ROWS }>(w, x, out),
+        (Format::Fp8, _) => tile::matmul::<false, { FP8_SPAN }, 1, { tile::FP8_ROWS }>(w, x, out),
+        (Format::F32 | Format::Bf16, _) => unreachable!("{} has no integer product", w.format()),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart once a
 //! call, times the scale of their block, which all rows of a block share.
 
+#![allow(clippy::needless_range_loop, reason = "a stream or a token is an index into several arrays")]
+
 use crate::avx2::padded;
 use crate::avx512::fp8::{PARTS, Tables, UNIT, by_part};
 use crate::avx512::streams::{Group, STREAMS, add_rows};

@@ -1,5 +1,7 @@
 //! Few tokens and weights in blocks of `q8_0`, turned to f32 in registers.
 
+#![allow(clippy::needless_range_loop, reason = "a stream or a token is an index into several arrays")]
+
 use crate::avx2::{half, load16_bytes};
 use crate::avx512::load_values;
 use crate::avx512::streams::{Group, STREAMS, add_rows};

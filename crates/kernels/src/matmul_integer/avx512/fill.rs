@@ -24,10 +24,10 @@ const Q4K_VECTORS: usize = Q4K_GROUPS / 2;
 
 /// Fills in a panel of `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(super) fn fill<const MINIMA: bool, const SPAN: usize>(
+pub(super) fn fill<const MINIMA: bool, const SPAN: usize, const BESIDE: usize>(
     w: &MatrixView<'_>,
     place: &Place,
-    out: &mut [Row<MINIMA, SPAN>],
+    out: &mut [Row<MINIMA, SPAN, BESIDE>],
 ) {
     if w.format() == Format::Fp8 {
         return fill_fp8(w, place, out);
@@ -43,10 +43,10 @@ pub(super) fn fill<const MINIMA: bool, const SPAN: usize>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-fn fill_fp8<const MINIMA: bool, const SPAN: usize>(
+fn fill_fp8<const MINIMA: bool, const SPAN: usize, const BESIDE: usize>(
     w: &MatrixView<'_>,
     place: &Place,
-    out: &mut [Row<MINIMA, SPAN>],
+    out: &mut [Row<MINIMA, SPAN, BESIDE>],
 ) {
     let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
     for rows in w.row_range(place.rows.clone()).row_blocks() {
@@ -57,7 +57,7 @@ fn fill_fp8<const MINIMA: bool, const SPAN: usize>(
     }
 }
 
-impl<const MINIMA: bool, const SPAN: usize> Row<MINIMA, SPAN> {
+impl<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> Row<MINIMA, SPAN, BESIDE> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
     #[inline]
     fn set_q8_0(&mut self, weights: &[BlockQ8_0]) {

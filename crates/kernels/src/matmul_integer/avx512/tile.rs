@@ -4,10 +4,10 @@
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
 use super::fill::fill;
+use crate::avx2::load16_bytes;
 use crate::avx512::{in_order, load, load_integers, store, store_integers};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::{RowsAhead, pack, panels, zeros};
-use crate::matmul_integer::FP8_GROUP;
 use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -24,35 +24,40 @@ const GROUPS: usize = 2;
 pub(super) const ROWS: usize = 12;
 /// The same of FP8, whose scales are found once a panel, and which takes longer to bring into steps than to store.
 pub(super) const FP8_ROWS: usize = 24;
-/// Blocks of a group of FP8.
-pub(super) const FP8_SPAN: usize = FP8_GROUP / BLOCK;
+/// The most fours that lie beside each other in a vector.
+pub(super) const MOST_BESIDE: usize = 4;
 /// Four neighbouring columns: what a lane holds of a token. There are so many in a block.
 const FOURS: usize = BLOCK / 4;
 /// Lines of a block of sixteen tokens: fours, a line of scales and one of offsets.
 const BLOCK_LINES: usize = FOURS + 2;
 
-/// Some columns of a row of weights; `SPAN` blocks have one scale. With `MINIMA` what to subtract from each value of a block.
+/// Some columns of a row of weights; `SPAN` blocks have one scale. With `MINIMA` what to subtract from each value of a block. Of
+/// tokens `BESIDE` fours lie beside each other in a vector.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Row<const MINIMA: bool, const SPAN: usize> {
+pub(super) struct Row<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> {
     pub(super) values: [[u8; BLOCK]; BLOCKS],
     /// What one is worth, of spans.
     pub(super) scales: [f32; BLOCKS],
     pub(super) minima: [f32; BLOCKS],
 }
 
-/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`, with panels of `N` rows.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`; with `MINIMA` of `q4_K`, with panels of `N` rows; of at most `LANES / BESIDE`
+/// tokens, if `BESIDE` is not 1.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-pub(super) fn matmul<const MINIMA: bool, const SPAN: usize, const N: usize>(
+pub(super) fn matmul<const MINIMA: bool, const SPAN: usize, const BESIDE: usize, const N: usize>(
     w: &MatrixView<'_>,
     x: IntegerRef<'_>,
     out: MatrixMut<'_>,
 ) {
+    assert!(BESIDE == 1 || x.rows() * BESIDE <= LANES, "all tokens lie in a vector");
     // SAFETY: this function has the features of `Row`'s.
-    unsafe { panels::matmul::<_, Row<MINIMA, SPAN>, GROUPS, N>(w, x, out) }
+    unsafe { panels::matmul::<_, Row<MINIMA, SPAN, BESIDE>, GROUPS, N>(w, x, out) }
 }
 
-impl<const MINIMA: bool, const SPAN: usize> panels::Row<IntegerRef<'_>, GROUPS> for Row<MINIMA, SPAN> {
+impl<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> panels::Row<IntegerRef<'_>, GROUPS>
+    for Row<MINIMA, SPAN, BESIDE>
+{
     const COLUMNS: usize = BLOCKS * BLOCK;
     const LINES: usize = BLOCKS * BLOCK_LINES;
     const STEP: usize = STEP_BLOCKS * BLOCK;
@@ -80,15 +85,14 @@ impl<const MINIMA: bool, const SPAN: usize> panels::Row<IntegerRef<'_>, GROUPS> 
             let x = x.row_range(first..tokens.end.min(first + LANES));
             let (scales, rest) = lines.split_at_mut(count);
             let (offsets, fours) = rest.split_at_mut(count);
-            pack_padded(x.all_scales().column_range(blocks.clone()), scales);
+            spread::<true, BESIDE>(pack_padded(x.all_scales().column_range(blocks.clone()), scales));
             let columns = FOURS * blocks.start..FOURS * blocks.end;
-            let fours = pack_padded(x.all_fours().column_range(columns), fours);
+            let fours = lay_beside::<BESIDE>(pack_padded(x.all_fours().column_range(columns), fours));
             if MINIMA {
-                pack_padded(x.all_sums().column_range(blocks.clone()), offsets);
+                spread::<false, BESIDE>(pack_padded(x.all_sums().column_range(blocks.clone()), offsets));
             } else {
                 zeros(offsets);
-                let (fours, _) = fours.as_chunks().0.as_chunks::<SPAN>();
-                for (fours, offset) in fours.iter().zip(offsets) {
+                for (fours, offset) in fours.chunks_exact(SPAN * FOURS / BESIDE).zip(offsets) {
                     store_integers(offset.write(Lanes::ZERO), minus_sums(fours));
                 }
             }
@@ -110,7 +114,7 @@ impl<const MINIMA: bool, const SPAN: usize> panels::Row<IntegerRef<'_>, GROUPS> 
         for v in 0..V {
             let (scales, rest) = batch[v * lines..][..lines].split_at(count);
             let (offsets, fours) = rest.split_at(count);
-            tokens[v] = Tokens { scales, offsets, fours: fours.as_chunks().0 };
+            tokens[v] = Tokens { scales, offsets, fours };
         }
         let mut totals = [[_mm512_setzero_ps(); V]; R];
         for span in 0..count.min(BLOCKS) / SPAN {
@@ -118,7 +122,7 @@ impl<const MINIMA: bool, const SPAN: usize> panels::Row<IntegerRef<'_>, GROUPS> 
         }
         for r in 0..R {
             for v in 0..V {
-                let total = _mm512_add_ps(load(&sums[r][v]), totals[r][v]);
+                let total = _mm512_add_ps(load(&sums[r][v]), by_token::<BESIDE>(totals[r][v]));
                 store(&mut sums[r][v], total);
             }
         }
@@ -130,14 +134,14 @@ impl<const MINIMA: bool, const SPAN: usize> panels::Row<IntegerRef<'_>, GROUPS> 
 struct Tokens<'a> {
     scales: &'a [Lanes],
     offsets: &'a [Lanes],
-    fours: &'a [[Lanes; FOURS]],
+    fours: &'a [Lanes],
 }
 
 /// Adds the products of a span of `R` rows with `V` groups of tokens.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 #[inline]
-fn add_span<const MINIMA: bool, const SPAN: usize, const R: usize, const V: usize>(
-    rows: &[Row<MINIMA, SPAN>; R],
+fn add_span<const MINIMA: bool, const SPAN: usize, const BESIDE: usize, const R: usize, const V: usize>(
+    rows: &[Row<MINIMA, SPAN, BESIDE>; R],
     span: usize,
     tokens: &[Tokens<'_>; V],
     ahead: Option<RowsAhead>,
@@ -180,20 +184,24 @@ fn add_span<const MINIMA: bool, const SPAN: usize, const R: usize, const V: usiz
 /// Adds the products of a block's integers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 #[inline]
-fn add_block<const MINIMA: bool, const SPAN: usize, const R: usize, const V: usize>(
-    rows: &[Row<MINIMA, SPAN>; R],
+fn add_block<const MINIMA: bool, const SPAN: usize, const BESIDE: usize, const R: usize, const V: usize>(
+    rows: &[Row<MINIMA, SPAN, BESIDE>; R],
     block: usize,
     tokens: &[Tokens<'_>; V],
     products: &mut [[__m512i; V]; R],
 ) {
-    for four in 0..FOURS {
+    let count = FOURS / BESIDE;
+    let mut fours: [&[Lanes]; V] = [&[]; V];
+    for v in 0..V {
+        fours[v] = &tokens[v].fours[block * count..][..count];
+    }
+    for number in 0..count {
         let mut x = [_mm512_setzero_si512(); V];
         for v in 0..V {
-            x[v] = load_integers(&tokens[v].fours[block][four]);
+            x[v] = load_integers(&fours[v][number]);
         }
         for r in 0..R {
-            let weights = rows[r].values[block].as_chunks().0[four];
-            let weights = _mm512_set1_epi32(i32::from_ne_bytes(weights));
+            let weights = broadcast::<BESIDE>(&rows[r].values[block], number);
             for v in 0..V {
                 products[r][v] = in_order(_mm512_dpbusd_epi32(products[r][v], weights, x[v]));
             }
@@ -204,20 +212,88 @@ fn add_block<const MINIMA: bool, const SPAN: usize, const R: usize, const V: usi
 /// [`pack`] of columns for the first lines, and lines of zeros behind them.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-fn pack_padded<'a>(x: MatrixRef<'_>, lines: &'a mut [MaybeUninit<Lanes>]) -> &'a [Lanes] {
+fn pack_padded<'a>(x: MatrixRef<'_>, lines: &'a mut [MaybeUninit<Lanes>]) -> &'a mut [Lanes] {
     let (packed, padding) = lines.split_at_mut(x.cols());
     pack(x, None, packed);
     zeros(padding);
     // SAFETY: both parts have been written.
-    unsafe { lines.assume_init_ref() }
+    unsafe { lines.assume_init_mut() }
 }
 
-/// -128 times the sums of the columns of some blocks.
+/// Weights of `BESIDE` fours for all tokens.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn broadcast<const BESIDE: usize>(block: &[u8; BLOCK], number: usize) -> __m512i {
+    match BESIDE {
+        1 => _mm512_set1_epi32(i32::from_ne_bytes(block.as_chunks().0[number])),
+        2 => _mm512_set1_epi64(i64::from_ne_bytes(block.as_chunks().0[number])),
+        MOST_BESIDE => _mm512_broadcast_i32x4(load16_bytes(&block.as_chunks().0[number])),
+        more => unreachable!("{more} fours do not lie beside each other"),
+    }
+}
+
+/// Lines of few tokens to lines of `BESIDE` fours of each.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn lay_beside<const BESIDE: usize>(fours: &mut [Lanes]) -> &[Lanes] {
+    let mut length = fours.len();
+    for width in (0..BESIDE.ilog2()).map(|step| 1 << step) {
+        length /= 2;
+        for line in 0..length {
+            let [one, other] = [load(&fours[2 * line]), load(&fours[2 * line + 1])];
+            store(&mut fours[line], interleave(width, one, other));
+        }
+    }
+    &fours[..length]
+}
+
+/// Lines of few tokens: what a lane holds to all lanes of the token, or, not `EACH`, to the first, and zeros to the others.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn spread<const EACH: bool, const BESIDE: usize>(lines: &mut [Lanes]) {
+    for width in (0..BESIDE.ilog2()).map(|step| 1 << step) {
+        for line in &mut *lines {
+            let once = load(line);
+            let other = if EACH { once } else { _mm512_setzero_ps() };
+            store(line, interleave(width, once, other));
+        }
+    }
+}
+
+/// The lower halves of both, `width` lanes of each in turn.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn interleave(width: usize, one: __m512, other: __m512) -> __m512 {
+    if width == 1 {
+        let lanes = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        return _mm512_permutex2var_ps(one, lanes, other);
+    }
+    let pairs = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    let (one, other) = (_mm512_castps_pd(one), _mm512_castps_pd(other));
+    _mm512_castpd_ps(_mm512_permutex2var_pd(one, pairs, other))
+}
+
+/// The totals of tokens from those of `BESIDE` fours each.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn by_token<const BESIDE: usize>(fours: __m512) -> __m512 {
+    if BESIDE == 1 {
+        return fours;
+    }
+    let twos = _mm512_add_ps(fours, _mm512_permute_ps::<0b10_11_00_01>(fours));
+    if BESIDE == 2 {
+        return _mm512_maskz_compress_ps(0x5555, twos);
+    }
+    let ones = _mm512_add_ps(twos, _mm512_permute_ps::<0b01_00_11_10>(twos));
+    _mm512_maskz_compress_ps(0x1111, ones)
+}
+
+/// -128 times the sums of the columns of some fours.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-fn minus_sums<const SPAN: usize>(blocks: &[[Lanes; FOURS]; SPAN]) -> __m512i {
+fn minus_sums(fours: &[Lanes]) -> __m512i {
     let mut sums = _mm512_setzero_si512();
-    for four in blocks.as_flattened() {
+    for four in fours {
         sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(i8::MIN), load_integers(four));
     }
     _mm512_sub_epi32(_mm512_setzero_si512(), sums)
