@@ -123,7 +123,7 @@ impl<'a> IntegerRef<'a> {
         self.cols
     }
 
-    /// Whether products with weights in `format` take them: as many columns share a scale.
+    /// Whether products with weights in `format` take them: as many columns share a scale, or whole times as many.
     pub fn serve(&self, format: Format) -> bool {
         self.layout.group.is_multiple_of(format.group_cols())
     }
@@ -252,7 +252,7 @@ impl<'a> IntegerMut<'a> {
     /// # Panics
     /// If one of the rows does not exist, or columns or their groups differ.
     pub fn copy_row(&mut self, row: usize, from: IntegerRef<'_>, from_row: usize) {
-        assert_eq!((self.cols, self.layout), (from.cols, from.layout), "columns of both");
+        assert_eq!((self.cols, self.layout), (from.cols, from.layout), "columns and their groups, of both");
         self.lines_mut(row).copy_from_slice(from.lines(from_row, 0, from.layout.row()));
     }
 

@@ -94,7 +94,8 @@ impl From<CacheArg> for CacheFormat {
 pub(crate) enum ArithmeticArg {
     /// In f32, exactly as the weights are
     Float,
-    /// In integers where the weights' format has a faster product of them: q4_K always, q8_0 and FP8 in prompts
+    /// In integers where the weights' format has a faster product of them: q4_K always, q8_0 and FP8
+    /// in prompts and where several sequences run together
     Integer,
 }
 

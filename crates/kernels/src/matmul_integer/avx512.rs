@@ -7,17 +7,14 @@ mod stream_fp8;
 mod stream_q4k;
 mod tile;
 
-use super::{FP8_GROUP, Few};
+use super::{FP8_SPAN, Few};
 use crate::avx2::with_count;
-use crate::integers::BLOCK;
 use crate::{Format, IntegerRef, LANES, MatrixMut, MatrixView, Order};
-
-/// Blocks of a group of FP8.
-const FP8_SPAN: usize = FP8_GROUP / BLOCK;
 
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
-/// As many weights become f32 as fast as memory gives them (measured on Emerald Rapids).
+/// Up to so many tokens weights become f32 as fast as memory gives them (measured on Emerald Rapids). Of q8_0, which has no way
+/// from the register in integers, three fill too little of a vector.
 pub(crate) const FEW: Few = Few { q8_0: 3, fp8: 2 };
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
@@ -49,13 +46,15 @@ pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
 /// Some tokens at a time, of q4_K or FP8.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
 fn few(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
-    out.fill(0.0);
     for first in (0..x.rows()).step_by(STREAMED) {
         let x = x.row_range(first..x.rows().min(first + STREAMED));
-        let (some, rest) = out.split_rows_at(x.rows());
+        let (mut some, rest) = out.split_rows_at(x.rows());
         with_count!(x.rows(), T of [1 2 3 4], match w.format() {
             Format::Q4K => stream_q4k::matmul::<T>(w, x, some),
-            _ => stream_fp8::matmul_add::<T>(w, x, some),
+            _ => {
+                some.fill(0.0);
+                stream_fp8::matmul_add::<T>(w, x, some);
+            }
         });
         out = rest;
     }

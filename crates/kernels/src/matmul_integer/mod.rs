@@ -10,11 +10,14 @@ pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
 
+use crate::integers::BLOCK;
 use crate::{Format, MatrixView};
 use std::ops::Range;
 
 /// Columns of a group of FP8: they are rounded to the same steps.
 const FP8_GROUP: usize = Format::Fp8.group_cols();
+/// Blocks of such a group.
+const FP8_SPAN: usize = FP8_GROUP / BLOCK;
 
 /// Tokens up to which a format is multiplied in f32, because that is as fast.
 #[derive(Clone, Copy, Debug)]

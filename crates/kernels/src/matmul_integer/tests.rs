@@ -191,7 +191,7 @@ fn parts_of_a_matrix() {
 #[test]
 fn largest_values_do_not_overflow() {
     for kernels in tables() {
-        for tokens in [1, 5] {
+        for tokens in [1, 5, 9] {
             // An FP8 of 448 and a byte of -128; all of one sign.
             let mut q8_0 = vec![0x00, 0x3c];
             q8_0.extend([0x80; 32]);
@@ -199,14 +199,14 @@ fn largest_values_do_not_overflow() {
             q4k.extend([0xff; 140]);
             let one = 1.0_f32.to_le_bytes();
             let scales =
-                BlockScales { bytes: &one, block_rows: 1, block_cols: 32, grid_cols: 1, first_row: 0 };
+                BlockScales { bytes: &one, block_rows: 1, block_cols: 128, grid_cols: 1, first_row: 0 };
             let cases = [
-                (Format::Fp8, vec![0x7e; 32], Some(scales), 448.0 * 32.0),
+                (Format::Fp8, vec![0x7e; 128], Some(scales), 448.0 * 128.0),
                 (Format::Q8_0, q8_0, None, -128.0 * 32.0),
                 (Format::Q4K, q4k, None, 15.0 * 63.0 * 256.0),
             ];
             for (format, bytes, scales, expected) in cases {
-                let cols = if format == Format::Q4K { 256 } else { 32 };
+                let cols = format.group_cols().max(format.block_cols());
                 let w = MatrixView::from_bytes(format, &bytes, 1, cols, scales);
                 let x = vec![1.0; tokens * cols];
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens]);
@@ -229,7 +229,7 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
     let mut random = Random(5);
     let spec = Spec { format: Format::Fp8, rows: 14, cols: 651, block: (4, 128), first_row: 0, offset: 1 };
     for kernels in tables() {
-        for (tokens, nan) in [(5, 0x7f), (7, 0xff)] {
+        for (tokens, nan) in [(3, 0x7f), (5, 0xff), (7, 0x7f), (17, 0xff)] {
             for (row, col) in [(0, 0), (3, 63), (6, 511), (8, 512), (13, 640), (13, 650)] {
                 let mut weights = Weights::random(spec, &mut random);
                 *weights.fp8_mut(row, col) = nan;
@@ -278,38 +278,63 @@ fn more_rows_than_have_their_sums_in_lanes() {
     }
 }
 
-/// A row is a block: its first byte is its largest magnitude, and all that are not larger come once at least, with both signs.
-/// A token takes one column.
-#[test]
-fn every_fp8_becomes_its_steps_whatever_is_largest_in_its_block() {
-    let mut bytes = Vec::new();
+/// Groups of columns, each with a largest magnitude of its own somewhere in it; all that are not larger come once at least, with
+/// both signs.
+fn groups_of_every_largest() -> Vec<Vec<u8>> {
+    let mut groups = Vec::new();
     for largest in 0..0x7f_u8 {
         let all: Vec<u8> = (0..=largest).flat_map(|byte| [byte, byte | 0x80]).collect();
-        for others in all.chunks(31) {
-            let block = std::iter::once(largest).chain(others.iter().copied()).chain(std::iter::repeat(0));
-            bytes.extend(block.take(32));
+        for others in all.chunks(127) {
+            let mut group = others.to_vec();
+            group.resize(127, 0);
+            group.insert(groups.len() * 37 % 128, largest);
+            groups.push(group);
         }
     }
-    let (rows, one) = (bytes.len() / 32, 1.0_f32.to_le_bytes());
-    let scales = BlockScales { bytes: &one, block_rows: rows, block_cols: 32, grid_cols: 1, first_row: 0 };
-    let w = MatrixView::from_bytes(Format::Fp8, &bytes, rows, 32, Some(scales));
-    let identity: Vec<f32> = (0..32 * 32).map(|at| if at % 33 == 0 { 1.0 } else { 0.0 }).collect();
-    for kernels in tables() {
-        let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; 32 * rows]);
-        kernels.quantize(MatrixRef::new(&identity, 32, 32), integers.reshape(32, 32, Format::Fp8));
-        kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, 32, rows));
-        for (row, block) in bytes.chunks(32).enumerate() {
-            let step = fp8_step(block).expect("no NaN");
-            for (column, &byte) in block.iter().enumerate() {
-                let expected = (fp8_e4m3_to_f32(byte) / step).round_ties_even() * step;
-                // Of a product with 127 less than the lowest bits that stay, which does not make it another one.
-                let lost = step * (1 << LOST_BITS) as f32 / f32::from(LIMIT);
-                let error = (out[column * rows + row] - expected).abs();
-                assert!(
-                    error <= lost,
-                    "{kernels:?} {byte:#x} beside {:#x}: {error} off {expected}",
-                    block[0]
-                );
+    groups
+}
+
+/// A token takes one column.
+#[test]
+fn every_fp8_becomes_its_steps_whatever_is_largest_in_its_group() {
+    const COLS: usize = 512;
+    let mut groups = groups_of_every_largest();
+    groups.truncate(groups.len() / 4 * 4);
+    let rows = groups.len() / 4;
+    // Neighbours have largest magnitudes that are far apart.
+    let bytes: Vec<u8> = (0..groups.len()).flat_map(|at| groups[at % 4 * rows + at / 4].clone()).collect();
+    let ones = 1.0_f32.to_le_bytes().repeat(4);
+    let scales = BlockScales { bytes: &ones, block_rows: rows, block_cols: 128, grid_cols: 4, first_row: 0 };
+    let w = MatrixView::from_bytes(Format::Fp8, &bytes, rows, COLS, Some(scales));
+    let columns = (0..COLS).scan(0, |next, turn| {
+        // As many as each of the ways that few and many tokens go.
+        let first = *next;
+        *next = COLS.min(first + [4, 8, 32][turn % 3]);
+        (first < COLS).then_some(first..*next)
+    });
+    for columns in columns {
+        let tokens = columns.len();
+        let one = |at: usize| if at % COLS == columns.start + at / COLS { 1.0 } else { 0.0 };
+        let x: Vec<f32> = (0..tokens * COLS).map(one).collect();
+        for kernels in tables() {
+            let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens * rows]);
+            let x = MatrixRef::new(&x, tokens, COLS);
+            kernels.quantize(x, integers.reshape(tokens, COLS, Format::Fp8));
+            kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, rows));
+            for (row, bytes) in bytes.chunks(COLS).enumerate() {
+                for (token, column) in columns.clone().enumerate() {
+                    let group = &bytes[column / 128 * 128..][..128];
+                    let step = fp8_step(group).expect("no NaN");
+                    let byte = bytes[column];
+                    let expected = (fp8_e4m3_to_f32(byte) / step).round_ties_even() * step;
+                    // Of a product with 127 less than the lowest bits that stay, which does not make it another one.
+                    let lost = step * (1 << LOST_BITS) as f32 / f32::from(LIMIT);
+                    let error = (out[token * rows + row] - expected).abs();
+                    assert!(
+                        error <= lost,
+                        "{kernels:?} {tokens} tokens {byte:#x} in steps of {step}: {error} off {expected}"
+                    );
+                }
             }
         }
     }
@@ -347,13 +372,19 @@ fn formats_take_integers_for_as_many_tokens_as_pays() {
 
 #[test]
 fn no_columns_and_no_tokens() {
-    for kernels in tables() {
-        let w = MatrixView::from_bytes(Format::Q8_0, &[], 2, 0, None);
-        let (mut integers, mut out) = (IntegerMatrix::default(), [3.0; 12]);
-        integers.reshape(6, 0, Format::Q8_0);
-        kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, 6, 2));
-        assert_eq!(out, [0.0; 12]);
-        integers.reshape(0, 0, Format::Q8_0);
-        kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut [], 0, 2));
+    let none = BlockScales { bytes: &[], block_rows: 128, block_cols: 128, grid_cols: 0, first_row: 0 };
+    for (format, scales) in [(Format::Fp8, Some(none)), (Format::Q8_0, None), (Format::Q4K, None)] {
+        let w = MatrixView::from_bytes(format, &[], 2, 0, scales);
+        for kernels in tables() {
+            let mut integers = IntegerMatrix::default();
+            for tokens in [3, 6, 17] {
+                let mut out = vec![3.0; 2 * tokens];
+                integers.reshape(tokens, 0, format);
+                kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, 2));
+                assert_eq!(out, vec![0.0; 2 * tokens], "{kernels:?} {format}");
+            }
+            integers.reshape(0, 0, format);
+            kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut [], 0, 2));
+        }
     }
 }

@@ -7,5 +7,5 @@ pub(crate) mod scalar;
 #[cfg(test)]
 mod tests;
 
-/// Blocks without a larger value are zeros: the factor that a smaller one is divided by would not be finite.
+/// Groups without a larger value are zeros: the factor that a smaller one is divided by would not be finite.
 const SMALLEST: f32 = f32::from_bits((127 - 100) << 23); // 2^-100

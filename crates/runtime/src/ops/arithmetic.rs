@@ -15,7 +15,7 @@ pub enum Arithmetic {
     #[default]
     Float,
     /// Activations in integers of 8 bits wherever the weight's format has an integer product that is faster for as many
-    /// tokens: q4_K always, q8_0 and FP8 with many. One scale for [as many columns](Format::group_cols) as the format's own
+    /// tokens: q4_K always, q8_0 and FP8 from a few on. One scale for [as many columns](Format::group_cols) as the format's own
     /// activations have: for 32 as in ggml, for 128 of FP8. Elsewhere as `Float`.
     Integer,
     /// As `Float`, but a token's result does not depend on the tokens beside it: in the order of few tokens.
@@ -162,9 +162,9 @@ impl<'a> Inputs<'a> {
     }
 
     /// Whether a product of `rows` of the rows with `w` takes the integers.
-    pub(crate) fn in_integers(&self, w: &MatrixView<'_>, rows: usize, kernels: &Kernels) -> bool {
-        let takes_integers = kernels.takes_integers_in(self.order, w, rows);
-        takes_integers && self.integer.is_some_and(|integer| integer.serve(w.format()))
+    pub(crate) fn takes_integers(&self, w: &MatrixView<'_>, rows: usize, kernels: &Kernels) -> bool {
+        kernels.takes_integers_in(self.order, w, rows)
+            && self.integer.is_some_and(|integer| integer.serve(w.format()))
     }
 
     /// `out = x w^T`, in integers where there are those that the product takes.
@@ -175,9 +175,9 @@ impl<'a> Inputs<'a> {
     /// # Panics
     /// If there are only integers, and the product takes none.
     pub(crate) fn matmul(&self, w: &MatrixView<'_>, out: MatrixMut<'_>, kernels: &Kernels) {
-        let in_integers = self.in_integers(w, out.rows(), kernels);
+        let takes_integers = self.takes_integers(w, out.rows(), kernels);
         match (self.integer, self.float) {
-            (Some(x), _) if in_integers => kernels.matmul_integer_in(self.order, w, x, out),
+            (Some(x), _) if takes_integers => kernels.matmul_integer_in(self.order, w, x, out),
             (_, Some(x)) => kernels.matmul_in(self.order, w, x, out),
             (_, None) => {
                 panic!("a product of {} with {} rows in f32, which are not there", w.format(), out.rows())

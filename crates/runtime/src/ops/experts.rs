@@ -206,7 +206,7 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
     fn takes(&self, integers: &Integers, place: usize, rows: usize) -> bool {
         let ExpertWeights { w1, w3, .. } = self.expert(place).expect("a place of a chosen expert");
         let (order, kernels) = (self.config.w1.arithmetic.order(), self.device.kernels());
-        [w1, w3].iter().all(|w| Inputs::integers(integers, order).in_integers(&w.matrix(), rows, kernels))
+        [w1, w3].iter().all(|w| Inputs::integers(integers, order).takes_integers(&w.matrix(), rows, kernels))
     }
 
     /// Each row's token.
@@ -234,7 +234,7 @@ impl<'w, F: Fn(usize) -> ExpertWeights<'w> + Sync> Mixture<'_, F> {
             return None;
         }
         // Larger groups serve both.
-        let formats = [w1, w3].map(|w| w.matrix().format());
+        let formats = [w3, w1].map(|w| w.matrix().format());
         let format = formats.into_iter().max_by_key(|format| format.group_cols()).expect("two formats");
         let all = Integers::of(x, format, device);
         if x.rows() == 1 {

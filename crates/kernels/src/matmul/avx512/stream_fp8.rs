@@ -1,5 +1,5 @@
-//! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart once a
-//! call, times the scale of their block, which all rows of a block share.
+//! Few tokens and FP8: weights become f32 in registers. The inputs are laid out in the order of weights taken apart, once for
+//! all rows of a block, times the scale that these share.
 
 #![allow(clippy::needless_range_loop, reason = "a stream or a token is an index into several arrays")]
 

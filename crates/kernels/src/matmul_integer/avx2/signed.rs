@@ -4,7 +4,7 @@ use crate::avx2::{half, load16_bytes, load32, store32, whole};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::RowsAhead;
 use crate::lanes::avx2::panels::Place;
-use crate::matmul_integer::{FP8_GROUP, fp8_exponent, fp8_step, group_scales};
+use crate::matmul_integer::{FP8_GROUP, FP8_SPAN, fp8_exponent, fp8_step, group_scales};
 use crate::quantized::{BlockQ8_0, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 /// Pairs of columns in a block.
 pub(super) const PAIRS: usize = BLOCK / 2;
 /// Blocks of a row that are taken apart together: a group of FP8.
-pub(super) const BLOCKS: usize = FP8_GROUP / BLOCK;
+pub(super) const BLOCKS: usize = FP8_SPAN;
 /// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
 /// processor does not foresee.
 const AHEAD: usize = 8;

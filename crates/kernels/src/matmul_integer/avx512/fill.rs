@@ -17,6 +17,7 @@ pub(super) const VECTOR: usize = 2 * BLOCK;
 pub(super) const VECTORS: usize = BLOCKS / 2;
 /// Groups of a row of FP8.
 pub(super) const GROUPS: usize = VECTORS / GROUP_VECTORS;
+const _: () = assert!(GROUPS == 4, "a factor for each fills a vector of four");
 /// Vectors of a group.
 pub(super) const GROUP_VECTORS: usize = FP8_GROUP / VECTOR;
 /// Vectors of a block of `q4_K`.

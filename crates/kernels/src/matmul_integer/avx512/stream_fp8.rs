@@ -1,5 +1,5 @@
 //! Few tokens and FP8: weights are brought into steps in registers, and multiplied with tokens whose columns lie in lanes. The
-//! inputs are laid out once a call, with the scale of their block, which all rows of a block share.
+//! inputs are laid out once for all rows of a block, with the scale that these share.
 
 #![allow(clippy::needless_range_loop, reason = "a stream or a token is an index into several arrays")]
 
@@ -9,7 +9,7 @@ use crate::avx2::whole;
 use crate::avx512::streams::{Group, STREAMS, add_rows};
 use crate::avx512::{load_integers, load64, store_integers};
 use crate::integers::BLOCK;
-use crate::matmul_integer::{FP8_GROUP, group_scales};
+use crate::matmul_integer::{FP8_SPAN, group_scales};
 use crate::{IntegerRef, Lanes, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range};
@@ -84,7 +84,7 @@ fn lay_out<'a>(
             }
             store_integers(offset, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
         }
-        let x_scales = x_scales.iter().step_by(FP8_GROUP / BLOCK);
+        let x_scales = x_scales.iter().step_by(FP8_SPAN);
         for (to, (scale, x_scale)) in part.scales.iter_mut().zip(scales.iter().zip(x_scales)) {
             *to = scale * x_scale;
         }

@@ -1,5 +1,6 @@
-//! Weights of at most 8 bits, unsigned, times many tokens: four columns are broadcast to sixteen tokens in lanes. What is added
-//! to weights to make them unsigned is subtracted from the sums at once: 128 times the sum of a token's columns.
+//! Weights of at most 8 bits, unsigned, times many tokens: four columns are broadcast to sixteen tokens in lanes, or eight or
+//! sixteen columns to as many times fewer tokens. What is added to weights to make them unsigned is subtracted from the sums at
+//! once: 128 times the sum of a token's columns.
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
@@ -91,9 +92,9 @@ impl<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> panels::Row<Int
             if MINIMA {
                 spread::<false, BESIDE>(pack_padded(x.all_sums().column_range(blocks.clone()), offsets));
             } else {
-                zeros(offsets);
-                for (fours, offset) in fours.chunks_exact(SPAN * FOURS / BESIDE).zip(offsets) {
-                    store_integers(offset.write(Lanes::ZERO), minus_sums(fours));
+                let spans = fours.chunks_exact(SPAN * FOURS / BESIDE);
+                for (fours, offset) in spans.zip(zeros(offsets)) {
+                    store_integers(offset, minus_sums(fours));
                 }
             }
         }
@@ -129,7 +130,7 @@ impl<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> panels::Row<Int
     }
 }
 
-/// Sixteen tokens, by block.
+/// Sixteen tokens at most: scales by block, offsets by span.
 #[derive(Clone, Copy)]
 struct Tokens<'a> {
     scales: &'a [Lanes],
