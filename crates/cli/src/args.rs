@@ -336,8 +336,8 @@ pub(crate) struct LogitsArgs {
 /// `dsv3 inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// A checkpoint, a config.json, the cache that `dsv3 convert` made, or a .tensorbin file of TT-NN [default: the
-    /// model inside this binary]
+    /// A checkpoint, a GGUF file, a config.json, the cache that `dsv3 convert` made, or a .tensorbin file of TT-NN
+    /// [default: the model inside this binary]
     #[arg(value_name = "PATH", env = "DEEPSEEK_V3_HF_MODEL", hide_env_values = true)]
     pub(crate) path: Option<PathBuf>,
     /// Directory for prepared weights, where the embedded model is unpacked [default: as for `convert`]

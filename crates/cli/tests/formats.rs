@@ -131,7 +131,18 @@ fn a_gguf_file_computes_what_its_checkpoint_does() {
     place.run(anew).fails_with(&["blk.2.attn_k_b.weight", "in q5_0 has no whole blocks"]);
     place.file("model.gguf", with_type(1));
     assert!(place.run(anew).success().stdout.contains("converted to f32"));
-    place.run(["inspect", path]).fails_with(&["model.gguf", "got a GGUF file"]);
+    let report = place.run(["inspect", path]).success().stdout;
+    assert!(report.contains("the checkpoint has every tensor that the model needs"), "{report}");
+    assert!(report.contains("F16") && !report.contains("not needed"), "{report}");
+    let name = b"blk.2.attn_kv_a_norm.weight";
+    let mut lacking = with_type(1);
+    let at = lacking.windows(name.len()).position(|bytes| bytes == name).unwrap();
+    lacking[at + "blk.".len()] = b'7';
+    place.file("model.gguf", lacking);
+    let problem = "tensor model.layers.2.self_attn.kv_a_layernorm.weight: missing";
+    let inspected = place.run(["inspect", path]);
+    assert!(inspected.code == 1 && inspected.stdout.contains(problem), "{inspected:#?}");
+    assert!(inspected.stderr.contains("model.gguf: the checkpoint has a problem"), "{inspected:#?}");
 
     place.file("model.gguf", &bytes[..bytes.len() - 100]);
     place.run(["convert", "--from-gguf", path]).fails_with(&["model.gguf", "ends past the file's"]);

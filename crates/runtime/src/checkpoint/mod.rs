@@ -204,7 +204,7 @@ impl Checkpoint {
     }
 
     /// The parts of a tensor that lies in parts.
-    pub(crate) fn join(&self, name: &str) -> Option<&[Part]> {
+    pub fn join(&self, name: &str) -> Option<&[Part]> {
         self.joins.get(name).map(Vec::as_slice)
     }
 

@@ -4,7 +4,7 @@ use super::line;
 use crate::{model::lacks_mtp, output::count};
 use dsv3_deepseek::{HfConfig, Model};
 use dsv3_mesh::Layout;
-use dsv3_runtime::{Checkpoint, Dtype, Error, Module, Prefix, TensorInfo, WeightSpec, WeightTree};
+use dsv3_runtime::{Checkpoint, Dtype, Error, Module, Part, Prefix, TensorInfo, WeightSpec, WeightTree};
 use indicatif::{DecimalBytes, HumanCount};
 use serde::Serialize;
 use std::{
@@ -99,6 +99,9 @@ impl Contents {
         if !needed.insert(spec.source.clone()) {
             return;
         }
+        if let Some(parts) = checkpoint.join(&spec.source) {
+            return self.visit_parts(checkpoint, kind, spec, parts, needed);
+        }
         let Some(info) = checkpoint.get(&spec.source) else {
             self.problems.push(format!("tensor {}: missing", spec.source));
             return;
@@ -118,6 +121,43 @@ impl Contents {
             }
         } else if let Err(problem) = checkpoint.tensor(&info.name) {
             self.problems.push(problem.to_string());
+        }
+    }
+
+    /// Looks up the parts of a weight that lies in parts.
+    fn visit_parts(
+        &mut self,
+        checkpoint: &Checkpoint,
+        kind: Kind,
+        spec: &WeightSpec,
+        parts: &[Part],
+        needed: &mut HashSet<String>,
+    ) {
+        let tally = self.by_kind.entry(kind).or_default();
+        let problems = self.problems.len();
+        let mut shape = [0, 0];
+        for part in parts {
+            match checkpoint.tensor(&part.tensor) {
+                Ok(tensor) => {
+                    let mut part_shape = tensor.info.shape.clone();
+                    if part.is_transposed {
+                        part_shape.reverse();
+                    }
+                    if let &[rows, cols] = &part_shape[..] {
+                        shape = [shape[0] + rows, cols];
+                    }
+                    if needed.insert(part.tensor.clone()) {
+                        tally.add(&tensor.info);
+                    }
+                }
+                Err(problem) => self.problems.push(problem.to_string()),
+            }
+        }
+        if self.problems.len() == problems && shape[..] != spec.shape[..] {
+            let expected = &spec.shape;
+            let problem =
+                format!("tensor {}: expected shape {expected:?}, its parts have {shape:?}", spec.source);
+            self.problems.push(problem);
         }
     }
 }

@@ -15,7 +15,7 @@ use anyhow::{Result, bail};
 use architecture::Architecture;
 use cache::{CacheContents, MeshContents};
 use contents::Contents;
-use dsv3_deepseek::HfConfig;
+use dsv3_deepseek::{HfConfig, gguf};
 use dsv3_galaxy::tensorbin::TensorBin;
 use dsv3_runtime::{Checkpoint, Gguf, WeightCache};
 use serde::Serialize;
@@ -25,7 +25,7 @@ use std::{
 };
 use tensorbin::TensorBinContents;
 
-/// What stands in a checkpoint's directory.
+/// What stands in a checkpoint's directory, or in a GGUF file.
 #[derive(Serialize)]
 struct CheckpointReport {
     path: PathBuf,
@@ -51,9 +51,6 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     if TensorBin::is_named(&path) && !path.is_dir() {
         return print(&TensorBinContents::read(path)?, args.json);
     }
-    if Gguf::is_gguf(&path) {
-        bail!("{}: expected a checkpoint, a config.json or a cache, got a GGUF file", path.display());
-    }
     let report = CheckpointReport::read(path)?;
     print(&report, args.json)?;
     match report.checkpoint.map_or(0, |contents| contents.problems.len()) {
@@ -70,12 +67,17 @@ fn print(report: &(impl Serialize + Display), json: bool) -> Result<()> {
 
 impl CheckpointReport {
     fn read(path: PathBuf) -> Result<Self> {
-        let is_dir = path.is_dir();
-        let config = if is_dir { path.join(CONFIG_FILE) } else { path.clone() };
-        let hf = HfConfig::from_file(&config)?;
-        let architecture = Architecture::of(&hf);
-        let checkpoint = if is_dir { Some(Contents::of(&Checkpoint::open(&path)?, &hf)) } else { None };
-        Ok(Self { path, architecture, checkpoint })
+        let (hf, checkpoint) = if Gguf::is_gguf(&path) {
+            let gguf = Gguf::open(&path)?;
+            let hf = HfConfig::from_json(&path, &gguf::config_json(&gguf)?)?;
+            (hf, Some(gguf::checkpoint(gguf)?))
+        } else if path.is_dir() {
+            (HfConfig::from_file(&path.join(CONFIG_FILE))?, Some(Checkpoint::open(&path)?))
+        } else {
+            (HfConfig::from_file(&path)?, None)
+        };
+        let contents = checkpoint.map(|checkpoint| Contents::of(&checkpoint, &hf));
+        Ok(Self { path, architecture: Architecture::of(&hf), checkpoint: contents })
     }
 }
 
