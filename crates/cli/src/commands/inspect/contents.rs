@@ -99,11 +99,11 @@ impl Contents {
         if !needed.insert(spec.source.clone()) {
             return;
         }
-        if let Some(parts) = checkpoint.join(&spec.source) {
-            return self.visit_parts(checkpoint, kind, spec, parts, needed);
-        }
         let Some(info) = checkpoint.get(&spec.source) else {
-            self.problems.push(format!("tensor {}: missing", spec.source));
+            match checkpoint.join(&spec.source) {
+                Some(parts) => self.visit_parts(checkpoint, kind, spec, parts, needed),
+                None => self.problems.push(format!("tensor {}: missing", spec.source)),
+            }
             return;
         };
         let tally = self.by_kind.entry(kind).or_default();
@@ -183,6 +183,9 @@ fn why_not_needed(name: &str, hf: &HfConfig) -> &'static str {
             "the MTP layer's copies of embedding and head"
         }
         Some(_) => "layers beyond those that run",
+        None if name.contains(".self_attn.k_b.") || name.contains(".self_attn.v_b.") => {
+            "halves of kv_b_proj, which is there whole"
+        }
         None if name.ends_with("rotary_emb.inv_freq") => "rotary frequencies, which config.json gives",
         None => "not part of this architecture",
     }
