@@ -166,6 +166,10 @@ fn renamed(checkpoint: &Path, config: &Value) -> BTreeMap<String, Tensor> {
                     let [keys, values] = cut(&tensor, config);
                     tensors.insert(format!("blk.{layer}.attn_k_b.weight"), keys);
                     tensors.insert(format!("blk.{layer}.attn_v_b.weight"), values);
+                    // Some converters write it whole, too.
+                    if layer == "0" {
+                        tensors.insert(format!("blk.{layer}.attn_kv_b.weight"), tensor);
+                    }
                 }
                 ["model", "layers", layer, ref rest @ ..] => {
                     if let Some(name) = layer_name(&rest.join(".")) {
