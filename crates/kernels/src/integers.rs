@@ -310,7 +310,7 @@ impl Lanes {
     }
 
     #[inline]
-    fn int8_mut(lines: &mut [Self]) -> &mut [[i8; BLOCK]] {
+    pub(crate) fn int8_mut(lines: &mut [Self]) -> &mut [[i8; BLOCK]] {
         let blocks = size_of_val(lines) / size_of::<[i8; BLOCK]>();
         // SAFETY: as for `int8`, borrowed exclusively; any integers that are written are f32, too.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), blocks) }

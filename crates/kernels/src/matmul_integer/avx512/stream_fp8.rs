@@ -4,10 +4,10 @@
 #![allow(clippy::needless_range_loop, reason = "a stream or a token is an index into several arrays")]
 
 use super::fill::{GROUP_VECTORS, GROUPS, VECTOR, VECTORS, fp8_in_steps};
-use super::tile::BLOCKS;
+use super::tile::{BLOCKS, minus_sums};
 use crate::avx2::whole;
 use crate::avx512::streams::{Group, STREAMS, add_rows};
-use crate::avx512::{load_integers, load64, store_integers};
+use crate::avx512::{load_integers, store_integers};
 use crate::integers::BLOCK;
 use crate::matmul_integer::{FP8_SPAN, group_scales};
 use crate::{IntegerRef, Lanes, MatrixMut, MatrixView};
@@ -24,28 +24,25 @@ const PARTS: usize = 36;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Part {
-    values: [[u8; VECTOR]; VECTORS],
+    values: [Lanes; VECTORS],
     /// What weights that are 128 too large make of the products, negated.
     offsets: [Lanes; GROUPS],
     /// The weights' scale of each group times the token's.
     scales: [f32; GROUPS],
 }
 
-/// The tokens' inputs.
-struct Inputs<const T: usize>([[MaybeUninit<Part>; PARTS]; T]);
-
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens. A token's sum does not depend on how many there are.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
 #[inline(never)]
 pub(super) fn matmul_add<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
-    let mut inputs = Inputs([const { [const { MaybeUninit::uninit() }; PARTS] }; T]);
+    let mut inputs = [const { [const { MaybeUninit::uninit() }; PARTS] }; T];
     for rows in w.row_blocks() {
         for first in (0..w.cols()).step_by(PARTS * COLUMNS) {
             let columns = first..w.cols().min(first + PARTS * COLUMNS);
             let scales = group_scales(w, rows.start, &columns);
             let mut parts: [&[Part]; T] = [&[]; T];
-            for (t, (parts, memory)) in parts.iter_mut().zip(&mut inputs.0).enumerate() {
+            for (t, (parts, memory)) in parts.iter_mut().zip(&mut inputs).enumerate() {
                 *parts = lay_out(x, t, &columns, &scales, memory);
             }
             let weights = w.rows_bytes(columns);
@@ -69,20 +66,13 @@ fn lay_out<'a>(
     let memory = &mut memory[..values.len().div_ceil(BLOCKS)];
     for (((values, x_scales), scales), part) in parts.zip(&mut *memory) {
         let part = part.write(Part {
-            values: [[0; VECTOR]; VECTORS],
+            values: [Lanes::ZERO; VECTORS],
             offsets: [Lanes::ZERO; GROUPS],
             scales: [0.0; GROUPS],
         });
-        for (to, value) in part.values.as_flattened_mut().iter_mut().zip(values.as_flattened()) {
-            *to = value.cast_unsigned();
-        }
-        let groups = part.values.as_chunks::<GROUP_VECTORS>().0.iter().zip(&mut part.offsets);
-        for (values, offset) in groups {
-            let mut sums = _mm512_setzero_si512();
-            for values in values {
-                sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(i8::MIN), load64(values));
-            }
-            store_integers(offset, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
+        Lanes::int8_mut(&mut part.values)[..values.len()].copy_from_slice(values);
+        for (values, offset) in part.values.chunks_exact(GROUP_VECTORS).zip(&mut part.offsets) {
+            store_integers(offset, minus_sums(values));
         }
         let x_scales = x_scales.iter().step_by(FP8_SPAN);
         for (to, (scale, x_scale)) in part.scales.iter_mut().zip(scales.iter().zip(x_scales)) {
@@ -143,7 +133,8 @@ fn add_part<const T: usize>(
         for t in 0..T {
             let mut products = load_integers(&inputs[t].offsets[number]);
             for vector in vectors.clone() {
-                products = _mm512_dpbusd_epi32(products, weights[vector], load64(&inputs[t].values[vector]));
+                products =
+                    _mm512_dpbusd_epi32(products, weights[vector], load_integers(&inputs[t].values[vector]));
             }
             let factor = _mm512_permutexvar_ps(_mm512_set1_epi32(number as i32), factors[t]);
             sums[t][stream] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), factor, sums[t][stream]);

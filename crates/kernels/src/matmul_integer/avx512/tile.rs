@@ -292,7 +292,7 @@ fn by_token<const BESIDE: usize>(fours: __m512) -> __m512 {
 /// -128 times the sums of the columns of some fours.
 #[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
-fn minus_sums(fours: &[Lanes]) -> __m512i {
+pub(super) fn minus_sums(fours: &[Lanes]) -> __m512i {
     let mut sums = _mm512_setzero_si512();
     for four in fours {
         sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(i8::MIN), load_integers(four));
