@@ -7,7 +7,7 @@
 
 use dsv3_runtime::{Checkpoint, Error, Gguf, GgufName, GgufValue, Part, TensorInfo};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The architecture's name in GGUF files.
 const ARCHITECTURE: &str = "deepseek2";
@@ -163,7 +163,18 @@ fn json_of(value: Option<&GgufValue>) -> Value {
 /// Tensors that are not as many as the stacks need, or that have the same name.
 pub fn checkpoint(gguf: Gguf) -> Result<Checkpoint, Error> {
     let mut joins = BTreeMap::new();
-    let key_parts: Vec<(String, usize)> = gguf.tensors().iter().filter_map(split_keys).collect();
+    let layer_of = |name: &str, tensor: &TensorInfo| -> Option<String> {
+        Some(tensor.name.strip_prefix("blk.")?.strip_suffix(name)?.to_owned())
+    };
+    // ik_llama.cpp's converter writes the halves, too, and does not tell their heads apart: they are not read.
+    let whole: BTreeSet<String> =
+        gguf.tensors().iter().filter_map(|tensor| layer_of(".attn_kv_b.weight", tensor)).collect();
+    let is_left_out = |tensor: &TensorInfo| {
+        let mut halves = [".attn_k_b.weight", ".attn_v_b.weight"].into_iter();
+        halves.any(|name| layer_of(name, tensor).is_some_and(|layer| whole.contains(&layer)))
+    };
+    let halves = gguf.tensors().iter().filter(|tensor| !is_left_out(tensor));
+    let key_parts: Vec<(String, usize)> = halves.filter_map(split_keys).collect();
     for (layer, heads) in key_parts {
         let at = format!("model.layers.{layer}.self_attn");
         let part = |kind: &str, head: usize| Part {
@@ -173,6 +184,7 @@ pub fn checkpoint(gguf: Gguf) -> Result<Checkpoint, Error> {
         let parts = (0..heads).flat_map(|head| [part("k_b", head), part("v_b", head)]).collect();
         joins.insert(format!("{at}.kv_b_proj.weight"), parts);
     }
+    let rename = |tensor: &TensorInfo| if is_left_out(tensor) { GgufName::Ignored } else { rename(tensor) };
     gguf.into_checkpoint(rename, joins)
 }
 

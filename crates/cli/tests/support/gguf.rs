@@ -19,6 +19,8 @@ type Tensor = (Vec<usize>, Vec<u8>);
 pub enum Matrices {
     /// Stay in bf16.
     Kept,
+    /// The same, `kv_b_proj` whole and, as ik_llama.cpp's converter has them, in halves that do not tell heads apart.
+    KeptWhole,
     /// Blocks.
     InBlocks,
     /// F32, the values of these blocks.
@@ -33,7 +35,7 @@ pub fn write_gguf(checkpoint: &Path, file: &Path) {
 /// The same, its matrices in another type.
 pub fn write_gguf_as(checkpoint: &Path, file: &Path, matrices: Matrices) {
     let config: Value = serde_json::from_slice(&fs::read(checkpoint.join("config.json")).unwrap()).unwrap();
-    let tensors = renamed(checkpoint, &config);
+    let tensors = renamed(checkpoint, &config, matrices == Matrices::KeptWhole);
     let values = metadata(&config);
     let mut head = [&b"GGUF"[..], &3_u32.to_le_bytes()].concat();
     head.extend((tensors.len() as u64).to_le_bytes());
@@ -48,12 +50,12 @@ pub fn write_gguf_as(checkpoint: &Path, file: &Path, matrices: Matrices) {
         // Everything is bf16 but the gate's bias.
         let is_bf16 = bytes.len() == shape.iter().product::<usize>() * 2;
         let is_matrix = shape.len() > 1 && shape[shape.len() - 1].is_multiple_of(32);
-        let (kind, bytes) =
-            if is_bf16 && is_matrix && !name.contains("ffn_gate_inp") && matrices != Matrices::Kept {
-                in_blocks(name, bytes, matrices)
-            } else {
-                (if is_bf16 { BF16 } else { F32 }, bytes.clone())
-            };
+        let stay = matches!(matrices, Matrices::Kept | Matrices::KeptWhole);
+        let (kind, bytes) = if is_bf16 && is_matrix && !name.contains("ffn_gate_inp") && !stay {
+            in_blocks(name, bytes, matrices)
+        } else {
+            (if is_bf16 { BF16 } else { F32 }, bytes.clone())
+        };
         head.extend(kind.to_le_bytes());
         head.extend((data.len() as u64).to_le_bytes());
         data.extend(bytes);
@@ -147,7 +149,7 @@ fn metadata(config: &Value) -> Vec<Vec<u8>> {
     values
 }
 
-fn renamed(checkpoint: &Path, config: &Value) -> BTreeMap<String, Tensor> {
+fn renamed(checkpoint: &Path, config: &Value, is_whole: bool) -> BTreeMap<String, Tensor> {
     let mut tensors = BTreeMap::new();
     let mut experts = BTreeMap::<String, BTreeMap<usize, Tensor>>::new();
     for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
@@ -163,13 +165,15 @@ fn renamed(checkpoint: &Path, config: &Value) -> BTreeMap<String, Tensor> {
                     experts.entry(name).or_default().insert(expert.parse().unwrap(), tensor);
                 }
                 ["model", "layers", layer, "self_attn", "kv_b_proj", _] => {
-                    let [keys, values] = cut(&tensor, config);
-                    tensors.insert(format!("blk.{layer}.attn_k_b.weight"), keys);
-                    tensors.insert(format!("blk.{layer}.attn_v_b.weight"), values);
-                    // Some converters write it whole, too.
-                    if layer == "0" {
+                    let [mut keys, mut values] = cut(&tensor, config);
+                    if is_whole {
+                        for (shape, _) in [&mut keys, &mut values] {
+                            *shape = vec![shape[0] * shape[1], shape[2]];
+                        }
                         tensors.insert(format!("blk.{layer}.attn_kv_b.weight"), tensor);
                     }
+                    tensors.insert(format!("blk.{layer}.attn_k_b.weight"), keys);
+                    tensors.insert(format!("blk.{layer}.attn_v_b.weight"), values);
                 }
                 ["model", "layers", layer, ref rest @ ..] => {
                     if let Some(name) = layer_name(&rest.join(".")) {

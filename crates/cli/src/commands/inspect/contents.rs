@@ -183,9 +183,6 @@ fn why_not_needed(name: &str, hf: &HfConfig) -> &'static str {
             "the MTP layer's copies of embedding and head"
         }
         Some(_) => "layers beyond those that run",
-        None if name.contains(".self_attn.k_b.") || name.contains(".self_attn.v_b.") => {
-            "halves of kv_b_proj, which is there whole"
-        }
         None if name.ends_with("rotary_emb.inv_freq") => "rotary frequencies, which config.json gives",
         None => "not part of this architecture",
     }
