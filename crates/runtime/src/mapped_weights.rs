@@ -70,11 +70,6 @@ impl MappedChunk {
         self.file.resident_bytes(self.range.clone()).is_some_and(|resident| resident < self.range.len())
     }
 
-    /// Asks the system to read it soon, and does not wait.
-    pub fn will_need(&self) {
-        self.file.will_need(self.range.clone());
-    }
-
     /// Reads it into memory, and waits until that is done.
     ///
     /// # Errors
@@ -155,7 +150,6 @@ mod tests {
         let chunks = mapped.chunks();
         assert_eq!((chunks.len(), chunks[0].range.clone()), (1, 16..48));
         assert_eq!((chunks[0].bytes(), mapped.bytes()), (32, 32));
-        chunks[0].will_need();
         chunks[0].populate().unwrap();
         assert!(!chunks[0].is_missing());
     }
