@@ -131,7 +131,32 @@ impl<'a> MatrixView<'a> {
         let scales =
             self.scales.map(|scales| BlockScales { first_row: scales.first_row + range.start, ..scales });
         let bytes = self.element_range(range.start, 0, range.len(), self.cols);
-        MatrixView { rows: range.len(), bytes, scales, next: None, ..*self }
+        // What is read after the last rows is what is read after all.
+        let next = self.next.filter(|_| range.end == self.rows);
+        MatrixView { rows: range.len(), bytes, scales, next, ..*self }
+    }
+
+    /// One row of each `step`, from row `first` on.
+    ///
+    /// # Panics
+    /// If there is no such row, or rows with one scale are no multiple of `step`.
+    pub(crate) fn every(&self, first: usize, step: usize) -> MatrixView<'a> {
+        assert!(first < self.rows, "row {first} of {}", self.rows);
+        let rows = (self.rows - first).div_ceil(step);
+        let scales = self.scales.map(|scales| {
+            assert!(scales.block_rows.is_multiple_of(step), "{} rows with one scale", scales.block_rows);
+            // A block is a whole number of steps, of each of which one row is left.
+            let first_row = (scales.first_row + first) / step;
+            BlockScales { block_rows: scales.block_rows / step, first_row, ..scales }
+        });
+        let last = self.rows - 1 - (self.rows - 1 - first) % step;
+        let bytes = self.element_range(first, 0, last + 1 - first, self.cols);
+        MatrixView { rows, row_stride: self.row_stride * step, bytes, scales, next: None, ..*self }
+    }
+
+    /// How many rows have one scale; 0 of a matrix without scales.
+    pub(crate) fn block_rows(&self) -> usize {
+        self.scales.map_or(0, |scales| scales.block_rows)
     }
 
     /// Some of the columns, of every row.

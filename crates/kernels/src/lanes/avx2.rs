@@ -206,10 +206,20 @@ pub(crate) struct RowsAhead {
 }
 
 impl RowsAhead {
-    /// So many columns from a row and a column on, in so many steps. The matrix may end before.
-    pub(crate) fn at(w: &MatrixView<'_>, (row, first): (usize, usize), columns: usize, steps: usize) -> Self {
+    /// So many columns from a row and a column on, in one step. The matrix may end before.
+    pub(crate) fn at(w: &MatrixView<'_>, (row, first): (usize, usize), columns: usize) -> Self {
         let start = w.start_of_row(row).wrapping_add(w.format().bytes(first));
-        Self { start, stride: w.format().bytes(w.row_stride()), step: w.format().bytes(columns) / steps }
+        Self { start, stride: w.format().bytes(w.row_stride()), step: w.format().bytes(columns) }
+    }
+
+    /// The same in so many steps.
+    pub(crate) fn in_steps(self, steps: usize) -> Self {
+        Self { step: self.step / steps, ..self }
+    }
+
+    /// One row of each `step`.
+    pub(crate) fn every(self, step: usize) -> Self {
+        Self { stride: self.stride * step, ..self }
     }
 
     /// The rows from `row` on.
@@ -274,21 +284,17 @@ pub(crate) fn add_tile<const APART: usize, const R: usize, const V: usize>(
     }
 }
 
-/// `out[lane, r] = sums[r][group][lane]`, or `+=` if it is to `ADD`, for as many lanes as out has rows.
+/// `out[lane, r] = sums(r)[lane]`, or `+=` if it is to `ADD`, for as many lanes as out has rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn write_rows<const G: usize, const ADD: bool>(
-    sums: &[[Lanes; G]],
-    group: usize,
-    out: &mut MatrixMut<'_>,
-) {
-    let (blocks, rest) = sums.as_chunks::<VECTOR>();
+pub(crate) fn write_rows<'s, const ADD: bool>(sums: impl Fn(usize) -> &'s Lanes, out: &mut MatrixMut<'_>) {
+    let whole = out.cols() / VECTOR * VECTOR;
     // A run of each lane at a time: their rows lie on different pages, of which a processor knows few that it writes to.
-    for (run, blocks) in blocks.chunks(RUN).enumerate() {
+    for run in (0..whole).step_by(RUN * VECTOR) {
         for first in (0..out.rows()).step_by(VECTOR) {
-            for (block, sums) in blocks.iter().enumerate() {
-                let columns: [__m256; VECTOR] = from_fn(|c| load(&sums[c][group])[first / VECTOR]);
+            for row in (run..whole.min(run + RUN * VECTOR)).step_by(VECTOR) {
+                let columns: [__m256; VECTOR] = from_fn(|c| load(sums(row + c))[first / VECTOR]);
                 for (lane, values) in (first..out.rows()).zip(transpose(columns)) {
-                    let out = &mut out.row_mut(lane)[(run * RUN + block) * VECTOR..][..VECTOR];
+                    let out = &mut out.row_mut(lane)[row..][..VECTOR];
                     // SAFETY: a slice of eight floats; load and store need no alignment.
                     unsafe {
                         let values = match ADD {
@@ -302,9 +308,8 @@ pub(crate) fn write_rows<const G: usize, const ADD: bool>(
         }
     }
     for lane in 0..out.rows() {
-        let out = &mut out.row_mut(lane)[blocks.len() * VECTOR..];
-        for (out, sums) in out.iter_mut().zip(rest) {
-            let sum = sums[group].0[lane];
+        for (row, out) in out.row_mut(lane).iter_mut().enumerate().skip(whole) {
+            let sum = sums(row).0[lane];
             *out = if ADD { *out + sum } else { sum };
         }
     }

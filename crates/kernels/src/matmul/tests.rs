@@ -72,6 +72,15 @@ fn more_rows_than_have_their_sums_in_lanes() {
 }
 
 #[test]
+fn rows_that_share_pages() {
+    let mut random = Random(11);
+    for spec in specs(&[410], &[64, 300]) {
+        let weights = Weights::random(spec, &mut random);
+        check(&weights, &weights.view(), 18, &mut random);
+    }
+}
+
+#[test]
 fn rows_of_a_wider_matrix() {
     let mut random = Random(3);
     let values = random.values(9 * 50);

@@ -145,6 +145,18 @@ fn more_rows_and_columns_than_a_panel() {
 }
 
 #[test]
+fn rows_that_share_pages() {
+    let mut random = Random(10);
+    // Of 256 columns a panel takes one row of 16, then of 8, 4, 2 and 1, but where blocks of FP8 are no multiples of that.
+    for spec in specs(&[410, 530], &[256, 520]) {
+        let weights = Weights::random(spec, &mut random);
+        for tokens in [7, 17] {
+            check(&weights, tokens, &mut random);
+        }
+    }
+}
+
+#[test]
 fn longer_rows_than_inputs_lie_ready_for() {
     let mut random = Random(9);
     let spec = Spec { format: Format::Fp8, rows: 6, cols: 18_700, block: (4, 128), first_row: 2, offset: 0 };

@@ -71,7 +71,7 @@ impl AheadOfRow {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Format, MatrixView};
+    use crate::{BlockScales, Format, MatrixView};
 
     #[test]
     fn memory_is_asked_for_what_is_read_next() {
@@ -90,6 +90,25 @@ mod tests {
         assert_eq!([start(&view, 3), start(&view, 4), start(&view, 5)], [18, 28, 34]);
         let part = view.row_range(0..1);
         assert_eq!(start(&part, 1), 6);
+        assert_eq!(start(&view.row_range(2..4), 2), 28, "what is read after the last rows is");
         assert_eq!(at(&part, 0, 5), 13, "what is read after a part is not what is read after all");
+    }
+    #[test]
+    fn one_row_of_each_step() {
+        let bytes: Vec<u8> = (0..14).collect();
+        let grid: Vec<u8> = [1.0_f32, 2.0, 3.0].into_iter().flat_map(f32::to_le_bytes).collect();
+        // Rows 1 to 7 of a matrix of which each four have a scale.
+        let scales = BlockScales { bytes: &grid, block_rows: 4, block_cols: 2, grid_cols: 1, first_row: 1 };
+        let view = MatrixView::from_bytes(Format::Fp8, &bytes, 7, 2, Some(scales));
+        let rows = |view: &MatrixView<'_>| -> Vec<(u8, f32)> {
+            let scale = |row| view.row_scales(row).of(view.column_blocks(0..2).next().expect("a block"));
+            (0..view.rows()).map(|row| (view.row_bytes(row, 0..2)[0], scale(row))).collect()
+        };
+        let all = rows(&view);
+        assert_eq!(all.iter().map(|row| row.1).collect::<Vec<_>>(), [1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0]);
+        for (first, step) in [(0, 1), (0, 2), (1, 2), (0, 4), (3, 4), (6, 4), (5, 2)] {
+            let some: Vec<_> = all[first..].iter().step_by(step).copied().collect();
+            assert_eq!(rows(&view.every(first, step)), some, "each {step} from {first}");
+        }
     }
 }

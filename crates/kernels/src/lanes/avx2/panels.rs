@@ -6,7 +6,7 @@
 use super::{RowsAhead, TILE, evenly, write_rows, zeros};
 use crate::avx2::with_count;
 use crate::{LANES, Lanes, MatrixMut, MatrixView};
-use std::{mem::MaybeUninit, ops::Range};
+use std::{iter, mem::MaybeUninit, ops::Range};
 
 /// Lines of packed tokens that are kept at once, 270 kB: 512 for sixteen tokens, and some more, so that groups lie in different
 /// sets of a cache.
@@ -21,14 +21,8 @@ const GROUPS: usize = 8;
 const ROWS: usize = 528;
 /// Rows of a panel that stays in the first cache: two tiles for sixteen tokens, one for eight.
 pub(crate) const FEW_ROWS: usize = 2 * TILE;
-
-/// What a panel is made of.
-pub(crate) struct Place {
-    pub(crate) rows: Range<usize>,
-    pub(crate) columns: Range<usize>,
-    /// The row and the column with which the next panel begins.
-    pub(crate) next: (usize, usize),
-}
+/// Bytes of a page, in each of which a processor foresees one stream.
+const PAGE: usize = 4096;
 
 /// Some columns of a row of weights, as they are multiplied with tokens of type `X`, a batch of `G` times sixteen at once.
 pub(crate) trait Row<X: Copy, const G: usize>: Copy {
@@ -41,11 +35,11 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// One without weights.
     const EMPTY: Self;
 
-    /// Fills in a panel.
+    /// Fills in columns `columns` of all rows of `w`, a panel, which `next` comes after.
     ///
     /// # Safety
     /// The processor has the features that this is compiled for.
-    unsafe fn fill(w: &MatrixView<'_>, place: &Place, out: &mut [Self]);
+    unsafe fn fill(w: &MatrixView<'_>, columns: Range<usize>, next: RowsAhead, out: &mut [Self]);
 
     /// Columns `columns` of a batch of tokens, `tokens`, side by side in lanes; zero in lanes without a token.
     ///
@@ -140,12 +134,14 @@ unsafe fn block_products<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
             add_span::<X, P, G, N>(w, &span, &batches, &packed, panel, sums);
         }
     }
+    let mut places = [0; ROWS];
+    rows_of_panels::<N>(w).flat_map(Rows::each).enumerate().for_each(|(place, row)| places[row] = place);
     for batch in 0..batches.count() {
         let sums = &sums[batch * w.rows()..][..w.rows()];
         for group in 0..batches.tokens(batch).len().div_ceil(LANES) {
             let lanes = out.rows().min(LANES);
             let (mut now, rest) = out.split_rows_at(lanes);
-            write_rows::<G, false>(sums, group, &mut now);
+            write_rows::<false>(|row| &sums[places[row]][group], &mut now);
             out = rest;
         }
     }
@@ -170,8 +166,42 @@ impl Batches {
     }
 }
 
+/// Rows of a panel: so many from the first on, each `step` rows after the one before.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Rows {
+    fn each(self) -> impl Iterator<Item = usize> {
+        (self.first..).step_by(self.step).take(self.count)
+    }
+}
+
+/// The rows of each panel, at most `N`, all of them once. As long as there are enough, those of a panel lie on different pages:
+/// several streams in one are none to the processor, which then foresees nothing.
+fn rows_of_panels<const N: usize>(w: &MatrixView<'_>) -> impl Iterator<Item = Rows> {
+    let row = w.format().bytes(w.row_stride()).max(1);
+    let on_a_page = match PAGE.div_ceil(row).next_power_of_two() {
+        step if w.block_rows().is_multiple_of(step) => step,
+        _ => 1,
+    };
+    let (mut end, rows) = (0, w.rows());
+    let groups = iter::from_fn(move || {
+        let (first, left) = (end, rows - end);
+        let step = on_a_page.min(1 << (left / N).max(1).ilog2());
+        end += left.min(N * step);
+        (left > 0).then_some((first..end, step))
+    });
+    groups.flat_map(|(group, step)| {
+        (0..step).map(move |turn| Rows { first: group.start + turn, step, count: group.len() / step })
+    })
+}
+
 /// The columns of each panel.
-fn panels_of(span: &Range<usize>, columns: usize) -> impl Iterator<Item = Range<usize>> {
+fn columns_of_panels(span: &Range<usize>, columns: usize) -> impl Iterator<Item = Range<usize>> {
     span.clone().step_by(columns).map(move |first| first..span.end.min(first + columns))
 }
 
@@ -188,7 +218,7 @@ unsafe fn pack_span<'m, X: Copy, P: Row<X, G>, const G: usize>(
 ) -> [&'m [Lanes]; PARTS] {
     let mut packed: [&[Lanes]; PARTS] = [&[]; _];
     let mut free = memory;
-    for (columns, packed) in panels_of(span, P::COLUMNS).zip(packed.chunks_mut(batches.count())) {
+    for (columns, packed) in columns_of_panels(span, P::COLUMNS).zip(packed.chunks_mut(batches.count())) {
         for (batch, packed) in packed.iter_mut().enumerate() {
             let tokens = batches.tokens(batch);
             let (now, rest) = free.split_at_mut(tokens.len().div_ceil(LANES) * P::LINES);
@@ -213,23 +243,27 @@ unsafe fn add_span<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
     panel: &mut [P],
     sums: &mut [[Lanes; G]],
 ) {
-    for row in (0..w.rows()).step_by(N) {
-        let rows = row..w.rows().min(row + N);
-        let panel = &mut panel[..rows.len()];
-        for (columns, packed) in panels_of(span, P::COLUMNS).zip(packed.chunks(batches.count())) {
-            let next = match (columns.end < span.end, row + N < w.rows()) {
-                (true, _) => (row, columns.end),
-                (false, true) => (row + N, span.start),
-                (false, false) if span.end < w.cols() => (0, span.end),
-                (false, false) => (w.rows(), 0),
+    let mut panels = rows_of_panels::<N>(w).peekable();
+    let Some(&top) = panels.peek() else { return };
+    let mut done = 0;
+    while let Some(rows) = panels.next() {
+        let panel = &mut panel[..rows.count];
+        let part = w.every(rows.first, rows.step).row_range(0..rows.count);
+        for (columns, packed) in columns_of_panels(span, P::COLUMNS).zip(packed.chunks(batches.count())) {
+            let (next, column) = match (columns.end < span.end, panels.peek()) {
+                (true, _) => (rows, columns.end),
+                (false, Some(&below)) => (below, span.start),
+                (false, None) if span.end < w.cols() => (top, span.end),
+                // Of what is read after the matrix, which is taken to be one like it.
+                (false, None) => (Rows { first: w.rows(), ..top }, 0),
             };
-            let place = Place { rows: rows.clone(), columns, next };
+            let next = RowsAhead::at(w, (next.first, column), P::COLUMNS).every(next.step);
             // SAFETY: what the caller promises, here and below.
-            unsafe { P::fill(w, &place, panel) };
+            unsafe { P::fill(&part, columns, next, panel) };
             for (batch, packed) in packed.iter().enumerate() {
                 // The first batch asks for the next panel.
-                let next = (batch == 0).then(|| RowsAhead::at(w, next, P::COLUMNS, P::COLUMNS / P::STEP));
-                let sums = &mut sums[batch * w.rows()..][rows.clone()];
+                let next = (batch == 0).then(|| next.in_steps(P::COLUMNS / P::STEP));
+                let sums = &mut sums[batch * w.rows() + done..][..part.rows()];
                 // SAFETY: as above.
                 unsafe {
                     match batches.tokens(batch).len() <= G * LANES / 2 {
@@ -239,6 +273,7 @@ unsafe fn add_span<X: Copy, P: Row<X, G>, const G: usize, const N: usize>(
                 }
             }
         }
+        done += part.rows();
     }
 }
 
@@ -297,4 +332,30 @@ fn filled<T: Copy>(memory: &mut [MaybeUninit<T>], value: T) -> &mut [T] {
     }
     // SAFETY: everything has been written.
     unsafe { memory.assume_init_mut() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+
+    #[test]
+    fn each_row_is_in_one_panel_and_shares_no_page_there() {
+        for (rows, cols) in
+            [(1, 7), (12, 64), (400, 64), (512, 512), (100, 2048), (528, 1536), (5, 5000), (0, 9)]
+        {
+            let bytes = vec![0; 2 * rows * cols];
+            let w = MatrixView::from_bytes(Format::Bf16, &bytes, rows, cols, None);
+            let panels: Vec<Vec<_>> = rows_of_panels::<12>(&w).map(|rows| rows.each().collect()).collect();
+            let mut all = panels.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..rows).collect::<Vec<_>>(), "{rows} x {cols}");
+            let apart = |panel: &[usize]| panel.windows(2).all(|pair| (pair[1] - pair[0]) * 2 * cols >= PAGE);
+            let on_pages = panels.iter().filter(|panel| apart(panel)).count() * 12;
+            // Fewer rows than a panel on pages of their own has are left over.
+            let group = 12 * PAGE.div_ceil(2 * cols).next_power_of_two();
+            assert!(on_pages >= rows / group * group, "{on_pages} of {rows} x {cols}");
+            assert!(panels.iter().all(|panel| (1..=12).contains(&panel.len())));
+        }
+    }
 }

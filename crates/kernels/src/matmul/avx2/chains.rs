@@ -123,7 +123,7 @@ fn run_add<C: Chained>(
             let sums = &mut sums[rows.start * C::CHAINS..rows.end * C::CHAINS];
             // The rows below, or the next columns from the top.
             let next = if row + TILE < w.rows() { (row + TILE, first) } else { (0, first + C::COLUMNS) };
-            let next = RowsAhead::at(w, next, C::COLUMNS, C::CHAINS);
+            let next = RowsAhead::at(w, next, C::COLUMNS).in_steps(C::CHAINS);
             with_count!(panel.len(), R of [1 2 3 4 5 6], panel_add::<C, R>(panel, tokens, sums, next));
         }
     }
@@ -133,7 +133,7 @@ fn run_add<C: Chained>(
         let total = unsafe { C::total(&sums[row * C::CHAINS..][..C::CHAINS]) };
         store(&mut sums[row], if is_nan[row] { [_mm256_set1_ps(f32::NAN); 2] } else { total });
     }
-    write_rows::<1, true>(sums[..w.rows()].as_chunks::<1>().0, 0, out);
+    write_rows::<true>(|row| &sums[row], out);
 }
 
 /// The tokens' columns by chain, from each chain to the next a line more than it has; zeros where columns have ended.

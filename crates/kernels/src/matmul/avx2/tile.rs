@@ -38,8 +38,8 @@ impl panels::Row<MatrixRef<'_>, 1> for Row {
     const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
-        dequantize::avx2::dequantize_rows(w, place.rows.start, place.columns.clone(), out);
+    unsafe fn fill(w: &MatrixView<'_>, columns: Range<usize>, _: RowsAhead, out: &mut [Self]) {
+        dequantize::avx2::dequantize_rows(w, 0, columns, out);
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]

@@ -43,8 +43,8 @@ impl panels::Row<MatrixRef<'_>, GROUPS> for Row {
     const EMPTY: Self = Self([0.0; PITCH]);
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
-        dequantize_rows(w, place.rows.start, place.columns.clone(), out);
+    unsafe fn fill(w: &MatrixView<'_>, columns: Range<usize>, _: RowsAhead, out: &mut [Self]) {
+        dequantize_rows(w, 0, columns, out);
     }
 
     /// Group by group.

@@ -3,11 +3,11 @@
 use crate::avx2::{half, load16_bytes, load32, store32, whole};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::RowsAhead;
-use crate::lanes::avx2::panels::Place;
 use crate::matmul_integer::{FP8_GROUP, FP8_SPAN, fp8_exponent, fp8_step, group_scales};
 use crate::quantized::{BlockQ8_0, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Pairs of columns in a block.
 pub(super) const PAIRS: usize = BLOCK / 2;
@@ -97,24 +97,23 @@ impl Ahead {
     }
 }
 
-/// Fills in a panel of `w`, `q8_0` or FP8.
+/// Fills in columns of the rows of `w`, `q8_0` or FP8, and asks memory for what comes next.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn fill(w: &MatrixView<'_>, place: &Place, out: &mut [Row]) {
-    let at = |start| RowsAhead::at(w, start, BLOCKS * BLOCK, 1);
-    let Place { rows, columns, next } = place;
-    let ahead = Ahead { rows: rows.len(), here: at((rows.start, columns.start)), next: at(*next) };
+pub(super) fn fill(w: &MatrixView<'_>, columns: Range<usize>, next: RowsAhead, out: &mut [Row]) {
+    let here = RowsAhead::at(w, (0, columns.start), BLOCKS * BLOCK);
+    let ahead = Ahead { rows: w.rows(), here, next };
     match w.format() {
-        Format::Q8_0 => fill_q8_0(w, place, ahead, out),
-        Format::Fp8 => fill_fp8(w, place, ahead, out),
+        Format::Q8_0 => fill_q8_0(w, columns, ahead, out),
+        Format::Fp8 => fill_fp8(w, columns, ahead, out),
         other => unreachable!("{other} has no signs of its own"),
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_q8_0(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
-    let bytes = w.rows_bytes(place.columns.clone());
-    for (number, (row, out)) in place.rows.clone().zip(out).enumerate() {
-        ahead.request(number);
+fn fill_q8_0(w: &MatrixView<'_>, columns: Range<usize>, ahead: Ahead, out: &mut [Row]) {
+    let bytes = w.rows_bytes(columns);
+    for (row, out) in out.iter_mut().enumerate() {
+        ahead.request(row);
         let weights: &[BlockQ8_0] = blocks(bytes.row(row));
         for (weights, out) in weights.iter().zip(&mut out.0) {
             let bytes = load32(&weights.values);
@@ -125,14 +124,14 @@ fn fill_q8_0(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn fill_fp8(w: &MatrixView<'_>, place: &Place, ahead: Ahead, out: &mut [Row]) {
-    let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
-    for rows in w.row_range(place.rows.clone()).row_blocks() {
-        let [scale] = group_scales(w, first + rows.start, &place.columns);
+fn fill_fp8(w: &MatrixView<'_>, columns: Range<usize>, ahead: Ahead, out: &mut [Row]) {
+    let bytes = w.rows_bytes(columns.clone());
+    for rows in w.row_blocks() {
+        let [scale] = group_scales(w, rows.start, &columns);
         for r in rows {
             ahead.request(r);
             let mut end = None;
-            fill_fp8_group(whole(bytes.row(first + r), &mut end), scale, &mut out[r].0);
+            fill_fp8_group(whole(bytes.row(r), &mut end), scale, &mut out[r].0);
         }
     }
 }

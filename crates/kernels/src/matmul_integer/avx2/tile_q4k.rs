@@ -53,9 +53,9 @@ impl panels::Row<IntegerRef<'_>, 1> for Row {
     };
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
-        let bytes = w.rows_bytes(place.columns.clone());
-        for (row, out) in place.rows.clone().zip(out) {
+    unsafe fn fill(w: &MatrixView<'_>, columns: Range<usize>, _: RowsAhead, out: &mut [Self]) {
+        let bytes = w.rows_bytes(columns);
+        for (row, out) in out.iter_mut().enumerate() {
             let weights: &[BlockQ4K] = blocks(bytes.row(row));
             for (block, weights) in weights.iter().enumerate() {
                 out.set(block, weights);

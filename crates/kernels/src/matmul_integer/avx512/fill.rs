@@ -4,12 +4,12 @@ use super::tile::{BLOCKS, Row};
 use crate::avx2::{half, load32, store32, whole};
 use crate::avx512::{load64, store64};
 use crate::integers::BLOCK;
-use crate::lanes::avx2::panels::Place;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::{FP8_GROUP, LEAST_EXPONENT, group_scales};
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, MatrixView};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Bytes of a vector: two blocks.
 pub(super) const VECTOR: usize = 2 * BLOCK;
@@ -23,18 +23,18 @@ pub(super) const GROUP_VECTORS: usize = FP8_GROUP / VECTOR;
 /// Vectors of a block of `q4_K`.
 const Q4K_VECTORS: usize = Q4K_GROUPS / 2;
 
-/// Fills in a panel of `w`.
+/// Fills in columns of the rows of `w`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 pub(super) fn fill<const MINIMA: bool, const SPAN: usize, const BESIDE: usize>(
     w: &MatrixView<'_>,
-    place: &Place,
+    columns: Range<usize>,
     out: &mut [Row<MINIMA, SPAN, BESIDE>],
 ) {
     if w.format() == Format::Fp8 {
-        return fill_fp8(w, place, out);
+        return fill_fp8(w, columns, out);
     }
-    let bytes = w.rows_bytes(place.columns.clone());
-    for (row, out) in place.rows.clone().zip(out) {
+    let bytes = w.rows_bytes(columns);
+    for (row, out) in out.iter_mut().enumerate() {
         match w.format() {
             Format::Q8_0 => out.set_q8_0(blocks(bytes.row(row))),
             Format::Q4K => out.set_q4k(blocks(bytes.row(row))),
@@ -46,14 +46,14 @@ pub(super) fn fill<const MINIMA: bool, const SPAN: usize, const BESIDE: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn fill_fp8<const MINIMA: bool, const SPAN: usize, const BESIDE: usize>(
     w: &MatrixView<'_>,
-    place: &Place,
+    columns: Range<usize>,
     out: &mut [Row<MINIMA, SPAN, BESIDE>],
 ) {
-    let (first, bytes) = (place.rows.start, w.rows_bytes(place.columns.clone()));
-    for rows in w.row_range(place.rows.clone()).row_blocks() {
-        let scales = group_scales(w, first + rows.start, &place.columns);
+    let bytes = w.rows_bytes(columns.clone());
+    for rows in w.row_blocks() {
+        let scales = group_scales(w, rows.start, &columns);
         for r in rows {
-            out[r].set_fp8(bytes.row(first + r), &scales);
+            out[r].set_fp8(bytes.row(r), &scales);
         }
     }
 }

@@ -65,8 +65,8 @@ impl<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> panels::Row<Int
     const EMPTY: Self = Self { values: [[0; BLOCK]; BLOCKS], scales: [0.0; BLOCKS], minima: [0.0; BLOCKS] };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-    unsafe fn fill(w: &MatrixView<'_>, place: &panels::Place, out: &mut [Self]) {
-        fill(w, place, out);
+    unsafe fn fill(w: &MatrixView<'_>, columns: Range<usize>, _: RowsAhead, out: &mut [Self]) {
+        fill(w, columns, out);
     }
 
     /// By group: the scales of all blocks, then their offsets, then their fours. Offsets are the blocks' sums or, where weights
@@ -161,7 +161,11 @@ fn add_span<const MINIMA: bool, const SPAN: usize, const BESIDE: usize, const R:
         if let Some(ahead) = ahead
             && block % STEP_BLOCKS == 0
         {
-            ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS);
+            // The first cache has no room for a panel of FP8 beside this one.
+            match SPAN {
+                1 => ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS),
+                _ => ahead.request::<_MM_HINT_T1, R>(block / STEP_BLOCKS),
+            }
         }
         add_block(rows, block, tokens, &mut products);
     }
