@@ -157,7 +157,7 @@ pub(crate) struct ReadAhead {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the reading thread is told.
+/// What the reading threads are told.
 #[derive(Default)]
 struct Flags {
     stop: AtomicBool,
@@ -204,28 +204,35 @@ fn read_ahead(chunks: &[MappedChunk], flags: &Flags) {
              is needed"
         ));
     }
-    let progress = Mutex::new((Some(Progress::new(LABEL, Unit::BytesRead)), 0));
+    let shown = Mutex::new((Some(Progress::new(LABEL, Unit::BytesRead)), 0));
+    by_readers(&missing, stopped, |chunk| {
+        // A read that fails here fails again where the weight is used.
+        let _ = chunk.populate();
+        let (progress, done) = &mut *shown.lock().unwrap_or_else(PoisonError::into_inner);
+        *done += chunk.bytes();
+        if flags.hide.load(Ordering::Relaxed) {
+            *progress = None;
+        }
+        if let Some(progress) = progress {
+            progress.update(*done, total);
+        }
+    });
+}
+
+/// Reads each chunk with one of the threads, in their order, until all are read or it is `stopped`.
+fn by_readers<C: Sync>(chunks: &[C], stopped: impl Fn() -> bool + Sync, read: impl Fn(&C) + Sync) {
     let next = AtomicUsize::new(0);
-    let read = || {
-        while let Some(chunk) = missing.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !stopped()) {
-            // A read that fails here fails again where the weight is used.
-            let _ = chunk.populate();
-            let (progress, done) = &mut *progress.lock().unwrap_or_else(PoisonError::into_inner);
-            *done += chunk.bytes();
-            if flags.hide.load(Ordering::Relaxed) {
-                *progress = None;
-            }
-            if let Some(progress) = progress {
-                progress.update(*done, total);
-            }
+    let read_on = || {
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !stopped()) {
+            read(chunk);
         }
     };
     thread::scope(|scope| {
-        for _ in 1..READERS {
+        for _ in 1..READERS.min(chunks.len()) {
             // Without it the others read its share.
-            let _ = thread::Builder::new().name(READER.to_owned()).spawn_scoped(scope, read);
+            let _ = thread::Builder::new().name(READER.to_owned()).spawn_scoped(scope, read_on);
         }
-        read();
+        read_on();
     });
 }
 
@@ -260,6 +267,25 @@ mod tests {
         assert_eq!(available_bytes("MemTotal: 1 kB"), None);
         assert_eq!(available_bytes("MemAvailable: many"), None);
         assert_eq!(kilobytes("RssFile:\t 9 kB\nRssAnon:\t    5 kB\n", "RssAnon:"), Some(5 * 1024));
+    }
+
+    #[test]
+    fn each_chunk_is_read_once_until_reading_stops() {
+        let counts: Vec<_> = (0..100).map(AtomicUsize::new).collect();
+        by_readers(
+            &counts,
+            || false,
+            |count| {
+                count.fetch_add(1000, Ordering::Relaxed);
+            },
+        );
+        assert!(counts.into_iter().map(AtomicUsize::into_inner).eq(1000..1100));
+        let done = AtomicUsize::new(0);
+        let stopped = || done.load(Ordering::Relaxed) >= 10;
+        by_readers(&[(); 100], stopped, |()| {
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert!((10..10 + READERS).contains(&done.into_inner()));
     }
 
     #[test]

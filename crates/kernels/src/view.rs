@@ -122,7 +122,8 @@ impl<'a> MatrixView<'a> {
         self.row_stride
     }
 
-    /// Some of the rows. Scales stay right: blocks are counted from the whole matrix.
+    /// Some of the rows. Scales stay right: blocks are counted from the whole matrix. Only the last rows are followed by what
+    /// follows the matrix.
     ///
     /// # Panics
     /// If the range ends past the last row.
@@ -131,7 +132,6 @@ impl<'a> MatrixView<'a> {
         let scales =
             self.scales.map(|scales| BlockScales { first_row: scales.first_row + range.start, ..scales });
         let bytes = self.element_range(range.start, 0, range.len(), self.cols);
-        // What is read after the last rows is what is read after all.
         let next = self.next.filter(|_| range.end == self.rows);
         MatrixView { rows: range.len(), bytes, scales, next, ..*self }
     }
@@ -139,7 +139,7 @@ impl<'a> MatrixView<'a> {
     /// One row of each `step`, from row `first` on.
     ///
     /// # Panics
-    /// If there is no such row, or rows with one scale are no multiple of `step`.
+    /// If there is no such row, or a block of scales is no whole number of steps.
     pub(crate) fn every(&self, first: usize, step: usize) -> MatrixView<'a> {
         assert!(first < self.rows, "row {first} of {}", self.rows);
         let rows = (self.rows - first).div_ceil(step);
@@ -149,14 +149,13 @@ impl<'a> MatrixView<'a> {
             let first_row = (scales.first_row + first) / step;
             BlockScales { block_rows: scales.block_rows / step, first_row, ..scales }
         });
-        let last = self.rows - 1 - (self.rows - 1 - first) % step;
-        let bytes = self.element_range(first, 0, last + 1 - first, self.cols);
+        let bytes = self.element_range(first, 0, (rows - 1) * step + 1, self.cols);
         MatrixView { rows, row_stride: self.row_stride * step, bytes, scales, next: None, ..*self }
     }
 
-    /// How many rows have one scale; 0 of a matrix without scales.
-    pub(crate) fn block_rows(&self) -> usize {
-        self.scales.map_or(0, |scales| scales.block_rows)
+    /// The largest power of two that [`every`](Self::every) takes as a step.
+    pub(crate) fn largest_step(&self) -> usize {
+        1 << self.scales.map_or(usize::BITS - 1, |scales| scales.block_rows.trailing_zeros())
     }
 
     /// Some of the columns, of every row.
@@ -243,6 +242,11 @@ impl<'a> MatrixView<'a> {
     /// it they ask for what lies behind.
     pub fn followed_by(self, next: &MatrixView<'a>) -> Self {
         Self { next: Some(next.bytes), ..self }
+    }
+
+    /// The same, without a word of what will be read next.
+    pub(crate) fn alone(self) -> Self {
+        Self { next: None, ..self }
     }
 
     /// Where a row begins, to ask memory for it. Rows past the end are taken to be of what is read after the matrix, and as far

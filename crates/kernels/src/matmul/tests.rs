@@ -74,9 +74,12 @@ fn more_rows_than_have_their_sums_in_lanes() {
 #[test]
 fn rows_that_share_pages() {
     let mut random = Random(11);
-    for spec in specs(&[410], &[64, 300]) {
-        let weights = Weights::random(spec, &mut random);
-        check(&weights, &weights.view(), 18, &mut random);
+    for (rows, block_rows, first_row) in [(410, 128, 130), (410, 8, 3), (100, 3, 1)] {
+        for format in Format::ALL {
+            let spec = Spec { format, rows, cols: 256, block: (block_rows, 64), first_row, offset: 1 };
+            let weights = Weights::random(spec, &mut random);
+            check(&weights, &weights.view(), 18, &mut random);
+        }
     }
 }
 

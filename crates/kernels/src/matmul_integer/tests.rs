@@ -147,11 +147,16 @@ fn more_rows_and_columns_than_a_panel() {
 #[test]
 fn rows_that_share_pages() {
     let mut random = Random(10);
-    // Of 256 columns a panel takes one row of 16, then of 8, 4, 2 and 1, but where blocks of FP8 are no multiples of that.
-    for spec in specs(&[410, 530], &[256, 520]) {
-        let weights = Weights::random(spec, &mut random);
-        for tokens in [7, 17] {
-            check(&weights, tokens, &mut random);
+    // Of 256 columns a panel takes one row of 16, then of fewer, where blocks of FP8 are multiples of that.
+    for (rows, block_rows, first_row) in
+        [(410, 128, 0), (530, 128, 130), (410, 8, 3), (300, 12, 5), (100, 3, 1)]
+    {
+        for format in [Format::Fp8, Format::Q8_0, Format::Q4K] {
+            let spec = Spec { format, rows, cols: 256, block: (block_rows, 128), first_row, offset: 1 };
+            let weights = Weights::random(spec, &mut random);
+            for tokens in [7, 17] {
+                check(&weights, tokens, &mut random);
+            }
         }
     }
 }

@@ -93,6 +93,7 @@ mod tests {
         assert_eq!(start(&view.row_range(2..4), 2), 28, "what is read after the last rows is");
         assert_eq!(at(&part, 0, 5), 13, "what is read after a part is not what is read after all");
     }
+
     #[test]
     fn one_row_of_each_step() {
         let bytes: Vec<u8> = (0..14).collect();
@@ -110,5 +111,11 @@ mod tests {
             let some: Vec<_> = all[first..].iter().step_by(step).copied().collect();
             assert_eq!(rows(&view.every(first, step)), some, "each {step} from {first}");
         }
+    }
+    #[test]
+    #[should_panic(expected = "3 rows with one scale")]
+    fn steps_that_cut_blocks_are_refused() {
+        let scales = BlockScales { bytes: &[0; 8], block_rows: 3, block_cols: 1, grid_cols: 1, first_row: 0 };
+        MatrixView::from_bytes(Format::Fp8, &[0; 4], 4, 1, Some(scales)).every(0, 2);
     }
 }

@@ -71,7 +71,8 @@ impl MappedFile {
         &self.path
     }
 
-    /// Asks the system to read a range soon, and does not wait. It may do less, or nothing.
+    /// Asks the system to read a range soon, and does not wait. It may do less, or nothing. Linux reads pages of 4 kB then,
+    /// where [`populate`](Self::populate) gets huge ones: for what is read once.
     ///
     /// # Panics
     /// If the range does not lie within the file.

@@ -1,6 +1,5 @@
-//! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that either a panel of
-//! weights stays in the first cache while tokens go by, or a batch of tokens while a larger panel does; the other and the
-//! sums lie in the second. Where tokens are few, the columns of several panels are packed at once, a span, and rows are read
+//! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that a panel of weights
+//! stays in the first cache while tokens go by; they and the sums lie in the second. Where tokens are few, the columns of several panels are packed at once, a span, and rows are read
 //! to its end before the rows below: memory gives streams faster than pieces.
 
 use super::{RowsAhead, TILE, evenly, write_rows, zeros};
@@ -35,7 +34,7 @@ pub(crate) trait Row<X: Copy, const G: usize>: Copy {
     /// One without weights.
     const EMPTY: Self;
 
-    /// Fills in columns `columns` of all rows of `w`, a panel, which `next` comes after.
+    /// Fills in a panel: columns `columns` of all rows of `w`. The panel after it is `next`, to ask memory for.
     ///
     /// # Safety
     /// The processor has the features that this is compiled for.
@@ -92,6 +91,8 @@ pub(crate) unsafe fn matmul<X: Copy, P: Row<X, G>, const G: usize, const N: usiz
     };
     let tokens = out.rows();
     for token in (0..tokens).step_by(TOKENS) {
+        // What follows the matrix is not read yet where tokens are left, but its first rows again.
+        let w = if token + TOKENS < tokens { &w.alone() } else { w };
         let tokens = token..tokens.min(token + TOKENS);
         let (mut block, rest) = out.split_rows_at(tokens.len());
         for row in (0..w.rows()).step_by(ROWS) {
@@ -180,18 +181,16 @@ impl Rows {
     }
 }
 
-/// The rows of each panel, at most `N`, all of them once. As long as there are enough, those of a panel lie on different pages:
-/// several streams in one are none to the processor, which then foresees nothing.
+/// The rows of each panel, at most `N`, all of them once. As long as there are enough, those of a panel begin a page apart, or
+/// as far as blocks of scales allow: several streams in a page are none to the processor, which then foresees nothing. Steps
+/// are powers of two, since those divide blocks, and can be halved for the rows that are left.
 fn rows_of_panels<const N: usize>(w: &MatrixView<'_>) -> impl Iterator<Item = Rows> {
-    let row = w.format().bytes(w.row_stride()).max(1);
-    let on_a_page = match PAGE.div_ceil(row).next_power_of_two() {
-        step if w.block_rows().is_multiple_of(step) => step,
-        _ => 1,
-    };
+    let row_bytes = w.format().bytes(w.row_stride()).max(1);
+    let a_page = PAGE.div_ceil(row_bytes).next_power_of_two().min(w.largest_step());
     let (mut end, rows) = (0, w.rows());
     let groups = iter::from_fn(move || {
         let (first, left) = (end, rows - end);
-        let step = on_a_page.min(1 << (left / N).max(1).ilog2());
+        let step = a_page.min(1 << (left / N).max(1).ilog2());
         end += left.min(N * step);
         (left > 0).then_some((first..end, step))
     });
@@ -337,10 +336,30 @@ fn filled<T: Copy>(memory: &mut [MaybeUninit<T>], value: T) -> &mut [T] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Format;
+    use crate::{BlockScales, Format};
+
+    /// The rows of each panel of FP8.
+    fn panels<const N: usize>(rows: usize, cols: usize, block_rows: usize) -> Vec<Vec<usize>> {
+        let (bytes, grid) = (vec![0; rows * cols], vec![0; 4 * rows.div_ceil(block_rows)]);
+        let scales = BlockScales { bytes: &grid, block_rows, block_cols: cols, grid_cols: 1, first_row: 0 };
+        let w = MatrixView::from_bytes(Format::Fp8, &bytes, rows, cols, Some(scales));
+        rows_of_panels::<N>(&w).map(|rows| rows.each().collect()).collect()
+    }
 
     #[test]
-    fn each_row_is_in_one_panel_and_shares_no_page_there() {
+    fn steps_divide_blocks_and_are_halved_for_the_rest() {
+        let steps = |panels: Vec<Vec<usize>>| -> Vec<usize> {
+            panels.iter().map(|panel| panel.get(1).map_or(0, |second| second - panel[0])).collect()
+        };
+        // A page has eight rows.
+        assert_eq!(steps(panels::<2>(16 + 8 + 3, 512, 128)), [[8; 8].as_slice(), &[4; 4], &[1, 0]].concat());
+        assert_eq!(steps(panels::<2>(16, 512, 12)), [4; 8]);
+        assert_eq!(steps(panels::<2>(4, 512, 3)), [1; 2]);
+        assert_eq!(panels::<2>(5, 2048, 128), [vec![0, 2], vec![1, 3], vec![4]]);
+    }
+
+    #[test]
+    fn each_row_is_in_one_panel_with_rows_a_page_apart() {
         for (rows, cols) in
             [(1, 7), (12, 64), (400, 64), (512, 512), (100, 2048), (528, 1536), (5, 5000), (0, 9)]
         {

@@ -133,6 +133,7 @@ fn run_add<C: Chained>(
         let total = unsafe { C::total(&sums[row * C::CHAINS..][..C::CHAINS]) };
         store(&mut sums[row], if is_nan[row] { [_mm256_set1_ps(f32::NAN); 2] } else { total });
     }
+    let sums = &sums[..w.rows()];
     write_rows::<true>(|row| &sums[row], out);
 }
 

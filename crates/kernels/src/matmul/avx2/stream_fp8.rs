@@ -130,7 +130,7 @@ type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 fn ahead<'a>(w: &MatrixView<'a>, columns: &Range<usize>) -> AheadOfRows<'a> {
     let ahead = if columns.len() == w.row_stride() { AHEAD } else { w.row_stride() };
     // What follows the matrix is not read yet where columns are left.
-    let w = if columns.end == w.cols() { *w } else { w.row_range(0..w.rows()) };
+    let w = if columns.end == w.cols() { *w } else { w.alone() };
     w.ahead_of_rows(columns.start + ahead)
 }
 

@@ -13,8 +13,8 @@ use std::ops::Range;
 pub(super) const PAIRS: usize = BLOCK / 2;
 /// Blocks of a row that are taken apart together: a group of FP8.
 pub(super) const BLOCKS: usize = FP8_SPAN;
-/// Rows between the one that is taken apart and the one that memory is asked for. They are spread over pages, which the
-/// processor does not foresee.
+/// Rows between the one that is taken apart and the one that memory is asked for: of the 128 columns of a panel memory takes
+/// longer than a row.
 const AHEAD: usize = 8;
 
 /// A block of a row.

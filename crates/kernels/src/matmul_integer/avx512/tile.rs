@@ -9,6 +9,7 @@ use crate::avx2::load16_bytes;
 use crate::avx512::{in_order, load, load_integers, store, store_integers};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::{RowsAhead, pack, panels, zeros};
+use crate::matmul_integer::FP8_SPAN;
 use crate::{IntegerRef, LANES, Lanes, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -23,7 +24,7 @@ const GROUPS: usize = 2;
 /// Rows of a panel, 8 kB: it is still in the first cache when it is filled in anew, and the next one's bytes and some tokens
 /// are, too. Of 60 rows each store waited for the second cache.
 pub(super) const ROWS: usize = 12;
-/// The same of FP8, whose scales are found once a panel, and which takes longer to bring into steps than to store.
+/// The same of FP8, whose scales are found for many rows at once, and which takes longer to bring into steps than to store.
 pub(super) const FP8_ROWS: usize = 24;
 /// The most fours that lie beside each other in a vector.
 pub(super) const MOST_BESIDE: usize = 4;
@@ -161,10 +162,10 @@ fn add_span<const MINIMA: bool, const SPAN: usize, const BESIDE: usize, const R:
         if let Some(ahead) = ahead
             && block % STEP_BLOCKS == 0
         {
-            // The first cache has no room for a panel of FP8 beside this one.
-            match SPAN {
-                1 => ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS),
-                _ => ahead.request::<_MM_HINT_T1, R>(block / STEP_BLOCKS),
+            // The first cache has no room for 24 rows of FP8 beside this panel.
+            match SPAN == FP8_SPAN {
+                true => ahead.request::<_MM_HINT_T1, R>(block / STEP_BLOCKS),
+                false => ahead.request::<_MM_HINT_T0, R>(block / STEP_BLOCKS),
             }
         }
         add_block(rows, block, tokens, &mut products);
