@@ -91,6 +91,27 @@ fn load_mapped(weights: &ModelWeights<Weight>, args: LoadArgs, device: &Device) 
     Ok(ReadAhead::default())
 }
 
+/// How much has been read, and what is said of it.
+struct Shown {
+    /// None if nothing is to be said.
+    progress: Option<Progress>,
+    done: u64,
+    total: u64,
+}
+
+impl Shown {
+    fn of(total: u64) -> Self {
+        Self { progress: Some(Progress::new(LABEL, Unit::BytesRead)), done: 0, total }
+    }
+
+    fn add(&mut self, chunk: &MappedChunk) {
+        self.done += chunk.bytes();
+        if let Some(progress) = &mut self.progress {
+            progress.update(self.done, self.total);
+        }
+    }
+}
+
 /// Reads all chunks with all threads, and enters them into the page table.
 fn preload(chunks: &mut [MappedChunk], option: &str, device: &Device) -> Result<()> {
     let missing: u64 = chunks.iter().filter(|chunk| chunk.is_missing()).map(MappedChunk::bytes).sum();
@@ -103,16 +124,14 @@ fn preload(chunks: &mut [MappedChunk], option: &str, device: &Device) -> Result<
         );
     }
     let total = chunks.iter().map(MappedChunk::bytes).sum();
-    let progress = Mutex::new((Progress::new(LABEL, Unit::BytesRead), 0));
+    let shown = Mutex::new(Shown::of(total));
     let failed = Mutex::new(None::<Error>);
     device.for_each_chunk(chunks, 1, |_, chunk| {
         let chunk = &chunk[0];
         if let Err(error) = chunk.populate() {
             failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
-        let (progress, done) = &mut *progress.lock().unwrap_or_else(PoisonError::into_inner);
-        *done += chunk.bytes();
-        progress.update(*done, total);
+        shown.lock().unwrap_or_else(PoisonError::into_inner).add(chunk);
     });
     let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     failed.map_or(Ok(()), Err).context("the weights cannot be read")
@@ -204,18 +223,15 @@ fn read_ahead(chunks: &[MappedChunk], flags: &Flags) {
              is needed"
         ));
     }
-    let shown = Mutex::new((Some(Progress::new(LABEL, Unit::BytesRead)), 0));
+    let shown = Mutex::new(Shown::of(total));
     by_readers(&missing, stopped, |chunk| {
         // A read that fails here fails again where the weight is used.
         let _ = chunk.populate();
-        let (progress, done) = &mut *shown.lock().unwrap_or_else(PoisonError::into_inner);
-        *done += chunk.bytes();
+        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
         if flags.hide.load(Ordering::Relaxed) {
-            *progress = None;
+            shown.progress = None;
         }
-        if let Some(progress) = progress {
-            progress.update(*done, total);
-        }
+        shown.add(chunk);
     });
 }
 

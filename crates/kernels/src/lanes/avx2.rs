@@ -202,19 +202,19 @@ pub(crate) struct RowsAhead {
     /// Bytes from a row to the next.
     stride: usize,
     /// Bytes of a row in a step.
-    step: usize,
+    step_bytes: usize,
 }
 
 impl RowsAhead {
     /// So many columns from a row and a column on, in one step. The matrix may end before.
     pub(crate) fn at(w: &MatrixView<'_>, (row, first): (usize, usize), columns: usize) -> Self {
         let start = w.start_of_row(row).wrapping_add(w.format().bytes(first));
-        Self { start, stride: w.format().bytes(w.row_stride()), step: w.format().bytes(columns) }
+        Self { start, stride: w.format().bytes(w.row_stride()), step_bytes: w.format().bytes(columns) }
     }
 
     /// The same in so many steps.
     pub(crate) fn in_steps(self, steps: usize) -> Self {
-        Self { step: self.step / steps, ..self }
+        Self { step_bytes: self.step_bytes / steps, ..self }
     }
 
     /// One row of each `step`.
@@ -234,7 +234,8 @@ impl RowsAhead {
     pub(crate) fn request<const HINT: i32, const R: usize>(self, step: usize) {
         // Not `next_multiple_of`, of which two become vector instructions.
         let line_from = |byte: usize| (byte + LINE - 1) & !(LINE - 1);
-        for line in (line_from(step * self.step)..line_from((step + 1) * self.step)).step_by(LINE) {
+        for line in (line_from(step * self.step_bytes)..line_from((step + 1) * self.step_bytes)).step_by(LINE)
+        {
             let mut row = self.start.wrapping_add(line);
             for _ in 0..R {
                 _mm_prefetch::<HINT>(row.cast());

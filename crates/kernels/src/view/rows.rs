@@ -112,6 +112,7 @@ mod tests {
             assert_eq!(rows(&view.every(first, step)), some, "each {step} from {first}");
         }
     }
+
     #[test]
     #[should_panic(expected = "3 rows with one scale")]
     fn steps_that_cut_blocks_are_refused() {
