@@ -77,11 +77,17 @@ pub(crate) fn store64(bytes: &mut [u8; 64], vector: __m512i) {
     unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), vector) }
 }
 
-/// Both halves of a vector added up.
-#[target_feature(enable = "avx512f,avx512dq")]
+/// The sums of the lanes of four vectors, in their order. Of instructions that all 32 registers can be in.
+#[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn fold(vector: __m512) -> __m256 {
-    _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps::<1>(vector))
+pub(crate) fn sum_each([a, b, c, d]: [__m512; 4]) -> __m128 {
+    let twos = |one, other| _mm512_add_ps(_mm512_unpacklo_ps(one, other), _mm512_unpackhi_ps(one, other));
+    let (ab, cd) = (twos(a, b), twos(c, d));
+    let quarters =
+        _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
+    let halves = _mm512_add_ps(quarters, _mm512_shuffle_f32x4::<0b01_00_11_10>(quarters, quarters));
+    let all = _mm512_add_ps(halves, _mm512_shuffle_f32x4::<0b10_11_00_01>(halves, halves));
+    _mm512_castps512_ps128(all)
 }
 
 /// `vector`, which must be in a register here, before what comes later in the program passes through this function. Where a loop

@@ -2,8 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a stream is an index into several arrays")]
 
-use super::{NEAR, fold};
-use crate::avx2::sum_each;
+use super::{NEAR, sum_each};
 use crate::view::RowsBytes;
 use crate::{MatrixMut, MatrixView};
 use std::arch::x86_64::*;
@@ -49,9 +48,9 @@ pub(crate) fn add_rows<const T: usize>(
                 false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),
             };
         }
-        for (t, [a, b, c, d]) in row_sums(&group).into_iter().enumerate() {
+        for (t, streams) in row_sums(&group).into_iter().enumerate() {
             let mut sums = [0.0; STREAMS];
-            let totals = sum_each([fold(a), fold(b), fold(c), fold(d)]);
+            let totals = sum_each(streams);
             // SAFETY: four floats; the store needs no alignment.
             unsafe { _mm_storeu_ps(sums.as_mut_ptr(), totals) };
             let out = out.row_mut(t);

@@ -68,6 +68,7 @@ pub(super) static AVX512: Kernels = Kernels {
     matmul: matmul::avx512::matmul,
     few: matmul_integer::avx512::FEW,
     matmul_integer: matmul_integer::avx512::matmul_integer,
+    matmul_transposed: matmul_transposed::avx512::matmul_transposed,
     dequantize: dequantize::avx512::dequantize,
     fma_rounds: ceiling::avx512::fma_rounds,
     int8_rounds: ceiling::avx512::int8_rounds,

@@ -1,6 +1,7 @@
 //! Two ways, as on AVX2: few tokens use each weight from the register (`stream_fp8`, `stream_q8_0`; bf16 and f32 as on AVX2,
 //! which keeps up with memory), more tokens share weights turned to f32 in a buffer (`tile`).
 
+mod dot_bf16;
 mod stream_fp8;
 mod stream_q8_0;
 mod tile;
@@ -23,6 +24,9 @@ pub(crate) fn matmul(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: Ma
     };
     match w.format() {
         Format::Q4K => tile::matmul(w, x, out),
+        Format::Bf16 if order == Order::Fastest && (STREAMED + 1..=dot_bf16::TOKENS).contains(&x.rows()) => {
+            dot_bf16::matmul(w, x, out);
+        }
         _ if in_lanes => tile::matmul(w, x, out),
         Format::Q8_0 => few(w, x, out),
         Format::Fp8 if fp8::fits(w) => few(w, x, out),

@@ -5,21 +5,39 @@
 mod stream;
 mod stream_fp8;
 mod stream_q8_0;
-mod tile;
+pub(super) mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8, fp8};
 use crate::{Format, MatrixMut, MatrixRef, MatrixView, Order};
+use tile::Tiles;
 
 /// Tokens up to which rows of weights are added where they are read.
 const STREAMED: usize = 4;
 
 /// `out[t, c] = sum over r of x[t, r] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn matmul_transposed(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
+pub(crate) fn matmul_transposed(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
+    // SAFETY: this function has the features of these.
+    unsafe { matmul_transposed_by(&Tiles::AVX2, order, w, x, out) }
+}
+
+/// As [`matmul_transposed`], many tokens by `tiles`.
+///
+/// # Safety
+/// The processor has the features of `tiles`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn matmul_transposed_by(
+    tiles: &Tiles,
+    order: Order,
+    w: &MatrixView<'_>,
+    x: MatrixRef<'_>,
+    mut out: MatrixMut<'_>,
+) {
     out.fill(0.0);
     match order {
-        Order::Fastest if x.rows() <= STREAMED => few_add(w, x, out),
-        Order::Fastest | Order::Many => tile::matmul_transposed_add(w, x, out),
+        Order::Fastest if x.rows() <= STREAMED && w.format() != Format::Q4K => few_add(w, x, out),
+        // SAFETY: what the caller promises.
+        Order::Fastest | Order::Many => unsafe { tile::matmul_transposed_add(tiles, w, x, out) },
         Order::Few => {
             for first in (0..x.rows()).step_by(STREAMED) {
                 let x = x.row_range(first..x.rows().min(first + STREAMED));
@@ -40,7 +58,8 @@ fn few_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
         Format::Fp8 if fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
         Format::Q8_0 => stream_q8_0_add(w, x, out),
-        Format::Q4K => tile::matmul_transposed_add(w, x, out),
+        // SAFETY: this function has the features of these.
+        Format::Q4K => unsafe { tile::matmul_transposed_add(&Tiles::AVX2, w, x, out) },
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
 use crate::avx2::{broadcast_half, load as load_eight, load32, prefetch};
-use crate::avx512::{NEAR, fold};
+use crate::avx512::NEAR;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
 use crate::quantized::BlockQ4K;
@@ -43,6 +43,13 @@ fn row_totals<const T: usize>(
         add_block(weights, block, &inputs, &mut totals);
     }
     totals.map(|total| fold(total))
+}
+
+/// Both halves of a vector added up.
+#[target_feature(enable = "avx512f,avx512dq")]
+#[inline]
+fn fold(vector: __m512) -> __m256 {
+    _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps::<1>(vector))
 }
 
 /// Adds the products of block `block`.
