@@ -72,6 +72,17 @@ fn more_rows_than_have_their_sums_in_lanes() {
 }
 
 #[test]
+fn more_rows_and_columns_of_bf16_than_are_taken_at_a_time() {
+    let mut random = Random(13);
+    // Groups of three rows eight at a time and a row left over, columns 1024 at a time and a few.
+    let spec = Spec { format: Format::Bf16, rows: 52, cols: 2085, block: (1, 1), first_row: 0, offset: 1 };
+    let weights = Weights::random(spec, &mut random);
+    for tokens in [5, 9, 24, 25] {
+        check(&weights, &weights.view(), tokens, &mut random);
+    }
+}
+
+#[test]
 fn rows_that_share_pages() {
     let mut random = Random(11);
     for (rows, block_rows, first_row) in [(410, 128, 130), (410, 8, 3), (100, 3, 1)] {

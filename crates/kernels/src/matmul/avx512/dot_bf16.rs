@@ -12,11 +12,11 @@ use std::arch::x86_64::*;
 use std::{mem::MaybeUninit, ops::Range, ptr};
 
 /// Tokens at most: more are faster as lanes of a panel.
-pub(super) const TOKENS: usize = 24;
+pub(super) const MOST: usize = 24;
 /// Tokens of a pass: three rows have as many sums with them as fit into registers.
 const FEW: usize = 8;
 /// Passes of all tokens.
-const PASSES: usize = TOKENS / FEW;
+const PASSES: usize = MOST / FEW;
 /// Rows side by side.
 const ROWS: usize = 3;
 /// Columns that all rows are multiplied with before the next ones: 32 kB of inputs of a pass.
@@ -33,7 +33,7 @@ const LINES: usize = FEW * COLUMNS / VECTOR;
 /// `T` tokens' inputs of a unit: the even columns, then the odd ones.
 type Inputs<const T: usize> = [[Lanes; T]; 2];
 
-/// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of 5 to [`TOKENS`] tokens.
+/// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of 5 to [`MOST`] tokens.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline(never)]
@@ -118,14 +118,14 @@ impl Part<'_> {
                 true => (group, self.length, ROWS),
                 false => (self.length * (ROWS - 1) + group, 0, 1),
             };
-            let ahead = self.ahead(group).wrapping_add(inputs.len() * pass / passes * UNIT_BYTES);
             let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
-            let mut next = Ahead { rows: [ptr::null(); ROWS], each: passes };
+            let mut ahead = Ahead { rows: [ptr::null(); ROWS], each: passes };
+            let next = self.ahead(group).wrapping_add(inputs.len() * pass / passes * UNIT_BYTES);
             for r in 0..ROWS {
                 rows[r] = self.weights.row(first + r * apart);
-                next.rows[r] = ahead.wrapping_add(r * self.length * self.weights.stride());
+                ahead.rows[r] = next.wrapping_add(r * self.length * self.weights.stride());
             }
-            let sums = row_sums(rows, inputs, next);
+            let sums = row_sums(rows, inputs, ahead);
             for (r, sums) in sums.iter().enumerate().take(count) {
                 for t in 0..T {
                     out.row_mut(t)[first + r * apart] += sums[t];
@@ -146,9 +146,10 @@ impl Part<'_> {
     }
 }
 
-/// What to ask memory for: a line of each row with each so-manieth unit, so that all passes together ask for all lines.
+/// What a pass asks memory for, its share of what all of them do; it need not be mapped.
 struct Ahead {
     rows: [*const u8; ROWS],
+    /// Units that are multiplied from one request to the next, of a line of each row.
     each: usize,
 }
 
