@@ -64,9 +64,12 @@ pub struct Part {
 }
 
 impl Part {
-    /// How many rows it adds.
-    pub(crate) fn rows(&self, tensor: &RawTensor) -> usize {
-        tensor.info.shape[usize::from(self.is_transposed)]
+    /// The shape of the rows that it adds, unless the tensor is no matrix.
+    pub fn shape(&self, tensor: &TensorInfo) -> Option<[usize; 2]> {
+        match (&tensor.shape[..], self.is_transposed) {
+            (&[rows, cols], false) | (&[cols, rows], true) => Some([rows, cols]),
+            _ => None,
+        }
     }
 }
 

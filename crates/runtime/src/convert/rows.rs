@@ -61,18 +61,18 @@ impl Rows {
         let mut joined = Vec::with_capacity(parts.len());
         for part in parts {
             let tensor = checkpoint.tensor(&part.tensor)?;
-            let shape = match (&tensor.info.shape[..], part.is_transposed) {
-                (&[rows, cols], false) | (&[cols, rows], true) => [rows, cols],
-                (shape, _) => return Err(spec.error(format!("its part {} has shape {shape:?}", part.tensor))),
+            let Some([part_rows, cols]) = part.shape(&tensor.info) else {
+                let shape = &tensor.info.shape;
+                return Err(spec.error(format!("its part {} has shape {shape:?}", part.tensor)));
             };
-            if spec.shape.get(1) != Some(&shape[1]) {
+            if spec.shape.get(1) != Some(&cols) {
                 return Err(spec.error(format!(
-                    "expected {:?}, its part {} has {} columns",
-                    spec.shape, part.tensor, shape[1]
+                    "expected {:?}, its part {} has {cols} columns",
+                    spec.shape, part.tensor
                 )));
             }
-            rows += shape[0];
-            joined.push((part.rows(&tensor), Self::of(spec, checkpoint, tensor)?, part.is_transposed));
+            rows += part_rows;
+            joined.push((part_rows, Self::of(spec, checkpoint, tensor)?, part.is_transposed));
         }
         if spec.shape[0] != rows {
             return Err(spec.error(format!("expected shape {:?}, its parts have {rows} rows", spec.shape)));

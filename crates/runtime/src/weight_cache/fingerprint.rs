@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, time::UNIX_EPOCH};
 
-/// What a cache was made from: a hash over config.json, the index, and the name, size and time of
-/// every shard.
+/// What a cache was made from: a hash over config.json, the index, each tensor's place, type and shape, and the name, size and
+/// time of every shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(pub(super) String);
@@ -50,6 +50,7 @@ impl Fingerprint {
             part(tensor.name.as_bytes());
             part(&(tensor.shard as u64).to_le_bytes());
             part(&tensor.offset.to_le_bytes());
+            part(format!("{} {:?}", tensor.dtype, tensor.shape).as_bytes());
         }
         Self(hex(&hash.finalize()))
     }
@@ -58,4 +59,24 @@ impl Fingerprint {
 /// Bytes as text.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{ShardBuilder, write_checkpoint};
+
+    #[test]
+    fn copies_are_told_apart_by_types_and_shapes() {
+        let of = |dtype: &str, shape: &[usize]| {
+            let dir = tempfile::tempdir().unwrap();
+            let shard = ShardBuilder::new().raw("m", dtype, shape, &[0; 12]);
+            write_checkpoint(dir.path(), &[("model.safetensors", shard)]);
+            Fingerprint::of_copies(&Checkpoint::open(dir.path()).unwrap(), b"{}")
+        };
+        assert_eq!(of("F16", &[2, 3]), of("F16", &[2, 3]));
+        // Headers are as long, and values lie at the same place.
+        assert_ne!(of("F16", &[2, 3]), of("F16", &[3, 2]));
+        assert_ne!(of("F16", &[2, 3]), of("I16", &[2, 3]));
+    }
 }

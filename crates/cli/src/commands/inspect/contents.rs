@@ -139,11 +139,7 @@ impl Contents {
         for part in parts {
             match checkpoint.tensor(&part.tensor) {
                 Ok(tensor) => {
-                    let mut part_shape = tensor.info.shape.clone();
-                    if part.is_transposed {
-                        part_shape.reverse();
-                    }
-                    if let &[rows, cols] = &part_shape[..] {
+                    if let Some([rows, cols]) = part.shape(&tensor.info) {
                         shape = [shape[0] + rows, cols];
                     }
                     if needed.insert(part.tensor.clone()) {

@@ -1,6 +1,6 @@
 //! Stage 1 of GGUF files whose tensors lie in blocks that no kernel reads.
 
-use super::mesh::{BY_COLUMNS, layout, spec, values};
+use super::mesh::{BY_COLUMNS, BY_ROWS, layout, spec, values};
 use super::*;
 use crate::{ConvertProgress, GgmlBlocks, Gguf, GgufName, Kernels, Part, TensorInfo, WeightOutput};
 use dsv3_kernels::Format;
@@ -197,6 +197,32 @@ fn stacks_are_cut_and_halves_put_together() {
         let (_, bytes, report) = written(&checkpoint, ("v_b.1", &[8, RANK]), None).unwrap();
         assert!(bytes == quantized(&in_values[8 * RANK..], RANK, Format::Q8_0));
         assert_eq!(report.decoded.keys().collect::<Vec<_>>(), [&(values.name().to_owned(), "q8_0")]);
+    }
+}
+
+#[test]
+fn what_is_put_together_is_cut_for_a_mesh() {
+    const RANK: usize = 256;
+    let dir = tempfile::tempdir().unwrap();
+    let stack = Tensor::new("stack", GgmlBlocks::Q6K, &[2, 40, RANK], 0.5);
+    let joined = stack.values();
+    let rename = |_: &TensorInfo| GgufName::Stacked(vec!["part.0".to_owned(), "part.1".to_owned()]);
+    let part = |head| Part { tensor: format!("part.{head}"), is_transposed: false };
+    let joins = [("whole".to_owned(), vec![part(0), part(1)])].into();
+    let checkpoint = open(dir.path(), &[stack]).into_checkpoint(rename, joins).unwrap();
+    let spec = spec("whole", &[80, RANK], BY_ROWS, None);
+    // The second part, and rows of both.
+    for (mesh, rank, rows) in [("1x2", 1, 40..80), ("1x5", 2, 32..48)] {
+        let at = (layout(mesh), Rank(rank));
+        let (_, got) = values(&checkpoint, &spec, &Formats::default(), at).unwrap();
+        let bytes = quantized(&joined[rows.start * RANK..rows.end * RANK], RANK, Format::Q8_0);
+        let view = dsv3_kernels::MatrixView::from_bytes(Format::Q8_0, &bytes, rows.len(), RANK, None);
+        assert_eq!(got.len(), rows.len());
+        for (row, got) in got.iter().enumerate() {
+            let mut expected = [0.0; RANK];
+            Kernels::best().dequantize_row(&view, row, &mut expected);
+            assert_eq!(got[..], expected, "row {row} on {mesh}");
+        }
     }
 }
 

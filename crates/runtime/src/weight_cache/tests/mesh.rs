@@ -52,7 +52,7 @@ impl Module for List {
     }
 }
 
-const BY_ROWS: Placement = Placement::Shard { dim: 0, axis: Axis::Columns };
+pub(super) const BY_ROWS: Placement = Placement::Shard { dim: 0, axis: Axis::Columns };
 pub(super) const BY_COLUMNS: Placement = Placement::Shard { dim: 1, axis: Axis::Columns };
 const MATRIX: &str = "matrix.weight";
 
