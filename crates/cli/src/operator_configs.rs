@@ -79,7 +79,7 @@ impl OperatorConfigs {
             if let Some(path) = file {
                 *config = read(path, config)?;
             }
-            if file.is_none() || precision.arithmetic.is_some() || precision.repeatable {
+            if file.is_none() || precision.arithmetic.is_some() || precision.is_repeatable() {
                 *config = with_arithmetic(config, precision.or_fast().in_mode(mode))?;
             }
             if model.lacks_mtp {
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(integer, float.replace("\"float\"", "\"integer\""));
         let back = with_arithmetic(&after.decode, Arithmetic::Float).unwrap();
         assert_eq!(back, before.decode);
-        let repeatable = PrecisionArgs { repeatable: true, ..PrecisionArgs::default() }.or_exact();
+        let repeatable = PrecisionArgs::default().or_repeatable().or_exact();
         let OperatorConfigs { prefill, decode } =
             OperatorConfigs::with_precision(&hf, Layout::SINGLE, repeatable).unwrap();
         assert_eq!(serde_json::to_string(&prefill).unwrap(), float.replace("\"float\"", "\"float_many\""));

@@ -19,11 +19,13 @@ pub(crate) struct PrecisionArgs {
     /// How activations are multiplied with weights [default: integer to generate and to bench, float elsewhere]
     #[arg(long, value_enum)]
     pub(crate) arithmetic: Option<ArithmeticArg>,
-    /// Compute each token in the same bits whatever runs beside it, and however its prompt is cut into chunks
+    /// Compute each token in the same bits whatever runs beside it, and however its prompt is cut into chunks [default: true to
+    /// serve, false elsewhere]
     ///
     /// Costs some speed where few tokens of a prompt, or many sequences, run at once.
-    #[arg(long)]
-    pub(crate) repeatable: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        hide_possible_values = true)]
+    pub(crate) repeatable: Option<bool>,
 }
 
 impl PrecisionArgs {
@@ -37,11 +39,21 @@ impl PrecisionArgs {
         self.or(CacheFormat::Bf16, Arithmetic::Integer)
     }
 
+    /// What is not given is repeatable.
+    pub(crate) fn or_repeatable(self) -> Self {
+        Self { repeatable: self.repeatable.or(Some(true)), ..self }
+    }
+
+    /// Whether the order of products is to be fixed.
+    pub(crate) fn is_repeatable(self) -> bool {
+        self.repeatable.unwrap_or(false)
+    }
+
     fn or(self, cache: CacheFormat, arithmetic: Arithmetic) -> Precision {
         Precision {
             cache: self.kv_cache.map_or(cache, Into::into),
             arithmetic: self.arithmetic.map_or(arithmetic, Into::into),
-            repeatable: self.repeatable,
+            repeatable: self.is_repeatable(),
         }
     }
 }
@@ -105,5 +117,37 @@ impl From<ArithmeticArg> for Arithmetic {
             ArithmeticArg::Float => Self::Float,
             ArithmeticArg::Integer => Self::Integer,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    /// A command with nothing but these options.
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        precision: PrecisionArgs,
+    }
+
+    #[test]
+    fn a_server_is_repeatable_unless_told_otherwise() {
+        let precision = |words: &[&str]| Options::parse_from([&["dsv3"], words].concat()).precision;
+        let cases: [(&[&str], [bool; 2]); 4] = [
+            (&[], [false, true]),
+            (&["--repeatable"], [true; 2]),
+            (&["--repeatable=true"], [true; 2]),
+            (&["--repeatable=false"], [false; 2]),
+        ];
+        for (words, expected) in cases {
+            let precision = precision(words);
+            let got = [precision, precision.or_repeatable()].map(PrecisionArgs::is_repeatable);
+            assert_eq!(got, expected, "{words:?}");
+        }
+        assert_eq!(precision(&[]).or_repeatable().or_fast().in_mode(Mode::Decode), Arithmetic::IntegerFew);
+        let unordered = precision(&["--repeatable=false"]).or_repeatable().or_fast();
+        assert_eq!(unordered.in_mode(Mode::Decode), Arithmetic::Integer);
     }
 }

@@ -112,8 +112,8 @@ fn load(args: &ServeArgs) -> Result<Loaded> {
     let place = ModelPlace::resolve(&args.model)?;
     let model = OpenModel::open(&place)?;
     let layout = args.device.mesh.layout.layout();
-    // The same request is to give the same tokens, whatever runs beside it.
-    let precision = PrecisionArgs { repeatable: true, ..args.running.precision };
+    // The same request is to give the same tokens, whatever runs beside it, unless speed is worth more.
+    let precision = args.running.precision.or_repeatable();
     let configs = OperatorConfigs::open(&model, layout, &args.configs, precision)?;
     let tokenizer = Arc::new(Tokenizer::from_dir(model.dir(), model.hf.vocab_size)?);
     let template = ChatTemplate::from_dir(model.dir())?;

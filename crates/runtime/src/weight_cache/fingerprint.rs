@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{fmt, time::UNIX_EPOCH};
 
-/// What a cache was made from: a hash over config.json, the index, each tensor's place, type and shape, and the name, size and
-/// time of every shard.
+/// What a cache was made from: a hash over config.json, the index, and the name, size and time of
+/// every shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(pub(super) String);
@@ -21,38 +21,51 @@ impl fmt::Display for Fingerprint {
 impl Fingerprint {
     /// The fingerprint of a checkpoint as it lies there now. Reads no weights.
     pub fn of(checkpoint: &Checkpoint, config_json: &[u8]) -> Self {
-        Self::with(checkpoint, config_json, |shard| {
-            let modified = shard.modified().duration_since(UNIX_EPOCH).unwrap_or_default();
-            modified.as_nanos()
-        })
+        let modified = |shard: &ShardFile| shard.modified().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Parts::of(checkpoint, config_json, |shard| modified(shard).as_nanos()).finish()
     }
 
     /// The fingerprint of all copies of a checkpoint, wherever and since whenever they lie there.
     pub fn of_copies(checkpoint: &Checkpoint, config_json: &[u8]) -> Self {
-        Self::with(checkpoint, config_json, |_| 0)
+        let mut parts = Parts::of(checkpoint, config_json, |_| 0);
+        // No time tells that a tensor has another type or shape at the same place.
+        for tensor in checkpoint.tensors() {
+            parts.add(format!("{} {:?}", tensor.dtype, tensor.shape).as_bytes());
+        }
+        parts.finish()
     }
+}
 
-    fn with(checkpoint: &Checkpoint, config_json: &[u8], time: impl Fn(&ShardFile) -> u128) -> Self {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            // The length keeps neighbours apart.
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        part(config_json);
+/// What goes into a fingerprint.
+struct Parts(Sha256);
+
+impl Parts {
+    /// What all fingerprints of a checkpoint begin with.
+    fn of(checkpoint: &Checkpoint, config_json: &[u8], time: impl Fn(&ShardFile) -> u128) -> Self {
+        let mut parts = Self(Sha256::new());
+        parts.add(config_json);
         for shard in checkpoint.shards() {
-            part(shard.name().as_bytes());
-            part(&shard.size().to_le_bytes());
-            part(&time(shard).to_le_bytes());
+            parts.add(shard.name().as_bytes());
+            parts.add(&shard.size().to_le_bytes());
+            parts.add(&time(shard).to_le_bytes());
         }
         // What the index says, as far as the files bear it out: opening has checked that.
         for tensor in checkpoint.tensors() {
-            part(tensor.name.as_bytes());
-            part(&(tensor.shard as u64).to_le_bytes());
-            part(&tensor.offset.to_le_bytes());
-            part(format!("{} {:?}", tensor.dtype, tensor.shape).as_bytes());
+            parts.add(tensor.name.as_bytes());
+            parts.add(&(tensor.shard as u64).to_le_bytes());
+            parts.add(&tensor.offset.to_le_bytes());
         }
-        Self(hex(&hash.finalize()))
+        parts
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        // The length keeps neighbours apart.
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> Fingerprint {
+        Fingerprint(hex(&self.0.finalize()))
     }
 }
 
