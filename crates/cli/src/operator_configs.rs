@@ -49,13 +49,13 @@ impl OperatorConfigs {
     pub(crate) fn with_precision(hf: &HfConfig, layout: Layout, precision: Precision) -> Result<Self> {
         let configs = Self::generate(hf, layout)?;
         Ok(Self {
-            prefill: with_arithmetic(&configs.prefill, precision.in_mode(Mode::Prefill))?,
-            decode: with_arithmetic(&configs.decode, precision.in_mode(Mode::Decode))?,
+            prefill: with_arithmetic(&configs.prefill, |_| precision.in_mode(Mode::Prefill))?,
+            decode: with_arithmetic(&configs.decode, |_| precision.in_mode(Mode::Decode))?,
         })
     }
 
     /// Those of a model, each from its file where there is one. The arithmetic is what is asked for; else the file's,
-    /// and the fast one where there is no file.
+    /// in the order that is asked for, and the fast one where there is no file.
     ///
     /// # Errors
     /// A file that cannot be read, or holds the config of another model; the message names file and field.
@@ -79,8 +79,10 @@ impl OperatorConfigs {
             if let Some(path) = file {
                 *config = read(path, config)?;
             }
-            if file.is_none() || precision.arithmetic.is_some() || precision.is_repeatable() {
-                *config = with_arithmetic(config, precision.or_fast().in_mode(mode))?;
+            if file.is_none() || precision.arithmetic.is_some() {
+                *config = with_arithmetic(config, |_| precision.or_fast().in_mode(mode))?;
+            } else if let Some(order) = precision.order_in(mode) {
+                *config = with_arithmetic(config, |own| own.in_order(order))?;
             }
             if model.lacks_mtp {
                 config.mtp = None;
@@ -90,27 +92,32 @@ impl OperatorConfigs {
     }
 }
 
-/// `config` with every matrix product in one arithmetic, wherever in the tree it is.
-fn with_arithmetic(config: &ModelConfig, arithmetic: Arithmetic) -> Result<ModelConfig> {
+/// `config` with every matrix product in the arithmetic that its own becomes, wherever in the tree it is.
+fn with_arithmetic(config: &ModelConfig, of: impl Fn(Arithmetic) -> Arithmetic) -> Result<ModelConfig> {
     let mut tree = serde_json::to_value(config)?;
-    set_everywhere(&mut tree, ARITHMETIC, &serde_json::to_value(arithmetic)?);
+    change_everywhere(&mut tree, ARITHMETIC, &|own| {
+        let changed = of(serde_json::from_value(own.take())?);
+        *own = serde_json::to_value(changed)?;
+        Ok(())
+    })?;
     Ok(serde_json::from_value(tree)?)
 }
 
-/// Sets a field in every object that has it.
-fn set_everywhere(tree: &mut Value, field: &str, to: &Value) {
+/// Changes a field in every object that has it.
+fn change_everywhere(
+    tree: &mut Value,
+    field: &str,
+    change: &impl Fn(&mut Value) -> Result<()>,
+) -> Result<()> {
     match tree {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                if name == field {
-                    *value = to.clone();
-                } else {
-                    set_everywhere(value, field, to);
-                }
-            }
+        Value::Object(fields) => fields.iter_mut().try_for_each(|(name, value)| match name == field {
+            true => change(value),
+            false => change_everywhere(value, field, change),
+        }),
+        Value::Array(values) => {
+            values.iter_mut().try_for_each(|value| change_everywhere(value, field, change))
         }
-        Value::Array(values) => values.iter_mut().for_each(|value| set_everywhere(value, field, to)),
-        _ => {}
+        _ => Ok(()),
     }
 }
 
@@ -163,6 +170,7 @@ fn difference(field: String, expected: Option<&Value>, got: Option<&Value>) -> D
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dsv3_runtime::Order;
     use serde_json::json;
 
     #[test]
@@ -175,13 +183,18 @@ mod tests {
         let integer = serde_json::to_string(&after.prefill).unwrap();
         assert!(float.contains("\"arithmetic\":\"float\"") && !float.contains("\"integer\""));
         assert_eq!(integer, float.replace("\"float\"", "\"integer\""));
-        let back = with_arithmetic(&after.decode, Arithmetic::Float).unwrap();
+        let back = with_arithmetic(&after.decode, |_| Arithmetic::Float).unwrap();
         assert_eq!(back, before.decode);
         let repeatable = PrecisionArgs::default().or_repeatable().or_exact();
         let OperatorConfigs { prefill, decode } =
             OperatorConfigs::with_precision(&hf, Layout::SINGLE, repeatable).unwrap();
         assert_eq!(serde_json::to_string(&prefill).unwrap(), float.replace("\"float\"", "\"float_many\""));
         assert!(serde_json::to_string(&decode).unwrap().contains("\"float_few\""));
+        // What a file has keeps its arithmetic, and takes the order.
+        let ordered = with_arithmetic(&before.decode, |own| own.in_order(Order::Few)).unwrap();
+        assert_eq!(ordered, decode);
+        let unordered = with_arithmetic(&ordered, |own| own.in_order(Order::Fastest)).unwrap();
+        assert_eq!(unordered, before.decode);
     }
 
     #[test]

@@ -77,7 +77,8 @@ pub(crate) fn store64(bytes: &mut [u8; 64], vector: __m512i) {
     unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), vector) }
 }
 
-/// The sums of the lanes of four vectors, in their order. Of instructions that all 32 registers can be in.
+/// The sums of the lanes of four vectors, in their order. Not by `vhaddps`, which can name sixteen registers only: the compiler
+/// would keep the vectors in those throughout the loop that makes them.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(crate) fn sum_each([a, b, c, d]: [__m512; 4]) -> __m128 {

@@ -44,16 +44,16 @@ impl PrecisionArgs {
         Self { repeatable: self.repeatable.or(Some(true)), ..self }
     }
 
-    /// Whether the order of products is to be fixed.
-    pub(crate) fn is_repeatable(self) -> bool {
-        self.repeatable.unwrap_or(false)
+    /// The order of a mode's products, where it was asked for.
+    pub(crate) fn order_in(self, mode: Mode) -> Option<Order> {
+        self.repeatable.map(|repeatable| order(repeatable, mode))
     }
 
     fn or(self, cache: CacheFormat, arithmetic: Arithmetic) -> Precision {
         Precision {
             cache: self.kv_cache.map_or(cache, Into::into),
             arithmetic: self.arithmetic.map_or(arithmetic, Into::into),
-            repeatable: self.is_repeatable(),
+            repeatable: self.repeatable.unwrap_or(false),
         }
     }
 }
@@ -72,11 +72,16 @@ pub(crate) struct Precision {
 impl Precision {
     /// The matrix products of a mode.
     pub(crate) fn in_mode(self, mode: Mode) -> Arithmetic {
-        match (self.repeatable, mode) {
-            (false, _) => self.arithmetic,
-            (true, Mode::Prefill) => self.arithmetic.in_order(Order::Many),
-            (true, Mode::Decode) => self.arithmetic.in_order(Order::Few),
-        }
+        self.arithmetic.in_order(order(self.repeatable, mode))
+    }
+}
+
+/// The order of a mode's products.
+fn order(repeatable: bool, mode: Mode) -> Order {
+    match (repeatable, mode) {
+        (false, _) => Order::Fastest,
+        (true, Mode::Prefill) => Order::Many,
+        (true, Mode::Decode) => Order::Few,
     }
 }
 
@@ -125,29 +130,33 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    /// A command with nothing but these options.
+    /// A command with nothing but these options and words.
     #[derive(Parser)]
-    struct Options {
+    struct Command {
         #[command(flatten)]
         precision: PrecisionArgs,
+        words: Vec<String>,
     }
 
     #[test]
     fn a_server_is_repeatable_unless_told_otherwise() {
-        let precision = |words: &[&str]| Options::parse_from([&["dsv3"], words].concat()).precision;
-        let cases: [(&[&str], [bool; 2]); 4] = [
-            (&[], [false, true]),
-            (&["--repeatable"], [true; 2]),
-            (&["--repeatable=true"], [true; 2]),
-            (&["--repeatable=false"], [false; 2]),
-        ];
-        for (words, expected) in cases {
-            let precision = precision(words);
-            let got = [precision, precision.or_repeatable()].map(PrecisionArgs::is_repeatable);
-            assert_eq!(got, expected, "{words:?}");
-        }
-        assert_eq!(precision(&[]).or_repeatable().or_fast().in_mode(Mode::Decode), Arithmetic::IntegerFew);
-        let unordered = precision(&["--repeatable=false"]).or_repeatable().or_fast();
-        assert_eq!(unordered.in_mode(Mode::Decode), Arithmetic::Integer);
+        let repeatable = |args: &[&str]| {
+            let Command { precision, words } = Command::parse_from([&["dsv3"], args].concat());
+            assert!(words.is_empty(), "{args:?}");
+            [precision, precision.or_repeatable()].map(|precision| {
+                let decode = precision.or_fast().in_mode(Mode::Decode);
+                let order = precision.order_in(Mode::Decode);
+                assert_eq!(decode.order(), order.unwrap_or(Order::Fastest), "{args:?}");
+                decode == Arithmetic::IntegerFew
+            })
+        };
+        assert_eq!(repeatable(&[]), [false, true]);
+        assert_eq!(repeatable(&["--repeatable"]), [true; 2]);
+        assert_eq!(repeatable(&["--repeatable=true"]), [true; 2]);
+        assert_eq!(repeatable(&["--repeatable=false"]), [false; 2]);
+        assert!(Command::try_parse_from(["dsv3", "--repeatable=maybe"]).is_err());
+        // A prompt may stand behind it.
+        let Command { precision, words } = Command::parse_from(["dsv3", "--repeatable", "hello"]);
+        assert_eq!((precision.repeatable, words), (Some(true), vec!["hello".to_owned()]));
     }
 }

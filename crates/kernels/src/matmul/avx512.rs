@@ -1,6 +1,6 @@
 //! Two ways, as on AVX2: few tokens use each weight from the register (`stream_fp8`, `stream_q8_0`; bf16 and f32 as on AVX2,
-//! which keeps up with memory), more tokens share weights turned to f32 in a buffer (`tile`). To turn bf16 takes half an
-//! instruction for a vector: there the first way goes further (`dot_bf16`).
+//! which keeps up with memory), more tokens share weights turned to f32 in a buffer (`tile`). Bf16, which takes an
+//! instruction for a vector, is used from the register by more tokens than few, too (`dot_bf16`).
 
 mod dot_bf16;
 mod stream_fp8;

@@ -77,7 +77,7 @@ fn more_rows_and_columns_of_bf16_than_are_taken_at_a_time() {
     // Groups of three rows eight at a time and a row left over, columns 1024 at a time and a few.
     let spec = Spec { format: Format::Bf16, rows: 52, cols: 2085, block: (1, 1), first_row: 0, offset: 1 };
     let weights = Weights::random(spec, &mut random);
-    for tokens in [5, 9, 24, 25] {
+    for tokens in [5, 7, 9, 15, 24, 25] {
         check(&weights, &weights.view(), tokens, &mut random);
     }
 }
@@ -244,11 +244,13 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
 #[test]
 fn no_columns_and_no_tokens() {
     for kernels in tables() {
-        for format in [Format::F32, Format::Q8_0, Format::Q4K] {
-            let mut out = [3.0; 4];
+        for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4K] {
             let w = MatrixView::from_bytes(format, &[], 2, 0, None);
-            kernels.matmul(&w, MatrixRef::new(&[], 2, 0), MatrixMut::new(&mut out, 2, 2));
-            assert_eq!(out, [0.0; 4]);
+            for tokens in [2, 5] {
+                let mut out = vec![3.0; tokens * 2];
+                kernels.matmul(&w, MatrixRef::new(&[], tokens, 0), MatrixMut::new(&mut out, tokens, 2));
+                assert_eq!(out, vec![0.0; tokens * 2]);
+            }
             kernels.matmul(&w, MatrixRef::new(&[], 0, 0), MatrixMut::new(&mut [], 0, 2));
         }
     }

@@ -36,9 +36,7 @@ pub(super) unsafe fn matmul_transposed_by(
     out.fill(0.0);
     match order {
         Order::Fastest if x.rows() <= STREAMED && w.format() != Format::Q4K => few_add(w, x, out),
-        // SAFETY: what the caller promises.
-        Order::Fastest | Order::Many => unsafe { tile::matmul_transposed_add(tiles, w, x, out) },
-        Order::Few => {
+        Order::Few if w.format() != Format::Q4K => {
             for first in (0..x.rows()).step_by(STREAMED) {
                 let x = x.row_range(first..x.rows().min(first + STREAMED));
                 let (some, rest) = out.split_rows_at(x.rows());
@@ -46,10 +44,12 @@ pub(super) unsafe fn matmul_transposed_by(
                 out = rest;
             }
         }
+        // SAFETY: what the caller promises.
+        _ => unsafe { tile::matmul_transposed_add(tiles, w, x, out) },
     }
 }
 
-/// At most `STREAMED` tokens.
+/// At most `STREAMED` tokens, not of q4_K.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn few_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
     match w.format() {
@@ -58,8 +58,7 @@ fn few_add(w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
         Format::Fp8 if fp8::fits(w) => stream_fp8_add(w, x, out),
         Format::Fp8 => stream_add::<Fp8>(w, x, out),
         Format::Q8_0 => stream_q8_0_add(w, x, out),
-        // SAFETY: this function has the features of these.
-        Format::Q4K => unsafe { tile::matmul_transposed_add(&Tiles::AVX2, w, x, out) },
+        Format::Q4K => unreachable!("q4_K goes through `tile`"),
     }
 }
 

@@ -35,7 +35,7 @@ type Inputs<const T: usize> = [[Lanes; T]; 2];
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of 5 to [`MOST`] tokens.
 // Its memory is not to lie in the frame of a caller, which touches each page of it whatever comes.
-#[target_feature(enable = "avx512f,avx512dq")]
+#[target_feature(enable = "avx512f")]
 #[inline(never)]
 pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     let mut memory = [const { [const { MaybeUninit::uninit() }; LINES] }; PASSES];
@@ -94,7 +94,7 @@ struct Part<'a> {
     w: &'a MatrixView<'a>,
     columns: Range<usize>,
     weights: RowsBytes<'a>,
-    /// Rows from a row of a group to the next one: each is read in a part of its own, which are as long as each other.
+    /// Rows of each of the parts that are read side by side: a group has a row of each.
     length: usize,
 }
 
@@ -105,7 +105,7 @@ impl Part<'_> {
     }
 
     /// Adds the products of some groups with `T` tokens, those of `pass` of so many.
-    #[target_feature(enable = "avx512f,avx512dq")]
+    #[target_feature(enable = "avx512f")]
     fn add_groups<const T: usize>(
         &self,
         groups: Range<usize>,
@@ -119,13 +119,13 @@ impl Part<'_> {
                 false => (self.length * (ROWS - 1) + group, 0, 1),
             };
             let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
-            let mut ahead = Ahead { rows: [ptr::null(); ROWS], each: passes };
+            let mut requests = Requests { rows: [ptr::null(); ROWS], each: passes };
             let next = self.ahead(group).wrapping_add(inputs.len() * pass / passes * UNIT_BYTES);
             for r in 0..ROWS {
                 rows[r] = self.weights.row(first + r * apart);
-                ahead.rows[r] = next.wrapping_add(r * self.length * self.weights.stride());
+                requests.rows[r] = next.wrapping_add(r * self.length * self.weights.stride());
             }
-            let sums = row_sums(rows, inputs, ahead);
+            let sums = row_sums(rows, inputs, requests);
             for (r, sums) in sums.iter().enumerate().take(count) {
                 for t in 0..T {
                     out.row_mut(t)[first + r * apart] += sums[t];
@@ -147,19 +147,19 @@ impl Part<'_> {
 }
 
 /// What a pass asks memory for, its share of what all of them do; it need not be mapped.
-struct Ahead {
+struct Requests {
     rows: [*const u8; ROWS],
     /// Units that are multiplied from one request to the next, of a line of each row.
     each: usize,
 }
 
 /// The products of some columns of rows with `T` tokens.
-#[target_feature(enable = "avx512f,avx512dq")]
+#[target_feature(enable = "avx512f")]
 #[inline]
 fn row_sums<const T: usize>(
     rows: [&[u8]; ROWS],
     inputs: &[Inputs<T>],
-    mut ahead: Ahead,
+    mut requests: Requests,
 ) -> [[f32; FEW]; ROWS] {
     let whole = rows[0].len() / UNIT_BYTES;
     let mut sums = [[_mm512_setzero_ps(); FEW]; ROWS];
@@ -178,8 +178,8 @@ fn row_sums<const T: usize>(
     let mut wait = 0;
     for (number, inputs) in inputs[..whole].iter().enumerate() {
         if wait == 0 {
-            wait = ahead.each;
-            for row in &mut ahead.rows {
+            wait = requests.each;
+            for row in &mut requests.rows {
                 _mm_prefetch::<_MM_HINT_T1>(row.cast());
                 *row = row.wrapping_add(UNIT_BYTES);
             }

@@ -1,5 +1,5 @@
-//! Many tokens: panels of weights are turned to f32 in a buffer; tiles of six tokens by sixteen columns keep twelve
-//! vectors of sums in registers, enough to hide the latency of FMA, at eight loads for twelve FMAs.
+//! Many tokens: panels of weights are turned to f32 in a buffer and multiplied tile by tile. Those of AVX2, six tokens by
+//! sixteen columns, keep twelve vectors of sums in registers, enough to hide the latency of FMA, at eight loads for twelve FMAs.
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
@@ -69,6 +69,7 @@ pub(super) unsafe fn matmul_transposed_add(
     mut out: MatrixMut<'_>,
 ) {
     let mut panel = Panel([[0.0; PITCH]; ROWS]);
+    let mut sums = [[0.0; MOST_COLUMNS]; MOST_TOKENS];
     for row in (0..w.rows()).step_by(ROWS) {
         let rows = row..w.rows().min(row + ROWS);
         let x = x.column_range(rows.clone());
@@ -82,7 +83,6 @@ pub(super) unsafe fn matmul_transposed_add(
                 let mut strip = Strip { panel, column: column - first, ahead };
                 let columns = column..columns.end.min(column + tiles.columns);
                 for tokens in evenly(x.rows(), tiles.tokens) {
-                    let mut sums = [[0.0; MOST_COLUMNS]; MOST_TOKENS];
                     let sums = &mut sums[..tokens.len()];
                     // SAFETY: as above.
                     unsafe { (tiles.sums)(&strip, x.row_range(tokens.clone()), sums) };

@@ -204,15 +204,18 @@ fn stacks_are_cut_and_halves_put_together() {
 fn what_is_put_together_is_cut_for_a_mesh() {
     const RANK: usize = 256;
     let dir = tempfile::tempdir().unwrap();
-    let stack = Tensor::new("stack", GgmlBlocks::Q6K, &[2, 40, RANK], 0.5);
-    let joined = stack.values();
-    let rename = |_: &TensorInfo| GgufName::Stacked(vec!["part.0".to_owned(), "part.1".to_owned()]);
-    let part = |head| Part { tensor: format!("part.{head}"), is_transposed: false };
-    let joins = [("whole".to_owned(), vec![part(0), part(1)])].into();
-    let checkpoint = open(dir.path(), &[stack]).into_checkpoint(rename, joins).unwrap();
-    let spec = spec("whole", &[80, RANK], BY_ROWS, None);
-    // The second part, and rows of both.
-    for (mesh, rank, rows) in [("1x2", 1, 40..80), ("1x5", 2, 32..48)] {
+    let lying = Tensor::new("lying", GgmlBlocks::Q5_0, &[RANK, 32], 0.5);
+    let upright = Tensor::new("upright", GgmlBlocks::Q6K, &[48, RANK], 0.5);
+    let columns = lying.values();
+    let mut joined: Vec<f32> =
+        (0..32).flat_map(|row| (0..RANK).map(|col| columns[col * 32 + row]).collect::<Vec<_>>()).collect();
+    joined.extend(upright.values());
+    let part = |name: &str| Part { tensor: name.to_owned(), is_transposed: name == "lying" };
+    let joins = [("joined".to_owned(), vec![part("lying"), part("upright")])].into();
+    let checkpoint = open(dir.path(), &[lying, upright]).into_checkpoint(whole, joins).unwrap();
+    let spec = spec("joined", &[80, RANK], BY_ROWS, None);
+    // Rows of the transposed part, of both, of the other.
+    for (mesh, rank, rows) in [("1x5", 0, 0..16), ("1x2", 0, 0..40), ("1x5", 3, 48..64)] {
         let at = (layout(mesh), Rank(rank));
         let (_, got) = values(&checkpoint, &spec, &Formats::default(), at).unwrap();
         let bytes = quantized(&joined[rows.start * RANK..rows.end * RANK], RANK, Format::Q8_0);
