@@ -225,8 +225,8 @@ pub(crate) struct OperatorConfigArgs {
     /// Operator config for the prompts, as `dsv3 config --mode prefill` writes it [default: made for the model]
     ///
     /// It must be the model's own for this mesh; only these may differ: `rows_per_task`, by which work is divided between
-    /// threads, `arithmetic`, which --arithmetic and --repeatable set everywhere, and of collectives `topology` and `payload` (f32, bf16
-    /// or bf8, blocks of 8 bits: less to send, and less exact).
+    /// threads, `arithmetic`, which --arithmetic and --repeatable set everywhere, and of collectives `topology` and
+    /// `payload` (f32, bf16 or bf8, blocks of 8 bits: less to send, and less exact).
     #[arg(long, value_name = "FILE")]
     pub(crate) prefill_config: Option<PathBuf>,
     /// Operator config for the tokens after them, as `dsv3 config --mode decode` writes it [default: made for the model]

@@ -81,14 +81,17 @@ pub(crate) fn store64(bytes: &mut [u8; 64], vector: __m512i) {
 /// would keep the vectors in those throughout the loop that makes them.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(crate) fn sum_each([a, b, c, d]: [__m512; 4]) -> __m128 {
+pub(crate) fn sum_each([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     let twos = |one, other| _mm512_add_ps(_mm512_unpacklo_ps(one, other), _mm512_unpackhi_ps(one, other));
     let (ab, cd) = (twos(a, b), twos(c, d));
     let quarters =
         _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm512_shuffle_ps::<0b11_10_11_10>(ab, cd));
     let halves = _mm512_add_ps(quarters, _mm512_shuffle_f32x4::<0b01_00_11_10>(quarters, quarters));
     let all = _mm512_add_ps(halves, _mm512_shuffle_f32x4::<0b10_11_00_01>(halves, halves));
-    _mm512_castps512_ps128(all)
+    let mut sums = [0.0; 4];
+    // SAFETY: four floats; the store needs no alignment.
+    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(all)) };
+    sums
 }
 
 /// `vector`, which must be in a register here, before what comes later in the program passes through this function. Where a loop

@@ -12,6 +12,34 @@ use std::{ops::Range, ptr};
 /// lie on different pages, and they share inputs.
 pub(crate) const STREAMS: usize = 4;
 
+/// Rows cut into `N` parts that are read side by side: a group has a row of each. Of rows that are left over each is a group:
+/// too few for a loop of their own.
+pub(crate) struct SideBySide<const N: usize> {
+    first: usize,
+    /// Rows of a part.
+    pub(crate) length: usize,
+    left_over: usize,
+}
+
+impl<const N: usize> SideBySide<N> {
+    pub(crate) fn of(rows: Range<usize>) -> Self {
+        Self { first: rows.start, length: rows.len() / N, left_over: rows.len() % N }
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.length + self.left_over
+    }
+
+    /// The first row of a group, how far the next ones are, and how many count.
+    #[inline]
+    pub(crate) fn group(&self, place: usize) -> (usize, usize, usize) {
+        match place < self.length {
+            true => (self.first + place, self.length, N),
+            false => (self.first + self.length * (N - 1) + place, 0, 1),
+        }
+    }
+}
+
 /// A row of each stream.
 pub(crate) struct Group<'a> {
     pub(crate) rows: [&'a [u8]; STREAMS],
@@ -29,30 +57,25 @@ pub(crate) fn add_rows<const T: usize>(
     out: &mut MatrixMut<'_>,
     row_sums: impl Fn(&Group<'_>) -> [[__m512; STREAMS]; T],
 ) {
-    let length = rows.len() / STREAMS;
+    let parts = SideBySide::<STREAMS>::of(rows.clone());
     let rows_near = NEAR.div_ceil(weights.stride().max(1));
-    for place in 0..length + rows.len() % STREAMS {
-        // Of rows that are left over each fills a group: too few for a loop of their own.
-        let (first, apart, count) = match place < length {
-            true => (rows.start + place, length, STREAMS),
-            false => (rows.start + length * (STREAMS - 1) + place, 0, 1),
-        };
+    for place in 0..parts.groups() {
+        let (first, apart, count) = parts.group(place);
         let mut group = Group { rows: [&[]; STREAMS], ahead: [ptr::null(); STREAMS] };
         for stream in 0..STREAMS {
             let row = first + stream * apart;
             group.rows[stream] = weights.row(row);
             // Behind its last row a stream goes on in the next rows, which are read in as many streams. The last bytes of that
             // row, which follow on what was asked for, are left to the processor.
-            group.ahead[stream] = match place + rows_near < length {
+            group.ahead[stream] = match place + rows_near < parts.length {
                 true => w.start_of_row(row).wrapping_add(NEAR),
-                false => w.start_of_row(rows.end + stream * length + (place + rows_near - length)),
+                false => {
+                    w.start_of_row(rows.end + stream * parts.length + (place + rows_near - parts.length))
+                }
             };
         }
         for (t, streams) in row_sums(&group).into_iter().enumerate() {
-            let mut sums = [0.0; STREAMS];
-            let totals = sum_each(streams);
-            // SAFETY: four floats; the store needs no alignment.
-            unsafe { _mm_storeu_ps(sums.as_mut_ptr(), totals) };
+            let sums = sum_each(streams);
             let out = out.row_mut(t);
             for stream in 0..count {
                 out[first + stream * apart] += sums[stream];

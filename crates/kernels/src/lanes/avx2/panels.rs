@@ -1,6 +1,7 @@
 //! A matrix times many tokens, which lie side by side in lanes: blocks of tokens, columns and rows so that a panel of weights
-//! stays in the first cache while tokens go by; they and the sums lie in the second. Where tokens are few, the columns of several panels are packed at once, a span, and rows are read
-//! to its end before the rows below: memory gives streams faster than pieces.
+//! stays in the first cache while tokens go by; they and the sums lie in the second. Where tokens are few, the columns of
+//! several panels are packed at once, a span, and rows are read to its end before the rows below: memory gives streams faster
+//! than pieces.
 
 use super::{RowsAhead, TILE, evenly, write_rows, zeros};
 use crate::avx2::with_count;

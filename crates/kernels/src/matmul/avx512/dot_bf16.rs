@@ -4,6 +4,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::{padded, with_count};
+use crate::avx512::streams::SideBySide;
 use crate::avx512::{VECTOR, load, load64, sum_each};
 use crate::lanes::avx2::evenly;
 use crate::view::RowsBytes;
@@ -47,9 +48,11 @@ pub(super) fn matmul(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_
         for ((tokens, memory), inputs) in evenly(x.rows(), FEW).zip(&mut memory).zip(&mut inputs) {
             *inputs = lay_out(x.row_range(tokens).column_range(columns.clone()), memory);
         }
-        let part = Part { w, weights: w.rows_bytes(columns.clone()), columns, length: w.rows() / ROWS };
-        for group in (0..part.groups()).step_by(GROUPS) {
-            let groups = group..part.groups().min(group + GROUPS);
+        let part =
+            Part { w, weights: w.rows_bytes(columns.clone()), columns, rows: SideBySide::of(0..w.rows()) };
+        let count = part.rows.groups();
+        for group in (0..count).step_by(GROUPS) {
+            let groups = group..count.min(group + GROUPS);
             for (pass, (tokens, inputs)) in evenly(x.rows(), FEW).zip(inputs).enumerate() {
                 let (_, mut out) = out.reborrow().split_rows_at(tokens.start);
                 with_count!(tokens.len(), T of [4 5 6 7 8], {
@@ -94,16 +97,10 @@ struct Part<'a> {
     w: &'a MatrixView<'a>,
     columns: Range<usize>,
     weights: RowsBytes<'a>,
-    /// Rows of each of the parts that are read side by side: a group has a row of each.
-    length: usize,
+    rows: SideBySide<ROWS>,
 }
 
 impl Part<'_> {
-    /// Groups of rows. Of rows that are left over each is a group: too few for a loop of their own.
-    fn groups(&self) -> usize {
-        self.length + self.w.rows() % ROWS
-    }
-
     /// Adds the products of some groups with `T` tokens, those of `pass` of so many.
     #[target_feature(enable = "avx512f")]
     fn add_groups<const T: usize>(
@@ -114,16 +111,13 @@ impl Part<'_> {
         out: &mut MatrixMut<'_>,
     ) {
         for group in groups {
-            let (first, apart, count) = match group < self.length {
-                true => (group, self.length, ROWS),
-                false => (self.length * (ROWS - 1) + group, 0, 1),
-            };
+            let (first, apart, count) = self.rows.group(group);
             let mut rows: [&[u8]; ROWS] = [&[]; ROWS];
             let mut requests = Requests { rows: [ptr::null(); ROWS], each: passes };
             let next = self.ahead(group).wrapping_add(inputs.len() * pass / passes * UNIT_BYTES);
             for r in 0..ROWS {
                 rows[r] = self.weights.row(first + r * apart);
-                requests.rows[r] = next.wrapping_add(r * self.length * self.weights.stride());
+                requests.rows[r] = next.wrapping_add(r * self.rows.length * self.weights.stride());
             }
             let sums = row_sums(rows, inputs, requests);
             for (r, sums) in sums.iter().enumerate().take(count) {
@@ -136,11 +130,11 @@ impl Part<'_> {
 
     /// Where the group begins that comes after the groups which go by together with this one.
     fn ahead(&self, group: usize) -> *const u8 {
-        let group = group + GROUPS;
-        let (row, column) = match group < self.length {
+        let (group, length) = (group + GROUPS, self.rows.length);
+        let (row, column) = match group < length {
             true => (group, self.columns.start),
-            false if self.columns.end < self.w.cols() => (group - self.length, self.columns.end),
-            false => (self.w.rows() + group - self.length, 0),
+            false if self.columns.end < self.w.cols() => (group - length, self.columns.end),
+            false => (self.w.rows() + group - length, 0),
         };
         self.w.start_of_row(row).wrapping_add(self.w.format().bytes(column))
     }
@@ -194,9 +188,7 @@ fn row_sums<const T: usize>(
     let mut totals = [[0.0; FEW]; ROWS];
     for r in 0..ROWS {
         for (totals, sums) in totals[r].as_chunks_mut().0.iter_mut().zip(sums[r].as_chunks::<4>().0) {
-            let four = sum_each(*sums);
-            // SAFETY: an exclusive reference to four floats; the store needs no alignment.
-            unsafe { _mm_storeu_ps(<*mut [f32; 4]>::cast(totals), four) };
+            *totals = sum_each(*sums);
         }
     }
     totals
