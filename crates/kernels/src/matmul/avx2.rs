@@ -8,7 +8,7 @@ mod stream_q8_0;
 mod tile;
 
 use crate::avx2::{Bf16, Encoding, F32, Fp8, fp8};
-use crate::{Format, LANES, MatrixMut, MatrixRef, MatrixView, Order, matmul_integer};
+use crate::{Format, LANES, MatrixMut, MatrixRef, MatrixView, Order};
 
 /// A product of this file; the processor has AVX2, FMA and F16C.
 type MatmulAdd = unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>);
@@ -17,7 +17,6 @@ type MatmulAdd = unsafe fn(&MatrixView<'_>, MatrixRef<'_>, MatrixMut<'_>);
 const STREAMED: usize = 4;
 /// Tokens up to which several such passes are made of FP8 and q8_0 (measured on Zen 2).
 const CHEAPLY_STREAMED: usize = 3 * STREAMED;
-const _: () = assert!(CHEAPLY_STREAMED == matmul_integer::FEW.q8_0, "from there on q8_0 takes integers");
 
 /// Tokens from which on sixteen in lanes, filled or not, are as fast as a few at a time (measured on Zen 2).
 const FILLED: usize = 12;

@@ -1,6 +1,7 @@
 //! Weights of 8 bits times many tokens. The processor's product of unsigned and signed bytes takes twice as many as that of 16
-//! bits, but magnitudes of weights only: their signs must be the tokens'. So each pair of columns of tokens is packed with
-//! all four pairs of signs, and a pair of weights, which is broadcast, says where to load.
+//! bits, but magnitudes of weights only: their signs must be the tokens'. So a vector holds two columns of sixteen tokens and
+//! is packed with all four pairs of signs; the two weights, which are broadcast, say where to load. Up to eight tokens, for
+//! which half of it would be empty, lie in it with four columns and all sixteen signs, and have the same sums.
 //!
 //! A pair's product fills 16 bits. Its lowest bits are dropped, so that those of a block can be added up there: of normally
 //! distributed values that adds 2 to 4 % to the error that the rounding of activations makes. Every other pair is subtracted,
@@ -8,8 +9,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
-use super::signed::{BLOCKS, PAIRS, PLACE, Row, fill};
-use crate::avx2::{LANES as VECTOR, broadcast_four, in_memory, in_order, load, store};
+use super::signed::{BLOCKS, Row, VECTOR, fill};
+use crate::avx2::{LANES as HALF, broadcast_four, in_memory, in_order, load, load16_bytes, store};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::{RowsAhead, pack, panels, transpose};
 use crate::matmul_integer::LOST_BITS;
@@ -18,33 +19,27 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Groups of sixteen tokens in a batch: a vector each.
-const GROUPS: usize = 2;
-/// Rows of a panel, 14 kB: a first cache of 32 kB has room for them and 17 kB of a batch. With 24 to 48 the processor foresees
-/// what comes from memory, with 132 and 264 it did not.
+/// Rows of a panel, 11 or 15 kB: a first cache of 32 kB has room for them and 17 kB of a batch. With 24 to 48 the processor
+/// foresees what comes from memory, with 132 and 264 it did not.
 const ROWS: usize = 36;
-/// Pairs of signs.
-const SIGNS: usize = 4;
-/// Lines of a pair of columns of sixteen tokens.
-const PAIR_LINES: usize = SIGNS * PLACE / size_of::<Lanes>();
-/// Lines of a block of sixteen tokens: one of scales, and those of pairs.
-const BLOCK_LINES: usize = 1 + PAIRS * PAIR_LINES;
-
-/// The pairs of a block of sixteen tokens.
-type Pairs = [[[i8; PLACE]; SIGNS]; PAIRS];
-
-const _: () = assert!(PLACE == 2 * LANES);
+/// Tokens up to which vectors hold eight of them. With all signs of two such vectors little of a first cache would be left.
+const FEW: usize = HALF;
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of `q8_0` or FP8.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
     // SAFETY: this function has the features of `Row`'s.
-    unsafe { panels::matmul::<_, Row, GROUPS, ROWS>(w, x, out) }
+    unsafe {
+        match x.rows() <= FEW {
+            true => panels::matmul::<_, Row<1>, 1, ROWS>(w, x, out),
+            false => panels::matmul::<_, Row<2>, 2, ROWS>(w, x, out),
+        }
+    }
 }
 
-impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
+impl<const G: usize> panels::Row<IntegerRef<'_>, G> for Row<G> {
     const COLUMNS: usize = BLOCKS * BLOCK;
-    const LINES: usize = BLOCKS * BLOCK_LINES;
+    const LINES: usize = BLOCKS * (1 + 2 / G * Self::BLOCK_LINES);
     const STEP: usize = BLOCKS * BLOCK;
     const EMPTY: Self = Self::EMPTY;
 
@@ -53,7 +48,7 @@ impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
         fill(w, columns, next, out);
     }
 
-    /// By group: the scales of all blocks, then their pairs.
+    /// The scales of each group of sixteen tokens, then by block and step the vectors of all tokens.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn pack<'m>(
         x: IntegerRef<'_>,
@@ -62,18 +57,22 @@ impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
         memory: &'m mut [MaybeUninit<Lanes>],
     ) -> &'m [Lanes] {
         let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
-        let lines = &mut memory[..tokens.len().div_ceil(LANES) * blocks.len() * BLOCK_LINES];
-        let groups = lines.chunks_exact_mut(blocks.len() * BLOCK_LINES);
-        for (first, lines) in tokens.clone().step_by(LANES).zip(groups) {
+        let (groups, vectors) = (tokens.len().div_ceil(LANES), tokens.len().div_ceil(G * HALF));
+        let lines = &mut memory[..blocks.len() * (groups + vectors * Self::BLOCK_LINES)];
+        let (scales, values) = lines.split_at_mut(groups * blocks.len());
+        for (group, scales) in scales.chunks_exact_mut(blocks.len().max(1)).enumerate() {
+            let first = tokens.start + group * LANES;
             let x = x.row_range(first..tokens.end.min(first + LANES));
-            let (scales, pairs) = lines.split_at_mut(blocks.len());
             pack(x.all_scales().column_range(blocks.clone()), None, scales);
-            for (block, lines) in blocks.clone().zip(pairs.as_chunks_mut::<PAIR_LINES>().0.as_chunks_mut().0)
-            {
-                pack_block(x, block, lines);
+        }
+        for vector in 0..vectors {
+            let first = tokens.start + vector * G * HALF;
+            let x = x.row_range(first..tokens.end.min(first + G * HALF));
+            for (block, values) in blocks.clone().zip(values.chunks_exact_mut(vectors * Self::BLOCK_LINES)) {
+                pack_block::<G>(x, block, values, (vector, vectors));
             }
         }
-        // SAFETY: the scales and the pairs of each group have been written.
+        // SAFETY: the scales and all vectors have been written.
         unsafe { lines.assume_init_ref() }
     }
 
@@ -84,71 +83,77 @@ impl panels::Row<IntegerRef<'_>, GROUPS> for Row {
         rows: &[Self; R],
         batch: &[Lanes],
         _: Option<RowsAhead>,
-        sums: &mut [[Lanes; GROUPS]; R],
+        sums: &mut [[Lanes; G]; R],
     ) {
-        let (mut scales, mut pairs): ([&[Lanes]; V], [&[Pairs]; V]) = ([&[]; V], [&[]; V]);
-        let count = batch.len() / (V * BLOCK_LINES);
-        for v in 0..V {
-            let lines = &batch[v * count * BLOCK_LINES..][..count * BLOCK_LINES];
-            let values;
-            (scales[v], values) = lines.split_at(count);
-            pairs[v] = Lanes::int8(values).as_chunks().0.as_chunks().0;
-        }
-        for block in 0..count.min(BLOCKS) {
-            let (mut block_scales, mut block_pairs) = ([&Lanes::ZERO; V], [&pairs[0][block]; V]);
-            for v in 0..V {
-                (block_scales[v], block_pairs[v]) = (&scales[v][block], &pairs[v][block]);
-            }
-            let products = products(rows, block, block_pairs);
+        let groups = V.div_ceil(2 / G);
+        let blocks = batch.len() / (groups + V * Self::BLOCK_LINES);
+        let (scales, values) = batch.split_at(groups * blocks);
+        let values = Lanes::int8(values);
+        for block in 0..blocks.min(BLOCKS) {
+            let vectors = V * Self::STEPS * Self::SIGNS;
+            let products = products::<R, V, G>(rows, block, &values[block * vectors..][..vectors]);
             in_memory(sums);
             for r in 0..R {
+                let scale = rows[r].scale(block);
                 for v in 0..V {
-                    add_scaled(&mut sums[r][v], products[r][v], rows[r].0[block].scale, block_scales[v]);
+                    let (group, half) = (v * G / 2, v * G % 2);
+                    let x_scales = &scales[group * blocks + block].0.as_chunks().0[half..][..G];
+                    let sums = &mut sums[r][group].0.as_chunks_mut().0[half..][..G];
+                    add_scaled::<G>(sums, products[r][v], scale, x_scales);
                 }
             }
         }
     }
 }
 
-/// Products of a block of `R` rows with `V` groups of tokens, without their lowest bits: tokens 0 to 7 of a group in the lower
-/// 16 bits of each lane, 8 to 15 in the upper ones.
+impl<const G: usize> Row<G> {
+    /// Lines of a vector with all signs.
+    const STEP_LINES: usize = Self::SIGNS * VECTOR / size_of::<Lanes>();
+    /// Lines of a block of a vector of tokens.
+    const BLOCK_LINES: usize = Self::STEPS * Self::STEP_LINES;
+}
+
+/// Products of a block of `R` rows with `V` vectors of tokens, without their lowest bits: of two columns in each 16 bits.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn products<const R: usize, const V: usize>(
-    rows: &[Row; R],
+fn products<const R: usize, const V: usize, const G: usize>(
+    rows: &[Row<G>; R],
     block: usize,
-    tokens: [&Pairs; V],
+    tokens: &[[i8; VECTOR]],
 ) -> [[__m256i; V]; R] {
     let mut sums = [[_mm256_setzero_si256(); V]; R];
+    let steps = Row::<G>::STEPS / 4;
     // Four turns: the end of a longer loop would be predicted wrongly.
-    for pair in (0..PAIRS).step_by(PAIRS / 4) {
-        add_pair::<R, V, false>(rows, block, pair, tokens, &mut sums);
-        add_pair::<R, V, true>(rows, block, pair + 1, tokens, &mut sums);
-        add_pair::<R, V, false>(rows, block, pair + 2, tokens, &mut sums);
-        add_pair::<R, V, true>(rows, block, pair + 3, tokens, &mut sums);
+    for turn in 0..4 {
+        let first = turn * steps;
+        let tokens = &tokens[first * V * Row::<G>::SIGNS..][..steps * V * Row::<G>::SIGNS];
+        add_step::<R, V, G, 0>(rows, (block, first), tokens, &mut sums);
+        add_step::<R, V, G, 1>(rows, (block, first), tokens, &mut sums);
+        if G == 2 {
+            add_step::<R, V, G, 2>(rows, (block, first), tokens, &mut sums);
+            add_step::<R, V, G, 3>(rows, (block, first), tokens, &mut sums);
+        }
     }
     sums
 }
 
-/// Adds the products of a pair of columns, or subtracts them.
+/// Adds the products of a step after the first one of a turn, or subtracts them.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_pair<const R: usize, const V: usize, const SUBTRACT: bool>(
-    rows: &[Row; R],
-    block: usize,
-    pair: usize,
-    tokens: [&Pairs; V],
+fn add_step<const R: usize, const V: usize, const G: usize, const STEP: usize>(
+    rows: &[Row<G>; R],
+    (block, first): (usize, usize),
+    tokens: &[[i8; VECTOR]],
     sums: &mut [[__m256i; V]; R],
 ) {
     for r in 0..R {
-        let weights = &rows[r].0[block];
-        let magnitudes = broadcast_four(weights.magnitudes[pair]);
+        let magnitudes = broadcast_four(rows[r].magnitudes(block, first + STEP));
+        let start = in_register(tokens.as_ptr().wrapping_byte_add(rows[r].place(block, first + STEP)));
         for v in 0..V {
-            let start = tokens[v][pair].as_ptr().cast::<u8>();
-            // SAFETY: the place is that of one of the pair's four vectors, which are aligned as lines are.
-            let x = unsafe { _mm256_load_si256(start.add(weights.place(pair)).cast()) };
+            // SAFETY: the place is that of one of the step's vectors, which are aligned as lines are.
+            let x = unsafe { _mm256_load_si256(start.add((STEP * V + v) * Row::<G>::SIGNS).cast()) };
             let product = _mm256_srai_epi16::<LOST_BITS>(_mm256_maddubs_epi16(magnitudes, x));
-            sums[r][v] = in_order(match SUBTRACT {
+            sums[r][v] = in_order(match G == 2 && STEP % 2 == 1 {
                 false => _mm256_add_epi16(sums[r][v], product),
                 true => _mm256_sub_epi16(sums[r][v], product),
             });
@@ -156,56 +161,86 @@ fn add_pair<const R: usize, const V: usize, const SUBTRACT: bool>(
     }
 }
 
-/// Adds products, times the scales of both sides.
+/// A pointer that is computed here, once for all that is read beside it.
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "what it points to stays as it is")]
+#[inline(always)]
+fn in_register<T>(mut pointer: *const T) -> *const T {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
+}
+
+/// Adds the products of a vector, times the scales of both sides.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_scaled(sums: &mut Lanes, products: __m256i, scale: f32, x_scales: &Lanes) {
-    const UNIT: f32 = (1 << LOST_BITS) as f32;
-    let halves = [_mm256_madd_epi16(products, _mm256_set1_epi32(1)), _mm256_srai_epi32::<16>(products)];
-    let (sums, x_scales) = (sums.0.as_chunks_mut().0, x_scales.0.as_chunks().0);
-    let scale = _mm256_set1_ps(scale * UNIT);
-    for half in 0..halves.len() {
-        let scale = _mm256_mul_ps(scale, load(&x_scales[half]));
+fn add_scaled<const G: usize>(
+    sums: &mut [[f32; HALF]],
+    products: __m256i,
+    scale: f32,
+    x_scales: &[[f32; HALF]],
+) {
+    let mut halves = [products; G];
+    if G == 1 {
+        // The second pair of four columns is to be subtracted.
+        let pairs = _mm256_set1_epi32(i32::from_le_bytes([1, 0, 0xff, 0xff]));
+        halves[0] = _mm256_madd_epi16(products, pairs);
+    } else {
+        // Tokens 0 to 7 lie in the lower 16 bits, 8 to 15 in the upper ones; both come there.
+        let up = [-1, -1, 0, 1, -1, -1, 4, 5, -1, -1, 8, 9, -1, -1, 12, 13].map(i8::cast_unsigned);
+        halves[0] = _mm256_shuffle_epi8(products, _mm256_broadcastsi128_si256(load16_bytes(&up)));
+        halves[1] = _mm256_and_si256(products, _mm256_set1_epi32(-1 << 16));
+    }
+    for half in 0..G {
+        let scale = _mm256_mul_ps(_mm256_set1_ps(scale), load(&x_scales[half]));
         let total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(halves[half]), scale, load(&sums[half]));
         store(&mut sums[half], total);
     }
 }
 
-/// A block of at most sixteen tokens, each pair of columns with all signs; zero where there is no token.
+/// A block of the tokens of a vector, with all signs of each step; zero where there is no token.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn pack_block(x: IntegerRef<'_>, block: usize, out: &mut [[MaybeUninit<Lanes>; PAIR_LINES]; PAIRS]) {
-    let mut fours = [[_mm256_setzero_ps(); VECTOR]; 2];
+fn pack_block<const G: usize>(
+    x: IntegerRef<'_>,
+    block: usize,
+    lines: &mut [MaybeUninit<Lanes>],
+    (vector, vectors): (usize, usize),
+) {
+    let mut fours = [[_mm256_setzero_ps(); HALF]; G];
     for token in 0..x.rows() {
         let start = x.blocks(token)[block].as_ptr().cast();
         // SAFETY: the start of 32 bytes, any of which are some f32; the load needs no alignment.
-        fours[token / VECTOR][token % VECTOR] = unsafe { _mm256_loadu_ps(start) };
+        fours[token / HALF][token % HALF] = unsafe { _mm256_loadu_ps(start) };
     }
-    let [tokens, more] = fours.map(|fours| transpose(fours));
+    for half in 0..G {
+        fours[half] = transpose(fours[half]);
+    }
     let lower = _mm256_set1_epi32(0xffff);
-    for (four, pairs) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        let (tokens, more) = (_mm256_castps_si256(tokens[four]), _mm256_castps_si256(more[four]));
-        let first = _mm256_or_si256(_mm256_and_si256(lower, tokens), _mm256_slli_epi32::<16>(more));
-        let second = _mm256_or_si256(_mm256_srli_epi32::<16>(tokens), _mm256_andnot_si256(lower, more));
-        store_signs(&mut pairs[0], first);
-        store_signs(&mut pairs[1], second);
+    for four in 0..BLOCK / 4 {
+        let mut steps = [_mm256_castps_si256(fours[0][four]); G];
+        if G == 2 {
+            let (tokens, more) = (steps[0], _mm256_castps_si256(fours[1][four]));
+            steps[0] = _mm256_or_si256(_mm256_and_si256(lower, tokens), _mm256_slli_epi32::<16>(more));
+            steps[1] = _mm256_or_si256(_mm256_srli_epi32::<16>(tokens), _mm256_andnot_si256(lower, more));
+        }
+        for (step, columns) in steps.into_iter().enumerate() {
+            let place = (four * G + step) * vectors + vector;
+            let lines = &mut lines[place * Row::<G>::STEP_LINES..][..Row::<G>::STEP_LINES];
+            store_signs::<G>(lines, columns);
+        }
     }
 }
 
-/// Sixteen tokens' pairs, with signs `+ +`, `- +`, `+ -` and `- -`.
+/// The columns of a step of the tokens of a vector, with all signs: the first column has its own where a number is even.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn store_signs(lines: &mut [MaybeUninit<Lanes>; PAIR_LINES], pairs: __m256i) {
-    let signs =
-        |one: i8, other: i8| _mm256_set1_epi16(i16::from_le_bytes([one, other].map(i8::cast_unsigned)));
-    let vectors = [
-        pairs,
-        _mm256_sign_epi8(pairs, signs(-1, 1)),
-        _mm256_sign_epi8(pairs, signs(1, -1)),
-        _mm256_sign_epi8(pairs, signs(-1, -1)),
-    ];
-    for (number, vector) in vectors.into_iter().enumerate() {
-        // SAFETY: an exclusive reference to four vectors, aligned as lines are.
+fn store_signs<const G: usize>(lines: &mut [MaybeUninit<Lanes>], columns: __m256i) {
+    assert_eq!(lines.len(), Row::<G>::STEP_LINES, "a vector for all signs");
+    for number in 0..Row::<G>::SIGNS {
+        let sign = |column: usize| if number >> (column % (4 / G)) & 1 == 1 { 0xff } else { 1 };
+        let signs = _mm256_set1_epi32(i32::from_le_bytes([sign(0), sign(1), sign(2), sign(3)]));
+        let vector = _mm256_sign_epi8(columns, signs);
+        // SAFETY: an exclusive reference to so many vectors, aligned as lines are.
         unsafe { _mm256_store_si256(lines.as_mut_ptr().cast::<__m256i>().add(number), vector) }
     }
 }
