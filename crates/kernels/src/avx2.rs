@@ -109,10 +109,6 @@ fn widen_bf16(halves: __m128i) -> __m256 {
     _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(halves), tops))
 }
 
-/// How many bytes ahead a loop that reads weights once asks for them: what a core gets from memory in several times
-/// the latency, and a part of the first cache.
-pub(crate) const AHEAD: usize = 4 << 10;
-
 /// Whether what is used once is to come into the first cache and to push nothing out of the others. On Zen 2 that makes a
 /// stream up to a third faster; on Emerald Rapids, whose first cache waits for few lines at a time, half as fast as asking
 /// for it into the second.
@@ -122,6 +118,19 @@ static ALONE: AtomicBool = AtomicBool::new(true);
 pub(crate) fn meet_processor() {
     // Only AMD's have SSE4a.
     ALONE.store(is_x86_feature_detected!("sse4a"), Ordering::Relaxed);
+}
+
+/// How many bytes ahead a loop that reads weights once asks for them where they come into the first cache: what a core gets
+/// from memory in several times the latency, and a part of that cache.
+pub(crate) const AHEAD: usize = 4 << 10;
+
+/// How many bytes ahead such a loop asks for them: `first` where they come into the first cache. The second has
+/// room for more.
+pub(crate) fn ahead(first: usize) -> usize {
+    match ALONE.load(Ordering::Relaxed) {
+        true => first,
+        false => 6 << 10,
+    }
 }
 
 /// Asks for the cache line of `address` ahead of time, which will be used once. Any address may be asked for, mapped or not: a

@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::fp8::{HALF_UNIT, PARTS, UNIT, by_part, saw_nan, take_apart, watch_nan};
-use crate::avx2::{LANES, padded, prefetch, sum_each};
+use crate::avx2::{self, LANES, padded, prefetch, sum_each};
 use crate::view::{AheadOfRow, AheadOfRows, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -15,8 +15,8 @@ use std::{mem::MaybeUninit, ops::Range};
 pub(super) const COLUMNS: usize = 18432;
 /// Rows whose sums across vectors are taken together.
 const GROUP: usize = 4;
-/// How many bytes ahead memory is asked for: about as much as a core can wait for at a time, for the inputs of rows of
-/// 7168, 28 kB, are to stay in the first cache.
+/// How many bytes ahead memory is asked for what comes into the first cache: about as much as a core can wait for at a time,
+/// for the inputs of rows of 7168, 28 kB, are to stay there.
 const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;
@@ -128,7 +128,7 @@ type Sums<const C: usize, const T: usize> = [[__m256; C]; T];
 
 /// What is read next: the row goes on in the next one, or only some columns of it do.
 fn ahead<'a>(w: &MatrixView<'a>, columns: &Range<usize>) -> AheadOfRows<'a> {
-    let ahead = if columns.len() == w.row_stride() { AHEAD } else { w.row_stride() };
+    let ahead = if columns.len() == w.row_stride() { avx2::ahead(AHEAD) } else { w.row_stride() };
     // What follows the matrix is not read yet where columns are left.
     let w = if columns.end == w.cols() { *w } else { w.alone() };
     w.ahead_of_rows(columns.start + ahead)

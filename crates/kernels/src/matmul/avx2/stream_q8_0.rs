@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{AHEAD, LANES, broadcast_half, load, prefetch, sum, widen_int8};
+use crate::avx2::{AHEAD, LANES, ahead, broadcast_half, load, prefetch, sum, widen_int8};
 use crate::quantized::{BlockQ8_0, Q8_0_COLS, blocks};
 use crate::view::{AheadOfRow, AheadOfRows, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
@@ -20,7 +20,7 @@ pub(super) fn matmul_add<const R: usize, const T: usize>(
     mut out: MatrixMut<'_>,
 ) {
     let x: [&[Inputs]; T] = from_fn(|token| x.row(token).as_chunks().0);
-    let (rows, ahead) = (w.rows_bytes(0..w.cols()), w.ahead_of_rows(AHEAD));
+    let (rows, ahead) = (w.rows_bytes(0..w.cols()), w.ahead_of_rows(ahead(AHEAD)));
     let whole = w.rows() - w.rows() % R;
     for row in (0..whole).step_by(R) {
         rows_add::<R, T>(rows, ahead, row, x, &mut out);

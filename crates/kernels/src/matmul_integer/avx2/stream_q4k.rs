@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::q4k::{nibbles, scales_and_minima, widen};
-use crate::avx2::{AHEAD, broadcast_half, load, load32, prefetch, sum};
+use crate::avx2::{AHEAD, ahead, broadcast_half, load, load32, prefetch, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::view::AheadOfRow;
@@ -25,7 +25,7 @@ pub(in crate::matmul_integer) struct Inputs<'a> {
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]` for `T` tokens, one row after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    matmul_by::<T>(|weights, ahead, x| row_totals(weights, ahead, x), AHEAD, w, x, out);
+    matmul_by::<T>(|weights, ahead, x| row_totals(weights, ahead, x), ahead(AHEAD), w, x, out);
 }
 
 /// As [`matmul`], with a row's products from a function, a part of each in every lane, which asks memory for what is read
