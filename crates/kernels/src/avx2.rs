@@ -124,8 +124,8 @@ pub(crate) fn meet_processor() {
 /// from memory in several times the latency, and a part of that cache.
 pub(crate) const AHEAD: usize = 4 << 10;
 
-/// How many bytes ahead such a loop asks for them: `first` where they come into the first cache. The second has
-/// room for more.
+/// How many bytes ahead such a loop asks for them: `first` where they come into the first cache. The second has room for more
+/// (measured on Emerald Rapids).
 pub(crate) fn ahead(first: usize) -> usize {
     match ALONE.load(Ordering::Relaxed) {
         true => first,
@@ -200,6 +200,15 @@ pub(crate) fn in_order(mut vector: __m256i) -> __m256i {
     // SAFETY: no instruction at all. It is not `pure`, so that several keep their order.
     unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
     vector
+}
+
+/// A pointer that is computed here, once for all that is read beside it.
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "what it points to stays as it is")]
+#[inline(always)]
+pub(crate) fn in_register<T>(mut pointer: *const T) -> *const T {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
+    pointer
 }
 
 /// `value`, which must be in memory here. A loop over parts of a tile adds to sums that it would keep in registers, of

@@ -26,9 +26,9 @@ pub(crate) struct Few {
     pub(crate) fp8: usize,
 }
 
-/// Where weights become f32 as fast as integers (measured with AVX2 on Emerald Rapids, with weights from the cache and from
-/// memory): of q8_0 for six tokens in integers take four fifths of the time in f32, for five as long; of FP8, which takes longer
-/// to become integers, up to twelve about as long, for thirteen four fifths.
+/// With AVX2, measured on Emerald Rapids, with weights from the cache and from memory: five tokens of q8_0 take as long in
+/// integers as in f32, six four fifths as long. FP8 takes longer to become integers: up to twelve tokens take about as long,
+/// thirteen four fifths.
 pub(crate) const FEW: Few = Few { q8_0: 5, fp8: 12 };
 
 impl Few {

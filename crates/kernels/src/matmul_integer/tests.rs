@@ -178,7 +178,7 @@ fn parts_of_a_matrix() {
         let spec = Spec { format, rows: 20, cols: 1024, block: (8, 128), first_row: 3, offset: 1 };
         let weights = Weights::random(spec, &mut random);
         let whole = weights.view();
-        for tokens in [1, 3, 7] {
+        for tokens in [1, 3, 7, 13, 21] {
             let values = random.values(tokens * 512);
             let x = MatrixRef::new(&values, tokens, 512);
             for kernels in tables() {
@@ -208,7 +208,7 @@ fn parts_of_a_matrix() {
 #[test]
 fn largest_values_do_not_overflow() {
     for kernels in tables() {
-        for tokens in [1, 5, 9] {
+        for tokens in [1, 5, 9, 17] {
             // An FP8 of 448 and a byte of -128; all of one sign.
             let mut q8_0 = vec![0x00, 0x3c];
             q8_0.extend([0x80; 32]);
@@ -272,7 +272,7 @@ fn a_nan_of_a_token_reaches_it_and_no_other() {
         let weights = Weights::random(spec, &mut random);
         let w = weights.view();
         for kernels in tables() {
-            for tokens in [2, 7] {
+            for tokens in [2, 7, 13, 21] {
                 let mut x = random.values(tokens * 512);
                 x[512 + 300] = f32::NAN;
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens * 9]);

@@ -11,10 +11,11 @@ use std::ops::Range;
 
 /// Blocks of a row that are taken apart together: a group of FP8.
 pub(super) const BLOCKS: usize = FP8_SPAN;
-/// Rows between the one that is taken apart and the one that memory is asked for: of the 128 columns of a panel memory takes
+/// Rows between the one that is read and the one that memory is asked for: of the 128 columns of a panel memory takes
 /// longer than a row.
 const AHEAD: usize = 8;
-/// Rows of FP8 that are taken apart together.
+/// Rows of FP8 whose largest magnitudes are found before they are taken apart: enough for their chains of instructions to go on
+/// beside each other.
 const TOGETHER: usize = 12;
 /// Fours of columns in a block.
 const FOURS: usize = BLOCK / 4;
@@ -104,7 +105,7 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// While row `number` of the panel is taken apart.
+    /// When row `number` of the panel is read.
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
     fn request(self, number: usize) {
@@ -202,18 +203,20 @@ fn largest_magnitude(bytes: &[u8; FP8_GROUP]) -> u8 {
 }
 
 /// Magnitudes of FP8 in steps: of exponents 12 to 15 `(8 + mantissa) << (exponent - 12)`, of those from 8 on that divided by
-/// powers of two and rounded to even, of all below 0.
+/// powers of two and rounded to even, of all below 0. `raised` brings the group's largest exponent to 15 and takes 8 from
+/// it, for each table 16 more.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn in_steps(magnitudes: __m256i, raised: [__m256i; 4]) -> __m256i {
-    // By an exponent and a mantissa once 8 has been taken from the exponent. The instruction looks at the lower four bits, and
-    // gives 0 for what is negative: of each table it takes what is more than the table before.
+    // By an exponent and a mantissa once 8 has been taken from the exponent: sixteen for each two exponents.
     const STEPS: [[u8; 16]; 4] = [
         [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2],
         [2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 6, 6, 7, 8],
         [8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 26, 28, 30],
         [32, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 88, 96, 104, 112, 120],
     ];
+    // The instruction takes the lower four bits, whatever is above them, but gives 0 for what is negative: so an index finds
+    // something in its table and in all before that. Each holds what it has more than the one before; all four are added.
     const MORE: [[u8; 16]; 4] = {
         let mut more = STEPS;
         let mut place = 0;

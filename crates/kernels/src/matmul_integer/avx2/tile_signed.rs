@@ -10,7 +10,9 @@
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
 use super::signed::{BLOCKS, Row, VECTOR, fill};
-use crate::avx2::{LANES as HALF, broadcast_four, in_memory, in_order, load, load16_bytes, store};
+use crate::avx2::{
+    LANES as HALF, broadcast_four, in_memory, in_order, in_register, load, load16_bytes, store,
+};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::{RowsAhead, pack, panels, transpose};
 use crate::matmul_integer::LOST_BITS;
@@ -19,10 +21,10 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Rows of a panel, 11 or 15 kB: a first cache of 32 kB has room for them and 17 kB of a batch. With 24 to 48 the processor
+/// Rows of a panel, 10 or 15 kB: a first cache of 32 kB has room for them and 17 kB of a batch. With 24 to 48 the processor
 /// foresees what comes from memory, with 132 and 264 it did not.
 const ROWS: usize = 36;
-/// Tokens up to which vectors hold eight of them. With all signs of two such vectors little of a first cache would be left.
+/// Tokens up to which vectors hold eight of them. Two such vectors with all signs would fill a first cache of 32 kB.
 const FEW: usize = HALF;
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, of `q8_0` or FP8.
@@ -60,7 +62,7 @@ impl<const G: usize> panels::Row<IntegerRef<'_>, G> for Row<G> {
         let (groups, vectors) = (tokens.len().div_ceil(LANES), tokens.len().div_ceil(G * HALF));
         let lines = &mut memory[..blocks.len() * (groups + vectors * Self::BLOCK_LINES)];
         let (scales, values) = lines.split_at_mut(groups * blocks.len());
-        for (group, scales) in scales.chunks_exact_mut(blocks.len().max(1)).enumerate() {
+        for (group, scales) in scales.chunks_exact_mut(blocks.len()).enumerate() {
             let first = tokens.start + group * LANES;
             let x = x.row_range(first..tokens.end.min(first + LANES));
             pack(x.all_scales().column_range(blocks.clone()), None, scales);
@@ -137,7 +139,8 @@ fn products<const R: usize, const V: usize, const G: usize>(
     sums
 }
 
-/// Adds the products of a step after the first one of a turn, or subtracts them.
+/// Adds the products of step number `STEP` of a turn, or subtracts them. The turn's first step is the block's step `first`, and
+/// `tokens` are those of the turn.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn add_step<const R: usize, const V: usize, const G: usize, const STEP: usize>(
@@ -146,11 +149,13 @@ fn add_step<const R: usize, const V: usize, const G: usize, const STEP: usize>(
     tokens: &[[i8; VECTOR]],
     sums: &mut [[__m256i; V]; R],
 ) {
+    assert_eq!(tokens.len(), Row::<G>::STEPS / 4 * V * Row::<G>::SIGNS, "vectors of a turn");
     for r in 0..R {
         let magnitudes = broadcast_four(rows[r].magnitudes(block, first + STEP));
         let start = in_register(tokens.as_ptr().wrapping_byte_add(rows[r].place(block, first + STEP)));
         for v in 0..V {
-            // SAFETY: the place is that of one of the step's vectors, which are aligned as lines are.
+            // SAFETY: a turn has vectors for all of its steps, asserted above, and the place is that of one of as many as there are
+            // signs of this step; they lie in lines, so a vector's start is aligned for it.
             let x = unsafe { _mm256_load_si256(start.add((STEP * V + v) * Row::<G>::SIGNS).cast()) };
             let product = _mm256_srai_epi16::<LOST_BITS>(_mm256_maddubs_epi16(magnitudes, x));
             sums[r][v] = in_order(match G == 2 && STEP % 2 == 1 {
@@ -159,15 +164,6 @@ fn add_step<const R: usize, const V: usize, const G: usize, const STEP: usize>(
             });
         }
     }
-}
-
-/// A pointer that is computed here, once for all that is read beside it.
-#[expect(clippy::pointers_in_nomem_asm_block, reason = "what it points to stays as it is")]
-#[inline(always)]
-fn in_register<T>(mut pointer: *const T) -> *const T {
-    // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(nomem, nostack, preserves_flags)) };
-    pointer
 }
 
 /// Adds the products of a vector, times the scales of both sides.
@@ -231,7 +227,8 @@ fn pack_block<const G: usize>(
     }
 }
 
-/// The columns of a step of the tokens of a vector, with all signs: the first column has its own where a number is even.
+/// The columns of a step of the tokens of a vector, with all signs: bit by bit, a vector's number says whether a
+/// column has the other sign.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn store_signs<const G: usize>(lines: &mut [MaybeUninit<Lanes>], columns: __m256i) {
