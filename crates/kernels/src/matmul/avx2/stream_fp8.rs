@@ -15,8 +15,8 @@ use std::{mem::MaybeUninit, ops::Range};
 pub(super) const COLUMNS: usize = 18432;
 /// Rows whose sums across vectors are taken together.
 const GROUP: usize = 4;
-/// How many bytes ahead memory is asked where they come into the first cache: about as much as a core can wait for at a time, for
-/// the inputs of rows of 7168, 28 kB, are to stay there.
+/// How many bytes ahead memory is asked for weights that come into the first cache: about as much as a core can wait for at
+/// a time, for the inputs of rows of 7168, 28 kB, are to stay there.
 const AHEAD: usize = 1536;
 /// Columns between two requests to memory: a cache line.
 const STEP: usize = 2 * UNIT;

@@ -18,7 +18,7 @@ const AHEAD: usize = 8;
 /// beside each other.
 const TOGETHER: usize = 12;
 /// Fours of columns in a block.
-const FOURS: usize = BLOCK / 4;
+pub(super) const FOURS: usize = BLOCK / 4;
 /// Bytes of a vector of tokens.
 pub(super) const VECTOR: usize = 32;
 

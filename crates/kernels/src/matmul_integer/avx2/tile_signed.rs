@@ -9,10 +9,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row is an index into several arrays")]
 
-use super::signed::{BLOCKS, Row, VECTOR, fill};
-use crate::avx2::{
-    LANES as HALF, broadcast_four, in_memory, in_order, in_register, load, load16_bytes, store,
-};
+use super::signed::{BLOCKS, FOURS, Row, VECTOR, fill};
+use crate::avx2::{LANES as HALF, broadcast_four, in_memory, in_order, in_register, load, store};
 use crate::integers::BLOCK;
 use crate::lanes::avx2::{RowsAhead, pack, panels, transpose};
 use crate::matmul_integer::LOST_BITS;
@@ -24,6 +22,8 @@ use std::ops::Range;
 /// Rows of a panel, 10 or 15 kB: a first cache of 32 kB has room for them and 17 kB of a batch. With 24 to 48 the processor
 /// foresees what comes from memory, with 132 and 264 it did not.
 const ROWS: usize = 36;
+/// Turns of the loop through the steps of a block; the end of a longer one would be predicted wrongly.
+const TURNS: usize = 4;
 /// Tokens up to which vectors hold eight of them. Two such vectors with all signs would fill a first cache of 32 kB.
 const FEW: usize = HALF;
 
@@ -124,9 +124,8 @@ fn products<const R: usize, const V: usize, const G: usize>(
     tokens: &[[i8; VECTOR]],
 ) -> [[__m256i; V]; R] {
     let mut sums = [[_mm256_setzero_si256(); V]; R];
-    let steps = Row::<G>::STEPS / 4;
-    // Four turns: the end of a longer loop would be predicted wrongly.
-    for turn in 0..4 {
+    let steps = Row::<G>::STEPS / TURNS;
+    for turn in 0..TURNS {
         let first = turn * steps;
         let tokens = &tokens[first * V * Row::<G>::SIGNS..][..steps * V * Row::<G>::SIGNS];
         add_step::<R, V, G, 0>(rows, (block, first), tokens, &mut sums);
@@ -149,13 +148,13 @@ fn add_step<const R: usize, const V: usize, const G: usize, const STEP: usize>(
     tokens: &[[i8; VECTOR]],
     sums: &mut [[__m256i; V]; R],
 ) {
-    assert_eq!(tokens.len(), Row::<G>::STEPS / 4 * V * Row::<G>::SIGNS, "vectors of a turn");
+    assert_eq!(tokens.len(), Row::<G>::STEPS / TURNS * V * Row::<G>::SIGNS, "vectors of a turn");
     for r in 0..R {
         let magnitudes = broadcast_four(rows[r].magnitudes(block, first + STEP));
         let start = in_register(tokens.as_ptr().wrapping_byte_add(rows[r].place(block, first + STEP)));
         for v in 0..V {
-            // SAFETY: a turn has vectors for all of its steps, asserted above, and the place is that of one of as many as there are
-            // signs of this step; they lie in lines, so a vector's start is aligned for it.
+            // SAFETY: a turn has vectors for all of its steps, asserted above, and the place is that of one of those that this step
+            // has for its signs; they lie in lines, so each is aligned.
             let x = unsafe { _mm256_load_si256(start.add((STEP * V + v) * Row::<G>::SIGNS).cast()) };
             let product = _mm256_srai_epi16::<LOST_BITS>(_mm256_maddubs_epi16(magnitudes, x));
             sums[r][v] = in_order(match G == 2 && STEP % 2 == 1 {
@@ -181,9 +180,8 @@ fn add_scaled<const G: usize>(
         let pairs = _mm256_set1_epi32(i32::from_le_bytes([1, 0, 0xff, 0xff]));
         halves[0] = _mm256_madd_epi16(products, pairs);
     } else {
-        // Tokens 0 to 7 lie in the lower 16 bits, 8 to 15 in the upper ones; both come there.
-        let up = [-1, -1, 0, 1, -1, -1, 4, 5, -1, -1, 8, 9, -1, -1, 12, 13].map(i8::cast_unsigned);
-        halves[0] = _mm256_shuffle_epi8(products, _mm256_broadcastsi128_si256(load16_bytes(&up)));
+        // Tokens 0 to 7 lie in the lower 16 bits; 8 to 15 in the upper ones, where all are read, so that these need no shift.
+        halves[0] = _mm256_slli_epi32::<16>(products);
         halves[1] = _mm256_and_si256(products, _mm256_set1_epi32(-1 << 16));
     }
     for half in 0..G {
@@ -212,7 +210,7 @@ fn pack_block<const G: usize>(
         fours[half] = transpose(fours[half]);
     }
     let lower = _mm256_set1_epi32(0xffff);
-    for four in 0..BLOCK / 4 {
+    for four in 0..FOURS {
         let mut steps = [_mm256_castps_si256(fours[0][four]); G];
         if G == 2 {
             let (tokens, more) = (steps[0], _mm256_castps_si256(fours[1][four]));
