@@ -292,10 +292,21 @@ def is_readable_in_both_themes(page):
     assert light != dark, (light, dark)
 
 
+# Whoever has given the key asks before the page knows the model.
+LATE = """() => {
+    const real = window.fetch;
+    window.fetch = async (url, options) => {
+        if (String(url).endsWith("/models")) await new Promise((resolve) => setTimeout(resolve, 1000));
+        return real(url, options);
+    };
+}"""
+
+
 def wants_a_key(browser, binary):
     with server(binary, "--api-key", "secret") as address:
         page = Page(browser, address)
         expect(page.page.locator("#model")).to_contain_text("key", timeout=30_000)
+        page.page.evaluate(LATE)
         page.page.keyboard.press("Control+,")
         page.page.locator("#settings [name=api_key]").fill("secret")
         page.page.locator("#settings").get_by_role("button", name="Close").click()

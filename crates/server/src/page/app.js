@@ -140,13 +140,13 @@ function edit(message) {
   $("input").focus();
 }
 
-/** The request for the conversation's next answer. */
+/** The request for the conversation's next answer, but for the model. */
 function request(conversation) {
   const { system, thinking, ...sampling } = store.settings();
   const messages = conversation.messages.map(({ role, content }) => ({ role, content }));
   if (system) messages.unshift({ role: "system", content: system });
   const numbers = Object.entries(sampling).filter(([, value]) => value !== "" && value != null);
-  const made = { model, messages, ...Object.fromEntries(numbers.map(([name, value]) => [name, Number(value)])) };
+  const made = { messages, ...Object.fromEntries(numbers.map(([name, value]) => [name, Number(value)])) };
   if (thinking) made.chat_template_kwargs = { thinking: true };
   return made;
 }
@@ -173,7 +173,9 @@ async function ask() {
     });
   };
   try {
-    for await (const part of answer(body, store.apiKey(), mine.signal)) {
+    // The key may have been given just now.
+    if (!model) await findModel();
+    for await (const part of answer({ model, ...body }, store.apiKey(), mine.signal)) {
       if (part.reasoning || part.content) clock.first ??= performance.now();
       message.reasoning += part.reasoning ?? "";
       message.content += part.content ?? "";
