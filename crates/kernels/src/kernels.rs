@@ -72,6 +72,8 @@ impl Kernels {
         let table = match isa {
             Isa::Scalar => &tables::SCALAR,
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 if crate::avx2::computes_halves() => &tables::AVX2_BY_HALVES,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &tables::AVX2,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &tables::AVX512,

@@ -14,7 +14,7 @@ pub(crate) const Q4K_GROUPS: usize = Q4K_COLS / Q4K_GROUP;
 
 /// A `q8_0` block: element `i` is `d * values[i]`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BlockQ8_0 {
     /// The scale, half precision, little-endian.
     pub(crate) d: [u8; 2],

@@ -2,6 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
+use super::load_int8;
 use super::q4k::{nibbles, scales_and_minima, widen};
 use crate::avx2::{AHEAD, ahead, broadcast_half, load, load32, prefetch, sum};
 use crate::integers::BLOCK;
@@ -156,12 +157,4 @@ fn eight_sums([one, other]: [__m256i; 2]) -> __m256i {
 #[inline]
 fn interleave16(one: __m256i, other: __m256i) -> __m256i {
     _mm256_add_epi16(_mm256_unpacklo_epi16(one, other), _mm256_unpackhi_epi16(one, other))
-}
-
-/// 32 integers.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn load_int8(values: &[i8; BLOCK]) -> __m256i {
-    // SAFETY: a reference to 32 bytes; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
 }
