@@ -44,7 +44,9 @@ fn every_instruction_set_generates_these_tokens() {
         assert_eq!(token_ids(&run.json()), expected[..8], "{isa}");
         assert!(run.stderr.contains(&format!("({isa})")), "{}", run.stderr);
     }
-    place.generate_ids(&model, &prompt, &["--isa", "avx1024"]).is_usage_error("scalar, avx2, avx512");
+    place
+        .generate_ids(&model, &prompt, &["--isa", "avx1024"])
+        .is_usage_error("scalar, avx2, avx2-halves, avx512");
 }
 
 #[test]

@@ -120,16 +120,6 @@ pub(crate) fn meet_processor() {
     ALONE.store(is_x86_feature_detected!("sse4a"), Ordering::Relaxed);
 }
 
-/// Whether a vector's halves are computed one after the other: AMD's Zen 1 and what is like it.
-pub(crate) fn computes_halves() -> bool {
-    /// Where AMD's processors say how wide their units are (AMD64 Architecture Programmer's Manual, volume 3, appendix E.4.14).
-    const UNITS: u32 = 0x8000_001a;
-    const ARE_WIDE: u32 = 1 << 2;
-    is_x86_feature_detected!("sse4a")
-        && __cpuid(0x8000_0000).eax >= UNITS
-        && __cpuid(UNITS).eax & ARE_WIDE == 0
-}
-
 /// How many bytes ahead a loop that reads weights once asks for them where they come into the first cache: what a core gets
 /// from memory in several times the latency, and a part of that cache.
 pub(crate) const AHEAD: usize = 4 << 10;

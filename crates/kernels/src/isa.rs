@@ -1,21 +1,26 @@
 //! Instruction sets that have a table of their own, and whether this machine has them.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__cpuid;
 use std::{fmt, str::FromStr};
 
-/// An instruction set. Each has one table of [`Kernels`](crate::Kernels).
+/// An instruction set, or one with what else decides how it is used best. Each has one table of [`Kernels`](crate::Kernels).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// Portable Rust: the specification of every kernel, the fallback and the oracle of the tests.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C (every server since 2015).
     Avx2,
+    /// AVX2 on processors that compute a vector's halves one after the other (AMD's Zen 1): few tokens of q8_0 are multiplied in
+    /// integers, and so rounded.
+    Avx2Halves,
     /// x86-64 with AVX-512 and its extensions BW, DQ, VL, VBMI and VNNI (Intel's servers since Ice Lake, AMD's since Zen 4).
     Avx512,
 }
 
 impl Isa {
     /// Every instruction set that this crate knows, the slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx2Halves, Isa::Avx512];
 
     /// The latest instruction set that this machine has. Asks the processor.
     pub fn latest() -> Self {
@@ -27,6 +32,7 @@ impl Isa {
         match self {
             Isa::Scalar => true,
             Isa::Avx2 => has_avx2(),
+            Isa::Avx2Halves => has_avx2() && computes_halves(),
             Isa::Avx512 => has_avx2() && has_avx512(),
         }
     }
@@ -36,6 +42,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::Avx2Halves => "avx2-halves",
             Isa::Avx512 => "avx512",
         }
     }
@@ -74,6 +81,18 @@ fn has_avx2() -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
+fn computes_halves() -> bool {
+    /// Where AMD's processors say how wide their vector units are (AMD64 Architecture Programmer's Manual, volume 3, appendix
+    /// E.4.14, "Performance Optimization Identifiers").
+    const UNITS: u32 = 0x8000_001a;
+    const HAVE_256_BITS: u32 = 1 << 2;
+    // Only AMD's have SSE4a.
+    is_x86_feature_detected!("sse4a")
+        && __cpuid(0x8000_0000).eax >= UNITS
+        && __cpuid(UNITS).eax & HAVE_256_BITS == 0
+}
+
+#[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -85,6 +104,11 @@ fn has_avx512() -> bool {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn has_avx2() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn computes_halves() -> bool {
     false
 }
 
@@ -103,6 +127,6 @@ mod tests {
             assert_eq!(isa.name().parse(), Ok(isa));
         }
         let error = "AVX".parse::<Isa>().unwrap_err().to_string();
-        assert_eq!(error, "no instruction set is named \"AVX\"; there are scalar, avx2, avx512");
+        assert_eq!(error, "no instruction set is named \"AVX\"; there are scalar, avx2, avx2-halves, avx512");
     }
 }

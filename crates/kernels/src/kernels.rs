@@ -72,13 +72,13 @@ impl Kernels {
         let table = match isa {
             Isa::Scalar => &tables::SCALAR,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 if crate::avx2::computes_halves() => &tables::AVX2_BY_HALVES,
-            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &tables::AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Halves => &tables::AVX2_HALVES,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &tables::AVX512,
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => return None,
+            Isa::Avx2 | Isa::Avx2Halves | Isa::Avx512 => return None,
         };
         #[cfg(target_arch = "x86_64")]
         crate::avx2::meet_processor();

@@ -6,9 +6,10 @@
 //! instruction set; its methods check lengths, also in release, and then jump. The operator above chooses how work
 //! is split and over which threads.
 //!
-//! Tables today: [`Isa::Scalar`] (specification, fallback and oracle), [`Isa::Avx2`], and [`Isa::Avx512`], which is the one
-//! before but for what it does better. NEON and AMX are not written yet; machines with the first use the scalar table. A new
-//! table starts as `..SCALAR` or `..AVX512`, replaces what it does better, and is tested from the moment it is registered.
+//! Tables today: [`Isa::Scalar`] (specification, fallback and oracle), [`Isa::Avx2`], [`Isa::Avx2Halves`] and [`Isa::Avx512`],
+//! which are that one but for what they do better. NEON and AMX are not written yet; machines with the first use the scalar
+//! table. A new table starts as `..SCALAR` or `..AVX512`, replaces what it does better, and is tested from the moment it is
+//! registered.
 //!
 //! Weights are [`MatrixView`]s in one of the [`Format`]s and are turned to f32 in registers or in a buffer on the stack;
 //! activations are f32 ([`MatrixRef`], [`MatrixMut`]), or, for products in integers, quantised first ([`IntegerMatrix`]). Keys

@@ -62,9 +62,9 @@ pub(super) static AVX2: Kernels = Kernels {
     finish_attention: attention::avx2::finish_attention,
 };
 
-/// For processors that [compute halves](crate::avx2::computes_halves) of vectors.
 #[cfg(target_arch = "x86_64")]
-pub(super) static AVX2_BY_HALVES: Kernels = Kernels { few: matmul_integer::avx2::FEW_BY_HALVES, ..AVX2 };
+pub(super) static AVX2_HALVES: Kernels =
+    Kernels { isa: Isa::Avx2Halves, few: matmul_integer::avx2::FEW_IN_HALVES, ..AVX2 };
 
 #[cfg(target_arch = "x86_64")]
 pub(super) static AVX512: Kernels = Kernels {

@@ -69,7 +69,10 @@ fn expected(
 /// What the products of a table lose beside rounding.
 fn lost(kernels: &Kernels, format: Format, tokens: usize, expected: &Expected) -> f64 {
     let is_exact = format == Format::Q8_0 && tokens <= 4;
-    if kernels.isa() == Isa::Avx2 && !is_exact { expected.lost } else { 0.0 }
+    match kernels.isa() {
+        Isa::Avx2 | Isa::Avx2Halves if !is_exact => expected.lost,
+        _ => 0.0,
+    }
 }
 
 /// Multiplies `weights` with random tokens into an output that holds something and is strided, and compares.
@@ -364,8 +367,7 @@ fn formats_take_integers_for_as_many_tokens_as_pays() {
     for kernels in tables() {
         let few = match kernels.isa() {
             Isa::Avx512 => Few { q8_0: 3, fp8: 2 },
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 if crate::avx2::computes_halves() => Few { q8_0: 0, fp8: 12 },
+            Isa::Avx2Halves => Few { q8_0: 0, fp8: 12 },
             Isa::Avx2 | Isa::Scalar => Few { q8_0: 5, fp8: 12 },
         };
         // The most tokens that are multiplied in f32.
