@@ -85,11 +85,12 @@ fn computes_halves() -> bool {
     /// Where AMD's processors say how wide their vector units are (AMD64 Architecture Programmer's Manual, volume 3, appendix
     /// E.4.14, "Performance Optimization Identifiers").
     const UNITS: u32 = 0x8000_001a;
+    const HAVE_128_BITS: u32 = 1;
     const HAVE_256_BITS: u32 = 1 << 2;
-    // Only AMD's have SSE4a.
+    // Only AMD's have SSE4a. A virtual machine may say nothing of its units: neither bit.
     is_x86_feature_detected!("sse4a")
         && __cpuid(0x8000_0000).eax >= UNITS
-        && __cpuid(UNITS).eax & HAVE_256_BITS == 0
+        && __cpuid(UNITS).eax & (HAVE_128_BITS | HAVE_256_BITS) == HAVE_128_BITS
 }
 
 #[cfg(target_arch = "x86_64")]

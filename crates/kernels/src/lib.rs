@@ -7,7 +7,7 @@
 //! is split and over which threads.
 //!
 //! Tables today: [`Isa::Scalar`] (specification, fallback and oracle), [`Isa::Avx2`], [`Isa::Avx2Halves`] and [`Isa::Avx512`],
-//! which are that one but for what they do better. NEON and AMX are not written yet; machines with the first use the scalar
+//! which are `Avx2` but for what they do better. NEON and AMX are not written yet; machines with the first use the scalar
 //! table. A new table starts as `..SCALAR` or `..AVX512`, replaces what it does better, and is tested from the moment it is
 //! registered.
 //!
