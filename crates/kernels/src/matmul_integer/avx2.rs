@@ -18,8 +18,8 @@ use std::arch::x86_64::*;
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
 
-/// Where vectors are computed in halves (measured on Zen 1): q8_0 in integers takes three fifths of the time that it takes in f32, for
-/// each half of an FMA keeps two of four units busy.
+/// Where vectors are computed in halves (measured on Zen 1): q8_0 in integers takes three fifths of the time that it takes in
+/// f32, for each half of an FMA keeps two of four units busy.
 pub(crate) const FEW_IN_HALVES: Few = Few { q8_0: 0, ..super::FEW };
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
