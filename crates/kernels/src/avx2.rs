@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Values in a vector.
 pub(crate) const LANES: usize = 8;
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
 
 /// A format whose elements stand alone, as a type, so that a loop is compiled once for each.
 pub(crate) trait Encoding {
@@ -138,9 +140,21 @@ pub(crate) fn ahead(first: usize) -> usize {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(crate) fn prefetch(address: *const u8) {
-    match ALONE.load(Ordering::Relaxed) {
-        true => _mm_prefetch::<_MM_HINT_NTA>(address.cast()),
-        false => _mm_prefetch::<_MM_HINT_T1>(address.cast()),
+    prefetch_range(address, 1);
+}
+
+/// As [`prefetch`], for each line's length of some bytes. How to ask is looked up once.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn prefetch_range(start: *const u8, bytes: usize) {
+    if ALONE.load(Ordering::Relaxed) {
+        for byte in (0..bytes).step_by(LINE) {
+            _mm_prefetch::<_MM_HINT_NTA>(start.wrapping_add(byte).cast());
+        }
+    } else {
+        for byte in (0..bytes).step_by(LINE) {
+            _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(byte).cast());
+        }
     }
 }
 

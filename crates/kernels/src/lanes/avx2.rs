@@ -5,8 +5,7 @@
 pub(crate) mod panels;
 
 use super::Lanes;
-use crate::avx2::with_count;
-use crate::avx2::{LANES as VECTOR, load as load_vector};
+use crate::avx2::{LANES as VECTOR, LINE, load as load_vector, with_count};
 use crate::{KeyRows, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
@@ -25,8 +24,6 @@ const COLUMNS: usize = 2 * VECTOR;
 const RUN: usize = 8;
 /// Lines of a tile between two requests to memory.
 pub(crate) const STEP: usize = 64;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// A vector of lanes twice.
 pub(crate) type Pair = [__m256; 2];

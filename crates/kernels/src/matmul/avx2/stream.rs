@@ -5,7 +5,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::fp8::{saw_nan, watch_nan};
-use crate::avx2::{Encoding, LANES, load16, padded, prefetch, sum};
+use crate::avx2::{Encoding, LANES, load16, padded, prefetch_range, sum};
 use crate::view::{RowScales, RowsBytes};
 use crate::{Format, MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -18,8 +18,6 @@ const STEP: usize = 64;
 const HALF: usize = STEP / 2;
 /// Columns that one load takes.
 const UNIT: usize = 2 * LANES;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// `out[t, r] += sum over c of x[t, c] * w[r, c]` for `T` tokens, `R` rows at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -102,9 +100,7 @@ impl<const R: usize, const T: usize> Rows<'_, R, T> {
     #[inline]
     unsafe fn add_step<E: Encoding>(&mut self, column: usize, ahead: usize) {
         for r in 0..R {
-            for line in (0..STEP * E::BYTES).step_by(LINE) {
-                prefetch(self.weights[r].as_ptr().wrapping_add(column * E::BYTES + ahead + line));
-            }
+            prefetch_range(self.weights[r].as_ptr().wrapping_add(column * E::BYTES + ahead), STEP * E::BYTES);
         }
         for half in (column..column + STEP).step_by(HALF) {
             // SAFETY: `half + HALF <= column + STEP`.

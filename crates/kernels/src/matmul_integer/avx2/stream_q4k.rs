@@ -4,16 +4,13 @@
 
 use super::load_int8;
 use super::q4k::{nibbles, scales_and_minima, widen};
-use crate::avx2::{AHEAD, ahead, broadcast_half, load, load32, prefetch, sum};
+use crate::avx2::{AHEAD, ahead, broadcast_half, load, load32, prefetch_range, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::view::AheadOfRow;
 use crate::{IntegerRef, MatrixMut, MatrixView};
 use std::arch::x86_64::*;
 use std::array::from_fn;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// A token's part in a block of weights, in as many pieces as the block has groups.
 #[derive(Clone, Copy)]
@@ -69,9 +66,7 @@ fn row_totals<const T: usize>(
     }
     let mut totals = [_mm256_setzero_ps(); T];
     for block in 0..weights.len() {
-        for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
-            prefetch(ahead.of(block * size_of::<BlockQ4K>() + line));
-        }
+        prefetch_range(ahead.of(block * size_of::<BlockQ4K>()), size_of::<BlockQ4K>());
         let (twos, rest) = inputs.as_chunks::<2>();
         for (number, two) in twos.iter().enumerate() {
             let x = [two[0].block(block), two[1].block(block)];
@@ -118,7 +113,8 @@ fn block_add<const N: usize, const T: usize>(
             // At most 2 * 15 * 127 in 16 bits.
             let even = _mm256_maddubs_epi16(bits[0], load_int8(&values[2 * i]));
             let odd = _mm256_maddubs_epi16(bits[1], load_int8(&values[2 * i + 1]));
-            pairs[n][i] = interleave16(even, odd);
+            pairs[n][i] =
+                _mm256_add_epi16(_mm256_unpacklo_epi32(even, odd), _mm256_unpackhi_epi32(even, odd));
         }
     }
     let mut fours = [[zero; 2]; N];
@@ -126,7 +122,7 @@ fn block_add<const N: usize, const T: usize>(
         for n in 0..N {
             let (one, other) = (pairs[n][2 * i], pairs[n][2 * i + 1]);
             fours[n][i] =
-                _mm256_add_epi16(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
+                _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
         }
     }
     let (scales, minima) = scales_and_minima(weights);
@@ -141,20 +137,15 @@ fn block_add<const N: usize, const T: usize>(
     }
 }
 
-/// The last step: of 16 products of at most 15 * 127 in each lane of 16 bits, two lanes for each of the eight groups,
-/// the groups' sums.
+/// The last step: of sums of 8 products of at most 15 * 127 in each lane of 16 bits, two neighbours for each of four groups in
+/// either half, the eight groups' sums.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn eight_sums([one, other]: [__m256i; 2]) -> __m256i {
-    let eight = _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
-    let low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(eight));
-    let high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(eight));
-    _mm256_add_epi32(low, high)
-}
-
-/// Neighbouring lanes of each added up, half as many, the two by turns.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn interleave16(one: __m256i, other: __m256i) -> __m256i {
-    _mm256_add_epi16(_mm256_unpacklo_epi16(one, other), _mm256_unpackhi_epi16(one, other))
+fn eight_sums(fours: [__m256i; 2]) -> __m256i {
+    let mut sums = [_mm_setzero_si128(); 2];
+    for i in 0..2 {
+        let pairs = _mm256_madd_epi16(fours[i], _mm256_set1_epi16(1));
+        sums[i] = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+    }
+    _mm256_set_m128i(sums[1], sums[0])
 }

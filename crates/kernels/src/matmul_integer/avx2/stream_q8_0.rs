@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::load_int8;
-use crate::avx2::{AHEAD, ahead, load32, padded, prefetch, sum};
+use crate::avx2::{AHEAD, ahead, load32, padded, prefetch_range, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ8_0, blocks};
 use crate::view::AheadOfRow;
@@ -15,8 +15,6 @@ use std::slice::from_ref;
 
 /// Blocks whose sums become one vector, in two halves, and take their scales together.
 const TOGETHER: usize = 4;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Some blocks of a row of weights.
 type Weights = [BlockQ8_0; TOGETHER];
@@ -59,9 +57,7 @@ fn row_totals<const T: usize>(weights: &[BlockQ8_0], ahead: AheadOfRow, x: &[Inp
     }
     let mut totals = [_mm256_setzero_ps(); T];
     for (piece, weights) in whole.iter().enumerate() {
-        for line in (0..size_of::<Weights>()).step_by(LINE) {
-            prefetch(ahead.of(piece * size_of::<Weights>() + line));
-        }
+        prefetch_range(ahead.of(piece * size_of::<Weights>()), size_of::<Weights>());
         add_piece(weights, piece, &inputs, &mut totals);
     }
     if !rest.is_empty() {

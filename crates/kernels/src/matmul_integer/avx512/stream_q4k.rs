@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
-use crate::avx2::{broadcast_half, load as load_eight, load32, prefetch};
+use crate::avx2::{LINE, broadcast_half, load as load_eight, load32, prefetch_range};
 use crate::avx512::NEAR;
 use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
 use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
@@ -13,8 +13,6 @@ use std::arch::x86_64::*;
 
 /// How many bytes ahead of the stream the second cache asks memory.
 const AHEAD: usize = 8 << 10;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]` for `T` tokens. A token's sum does not depend on how many there are.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
@@ -36,8 +34,8 @@ fn row_totals<const T: usize>(
     let mut totals = [_mm512_setzero_ps(); T];
     for (block, weights) in weights.iter().enumerate() {
         let start: *const i8 = (&raw const *weights).cast();
+        prefetch_range(ahead.of(block * size_of::<BlockQ4K>()), size_of::<BlockQ4K>());
         for line in (0..size_of::<BlockQ4K>()).step_by(LINE) {
-            prefetch(ahead.of(block * size_of::<BlockQ4K>() + line));
             _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(NEAR + line));
         }
         add_block(weights, block, &inputs, &mut totals);

@@ -5,7 +5,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use crate::avx2::{Encoding, LANES, load16_with_nan, padded, prefetch};
+use crate::avx2::{Encoding, LANES, LINE, load16_with_nan, padded, prefetch};
 use crate::view::{RowScales, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -14,8 +14,6 @@ use std::ops::Range;
 
 /// Columns added at a time.
 const STEP: usize = 2 * LANES;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// `out[t, c] += sum over r of x[t, r] * w[r, c]` for `T` tokens, `R` rows at a time.
 #[target_feature(enable = "avx2,fma,f16c")]
