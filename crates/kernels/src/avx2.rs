@@ -309,8 +309,14 @@ pub(crate) fn whole<'a, T: Copy + Default, const N: usize>(
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(crate) fn sum(vector: __m256) -> f32 {
-    let four = _mm_add_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps::<1>(vector));
-    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    sum_of_four(_mm_add_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps::<1>(vector)))
+}
+
+/// The sum of the four lanes.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(crate) fn sum_of_four(vector: __m128) -> f32 {
+    let two = _mm_add_ps(vector, _mm_movehl_ps(vector, vector));
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 

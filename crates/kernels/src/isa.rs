@@ -11,8 +11,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C (every server since 2015).
     Avx2,
-    /// AVX2 on processors that compute a vector's halves one after the other (AMD's Zen 1): few tokens of q8_0 are multiplied in
-    /// integers, and so rounded.
+    /// The same instructions for processors that compute a vector's halves one after the other (AMD's Zen 1): few tokens of q8_0
+    /// are multiplied in integers, and so rounded.
     Avx2Halves,
     /// x86-64 with AVX-512 and its extensions BW, DQ, VL, VBMI and VNNI (Intel's servers since Ice Lake, AMD's since Zen 4).
     Avx512,
@@ -22,17 +22,20 @@ impl Isa {
     /// Every instruction set that this crate knows, the slowest first.
     pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx2Halves, Isa::Avx512];
 
-    /// The latest instruction set that this machine has. Asks the processor.
-    pub fn latest() -> Self {
-        Isa::ALL.into_iter().rfind(|isa| isa.is_available()).expect("scalar is always available")
+    /// The instruction set that this machine is fastest with: the latest that it has. Asks the processor.
+    pub fn best() -> Self {
+        let is_meant = |isa: &Isa| *isa != Isa::Avx2Halves || computes_halves();
+        Isa::ALL
+            .into_iter()
+            .rfind(|isa| isa.is_available() && is_meant(isa))
+            .expect("scalar is always available")
     }
 
     /// Whether this machine can run it. Asks the processor, so it is meant for start-up, not for loops.
     pub fn is_available(self) -> bool {
         match self {
             Isa::Scalar => true,
-            Isa::Avx2 => has_avx2(),
-            Isa::Avx2Halves => has_avx2() && computes_halves(),
+            Isa::Avx2 | Isa::Avx2Halves => has_avx2(),
             Isa::Avx512 => has_avx2() && has_avx512(),
         }
     }

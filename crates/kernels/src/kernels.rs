@@ -27,6 +27,17 @@ pub enum Order {
     Many,
 }
 
+impl Order {
+    /// Whether a product of `tokens` takes the way for few tokens, which is the fastest up to `most`.
+    pub(crate) fn is_few(self, tokens: usize, most: usize) -> bool {
+        match self {
+            Order::Fastest => tokens <= most,
+            Order::Few => true,
+            Order::Many => false,
+        }
+    }
+}
+
 /// The table that is used where none is named.
 static BEST: OnceLock<&Kernels> = OnceLock::new();
 
@@ -92,7 +103,7 @@ impl Kernels {
 
     /// The table of the latest instruction set that this machine has, or of the one that was [chosen](Self::choose).
     pub fn best() -> &'static Kernels {
-        BEST.get_or_init(|| Kernels::for_isa(Isa::latest()).expect("an available instruction set"))
+        BEST.get_or_init(|| Kernels::for_isa(Isa::best()).expect("an available instruction set"))
     }
 
     /// Lets [`best`](Self::best) be the table of `isa`: where a machine is to give the same bits as one with less, or to
@@ -101,7 +112,7 @@ impl Kernels {
     /// # Errors
     /// If this machine has no such instructions, or the best table has been asked for before and is another: gives what it is.
     pub fn choose(isa: Isa) -> Result<(), Isa> {
-        let table = Kernels::for_isa(isa).ok_or_else(Isa::latest)?;
+        let table = Kernels::for_isa(isa).ok_or_else(Isa::best)?;
         let best = BEST.get_or_init(|| table).isa();
         if best == isa { Ok(()) } else { Err(best) }
     }

@@ -63,8 +63,12 @@ pub(super) static AVX2: Kernels = Kernels {
 };
 
 #[cfg(target_arch = "x86_64")]
-pub(super) static AVX2_HALVES: Kernels =
-    Kernels { isa: Isa::Avx2Halves, few: matmul_integer::avx2::FEW_IN_HALVES, ..AVX2 };
+pub(super) static AVX2_HALVES: Kernels = Kernels {
+    isa: Isa::Avx2Halves,
+    few: matmul_integer::avx2::halves::FEW,
+    matmul_integer: matmul_integer::avx2::halves::matmul_integer,
+    ..AVX2
+};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) static AVX512: Kernels = Kernels {

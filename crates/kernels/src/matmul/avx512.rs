@@ -18,11 +18,7 @@ const STREAMED: usize = 4;
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 pub(crate) fn matmul(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: MatrixMut<'_>) {
-    let many = match order {
-        Order::Fastest => x.rows() > STREAMED,
-        Order::Few => false,
-        Order::Many => true,
-    };
+    let many = !order.is_few(x.rows(), STREAMED);
     match w.format() {
         Format::Q4K => tile::matmul(w, x, out),
         Format::Bf16 if many && order == Order::Fastest && x.rows() <= dot_bf16::MOST => {

@@ -1,53 +1,41 @@
-//! Of `q4_K` and `q8_0`, few tokens read each weight once and use it from the register (`stream_q4k`, `stream_q8_0`). More
-//! tokens lie side by side in lanes: weights of 4 bits are multiplied as they are (`tile_q4k`), those of 8 bits as magnitudes,
-//! their signs being the tokens' (`tile_signed`).
+//! Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`). More tokens lie side by side in
+//! lanes: weights of 4 bits are multiplied as they are (`tile_q4k`), those of 8 bits as magnitudes, their signs being the
+//! tokens' (`tile_signed`).
 
+pub(crate) mod halves;
 pub(super) mod q4k;
 pub(super) mod signed;
 pub(super) mod stream_q4k;
-mod stream_q8_0;
 mod tile_q4k;
 mod tile_signed;
 
-use super::Few;
 use crate::avx2::with_count;
 use crate::integers::BLOCK;
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 use std::arch::x86_64::*;
+use stream_q4k::Whole;
 
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
 
-/// Where vectors are computed in halves (measured on Zen 1): q8_0 in integers takes three fifths of the time that it takes in
-/// f32, for each half of an FMA keeps two of four units busy.
-pub(crate) const FEW_IN_HALVES: Few = Few { q8_0: 0, ..super::FEW };
-
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    let is_few = match order {
-        Order::Fastest => x.rows() <= STREAMED,
-        Order::Few => true,
-        Order::Many => false,
-    };
     match w.format() {
-        Format::Q4K | Format::Q8_0 if is_few => few(w, x, out),
+        Format::Q4K if order.is_few(x.rows(), STREAMED) => few(w, x, out),
         Format::Q4K => tile_q4k::matmul(w, x, out),
         Format::Q8_0 | Format::Fp8 => tile_signed::matmul(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
     }
 }
 
-/// Some tokens at a time, of q4_K or q8_0.
+/// Some tokens at a time, of q4_K.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn few(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
     for first in (0..x.rows()).step_by(STREAMED) {
         let x = x.row_range(first..x.rows().min(first + STREAMED));
         let (some, rest) = out.split_rows_at(x.rows());
-        with_count!(x.rows(), T of [1 2 3 4], match w.format() {
-            Format::Q4K => stream_q4k::matmul::<T>(w, x, some),
-            _ => stream_q8_0::matmul::<T>(w, x, some),
-        });
+        with_count!(x.rows(), T of [1 2 3 4], stream_q4k::matmul::<Whole, T>(w, x, some));
         out = rest;
     }
 }

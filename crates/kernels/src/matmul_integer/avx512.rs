@@ -20,18 +20,13 @@ pub(crate) const FEW: Few = Few { q8_0: 3, fp8: 2 };
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
 pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    let is_few = match order {
-        Order::Fastest => x.rows() <= STREAMED,
-        Order::Few => true,
-        Order::Many => false,
-    };
     // Sums of tokens that share a vector are not added up as those of one that has it alone.
     let beside = match order {
         Order::Fastest => (LANES / x.rows().max(1)).clamp(1, tile::MOST_BESIDE),
         Order::Few | Order::Many => 1,
     };
     match (w.format(), beside) {
-        (Format::Q4K | Format::Fp8, _) if is_few => few(w, x, out),
+        (Format::Q4K | Format::Fp8, _) if order.is_few(x.rows(), STREAMED) => few(w, x, out),
         (Format::Q4K, 2..) => tile::matmul::<true, 1, 2, { tile::ROWS }>(w, x, out),
         (Format::Q4K, _) => tile::matmul::<true, 1, 1, { tile::ROWS }>(w, x, out),
         (Format::Q8_0, 4..) => tile::matmul::<false, 1, 4, { tile::ROWS }>(w, x, out),

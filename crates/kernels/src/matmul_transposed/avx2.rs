@@ -34,18 +34,15 @@ pub(super) unsafe fn matmul_transposed_by(
     mut out: MatrixMut<'_>,
 ) {
     out.fill(0.0);
-    match order {
-        Order::Fastest if x.rows() <= STREAMED && w.format() != Format::Q4K => few_add(w, x, out),
-        Order::Few if w.format() != Format::Q4K => {
-            for first in (0..x.rows()).step_by(STREAMED) {
-                let x = x.row_range(first..x.rows().min(first + STREAMED));
-                let (some, rest) = out.split_rows_at(x.rows());
-                few_add(w, x, some);
-                out = rest;
-            }
-        }
+    if !order.is_few(x.rows(), STREAMED) || w.format() == Format::Q4K {
         // SAFETY: what the caller promises.
-        _ => unsafe { tile::matmul_transposed_add(tiles, w, x, out) },
+        return unsafe { tile::matmul_transposed_add(tiles, w, x, out) };
+    }
+    for first in (0..x.rows()).step_by(STREAMED) {
+        let x = x.row_range(first..x.rows().min(first + STREAMED));
+        let (some, rest) = out.split_rows_at(x.rows());
+        few_add(w, x, some);
+        out = rest;
     }
 }
 

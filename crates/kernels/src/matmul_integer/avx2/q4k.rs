@@ -23,6 +23,14 @@ pub(in crate::matmul_integer) fn widen(bytes: u64) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes.cast_signed())))
 }
 
+/// Two halves, little-endian, each in every lane.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn broadcast_halves([[a, b], [c, d]]: [[u8; 2]; 2]) -> [__m256; 2] {
+    let both = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes([a, b, c, d])));
+    [_mm256_broadcastss_ps(both), _mm256_broadcastss_ps(_mm_movehdup_ps(both))]
+}
+
 /// The lower and the upper halves of bytes.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]

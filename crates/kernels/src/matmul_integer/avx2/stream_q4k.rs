@@ -3,8 +3,8 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::load_int8;
-use super::q4k::{nibbles, scales_and_minima, widen};
-use crate::avx2::{AHEAD, ahead, broadcast_half, load, load32, prefetch_range, sum};
+use super::q4k::{broadcast_halves, nibbles, scales_and_minima, widen};
+use crate::avx2::{AHEAD, ahead, load, load32, prefetch_range, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
 use crate::view::AheadOfRow;
@@ -15,15 +15,28 @@ use std::array::from_fn;
 /// A token's part in a block of weights, in as many pieces as the block has groups.
 #[derive(Clone, Copy)]
 pub(in crate::matmul_integer) struct Inputs<'a> {
-    pub(in crate::matmul_integer) values: &'a [[[i8; BLOCK]; Q4K_GROUPS]],
+    pub(in crate::matmul_integer) values: &'a [Values],
     pub(in crate::matmul_integer) scales: &'a [[f32; Q4K_GROUPS]],
     pub(in crate::matmul_integer) sums: &'a [[f32; Q4K_GROUPS]],
 }
 
+/// How a block's products become sums of its groups.
+pub(super) trait Sums {
+    /// The eight groups' sums of products with each of `N` tokens. These take each step together, so that what waits for a
+    /// result has the other's work between.
+    ///
+    /// # Safety
+    /// The processor has the features that this is compiled for.
+    unsafe fn of<const N: usize>(weights: &BlockQ4K, x: [&Values; N]) -> [__m256i; N];
+}
+
+/// A token's values for a block.
+pub(super) type Values = [[i8; BLOCK]; Q4K_GROUPS];
+
 /// `out[t, r] = sum over c of x[t, c] * w[r, c]` for `T` tokens, one row after the other.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
-    matmul_by::<T>(|weights, ahead, x| row_totals(weights, ahead, x), ahead(AHEAD), w, x, out);
+pub(super) fn matmul<S: Sums, const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    matmul_by::<T>(|weights, ahead, x| row_totals::<S, T>(weights, ahead, x), ahead(AHEAD), w, x, out);
 }
 
 /// As [`matmul`], with a row's products from a function, a part of each in every lane, which asks memory for what is read
@@ -56,7 +69,7 @@ pub(in crate::matmul_integer) fn matmul_by<const T: usize>(
 /// A row's products, a part of each in every lane.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn row_totals<const T: usize>(
+fn row_totals<S: Sums, const T: usize>(
     weights: &[BlockQ4K],
     ahead: AheadOfRow,
     mut inputs: [Inputs<'_>; T],
@@ -70,17 +83,17 @@ fn row_totals<const T: usize>(
         let (twos, rest) = inputs.as_chunks::<2>();
         for (number, two) in twos.iter().enumerate() {
             let x = [two[0].block(block), two[1].block(block)];
-            block_add(&weights[block], x, 2 * number, &mut totals);
+            block_add::<S, 2, T>(&weights[block], x, 2 * number, &mut totals);
         }
         for last in rest {
-            block_add(&weights[block], [last.block(block)], T - 1, &mut totals);
+            block_add::<S, 1, T>(&weights[block], [last.block(block)], T - 1, &mut totals);
         }
     }
     totals
 }
 
 /// A token's part in one block of weights.
-type BlockInputs<'a> = (&'a [[i8; BLOCK]; Q4K_GROUPS], &'a [f32; Q4K_GROUPS], &'a [f32; Q4K_GROUPS]);
+type BlockInputs<'a> = (&'a Values, &'a [f32; Q4K_GROUPS], &'a [f32; Q4K_GROUPS]);
 
 impl<'a> Inputs<'a> {
     #[inline]
@@ -94,58 +107,61 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Adds the products of a block with tokens `token..token + N`. Tokens take each step together, so that what waits for a
-/// result has the other's work between.
+/// Adds the products of a block with tokens `token..token + N`.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn block_add<const N: usize, const T: usize>(
+fn block_add<S: Sums, const N: usize, const T: usize>(
     weights: &BlockQ4K,
     x: [BlockInputs<'_>; N],
     token: usize,
     totals: &mut [__m256; T],
 ) {
-    let zero = _mm256_setzero_si256();
-    let mut pairs = [[zero; 4]; N];
-    for i in 0..4 {
-        let bits = nibbles(load32(&weights.values.as_chunks::<BLOCK>().0[i]));
-        for n in 0..N {
-            let (values, ..) = x[n];
-            // At most 2 * 15 * 127 in 16 bits.
-            let even = _mm256_maddubs_epi16(bits[0], load_int8(&values[2 * i]));
-            let odd = _mm256_maddubs_epi16(bits[1], load_int8(&values[2 * i + 1]));
-            pairs[n][i] =
-                _mm256_add_epi16(_mm256_unpacklo_epi32(even, odd), _mm256_unpackhi_epi32(even, odd));
-        }
-    }
-    let mut fours = [[zero; 2]; N];
-    for i in 0..2 {
-        for n in 0..N {
-            let (one, other) = (pairs[n][2 * i], pairs[n][2 * i + 1]);
-            fours[n][i] =
-                _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
-        }
-    }
+    // SAFETY: the features are those of this function.
+    let sums = unsafe { S::of(weights, x.map(|(values, ..)| values)) };
     let (scales, minima) = scales_and_minima(weights);
-    let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights.d));
-    let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights.dmin));
+    let [d, dmin] = broadcast_halves([weights.d, weights.dmin]);
+    let (scales, minima) = (_mm256_mul_ps(widen(scales), d), _mm256_mul_ps(widen(minima), dmin));
     for n in 0..N {
         let (_, x_scales, x_sums) = x[n];
-        let products = _mm256_cvtepi32_ps(eight_sums(fours[n]));
         let total = _mm256_fnmadd_ps(minima, load(x_sums), totals[token + n]);
         let factors = _mm256_mul_ps(scales, load(x_scales));
-        totals[token + n] = _mm256_fmadd_ps(products, factors, total);
+        totals[token + n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[n]), factors, total);
     }
 }
 
-/// The last step: of sums of 8 products of at most 15 * 127 in each lane of 16 bits, two neighbours for each of four groups in
-/// either half, the eight groups' sums.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn eight_sums(fours: [__m256i; 2]) -> __m256i {
-    let mut sums = [_mm_setzero_si128(); 2];
-    for i in 0..2 {
-        let pairs = _mm256_madd_epi16(fours[i], _mm256_set1_epi16(1));
-        sums[i] = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs));
+/// Sums in whole vectors.
+pub(super) enum Whole {}
+
+impl Sums for Whole {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn of<const N: usize>(weights: &BlockQ4K, x: [&Values; N]) -> [__m256i; N] {
+        let zero = _mm256_setzero_si256();
+        let mut pairs = [[zero; 4]; N];
+        for i in 0..4 {
+            let bits = nibbles(load32(&weights.values.as_chunks::<BLOCK>().0[i]));
+            for n in 0..N {
+                // At most 2 * 15 * 127 in 16 bits.
+                let even = _mm256_maddubs_epi16(bits[0], load_int8(&x[n][2 * i]));
+                let odd = _mm256_maddubs_epi16(bits[1], load_int8(&x[n][2 * i + 1]));
+                pairs[n][i] =
+                    _mm256_add_epi16(_mm256_unpacklo_epi32(even, odd), _mm256_unpackhi_epi32(even, odd));
+            }
+        }
+        let mut sums = [zero; N];
+        for n in 0..N {
+            let mut fours = [_mm_setzero_si128(); 2];
+            for i in 0..2 {
+                let (one, other) = (pairs[n][2 * i], pairs[n][2 * i + 1]);
+                // Of each group two neighbouring lanes in either half, with 8 products each.
+                let eights =
+                    _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
+                let halves = _mm256_madd_epi16(eights, _mm256_set1_epi16(1));
+                fours[i] =
+                    _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            }
+            sums[n] = _mm256_set_m128i(fours[1], fours[0]);
+        }
+        sums
     }
-    _mm256_set_m128i(sums[1], sums[0])
 }

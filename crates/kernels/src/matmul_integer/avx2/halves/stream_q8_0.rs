@@ -3,8 +3,8 @@
 
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
-use super::load_int8;
-use crate::avx2::{AHEAD, ahead, load32, padded, prefetch_range, sum};
+use super::load16_int8;
+use crate::avx2::{AHEAD, ahead, load16_bytes, padded, prefetch_range, sum_of_four};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ8_0, blocks};
 use crate::view::AheadOfRow;
@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 use std::slice::from_ref;
 
-/// Blocks whose sums become one vector, in two halves, and take their scales together.
+/// Blocks whose sums become one vector and take their scales together.
 const TOGETHER: usize = 4;
 
 /// Some blocks of a row of weights.
@@ -41,7 +41,7 @@ pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut 
     for row in 0..w.rows() {
         let totals = row_totals(blocks(rows.row(row)), ahead.row(row), &x);
         for t in 0..T {
-            out.row_mut(t)[row] = sum(totals[t]);
+            out.row_mut(t)[row] = sum_of_four(totals[t]);
         }
     }
 }
@@ -49,13 +49,13 @@ pub(super) fn matmul<const T: usize>(w: &MatrixView<'_>, x: IntegerRef<'_>, mut 
 /// A row's products, a part of each in every lane.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn row_totals<const T: usize>(weights: &[BlockQ8_0], ahead: AheadOfRow, x: &[Inputs<'_>; T]) -> [__m256; T] {
+fn row_totals<const T: usize>(weights: &[BlockQ8_0], ahead: AheadOfRow, x: &[Inputs<'_>; T]) -> [__m128; T] {
     let (whole, rest) = weights.as_chunks();
     let mut inputs: [Pieces<'_>; T] = [(&[], &[]); T];
     for t in 0..T {
         inputs[t] = (&x[t].values[..whole.len()], &x[t].scales[..whole.len()]);
     }
-    let mut totals = [_mm256_setzero_ps(); T];
+    let mut totals = [_mm_setzero_ps(); T];
     for (piece, weights) in whole.iter().enumerate() {
         prefetch_range(ahead.of(piece * size_of::<Weights>()), size_of::<Weights>());
         add_piece(weights, piece, &inputs, &mut totals);
@@ -72,47 +72,50 @@ fn row_totals<const T: usize>(weights: &[BlockQ8_0], ahead: AheadOfRow, x: &[Inp
 /// Adds the products of a piece of a row with all tokens.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn add_piece<const T: usize>(weights: &Weights, piece: usize, x: &[Pieces<'_>; T], totals: &mut [__m256; T]) {
-    // By token and pair of blocks, sums of eight products: of the one and of the other in turn.
-    let mut pairs = [[_mm256_setzero_si256(); TOGETHER / 2]; T];
+fn add_piece<const T: usize>(weights: &Weights, piece: usize, x: &[Pieces<'_>; T], totals: &mut [__m128; T]) {
+    // By token and pair of blocks, sums of sixteen products: of the one and of the other in turn.
+    let mut pairs = [[_mm_setzero_si128(); TOGETHER / 2]; T];
     for pair in 0..TOGETHER / 2 {
-        let (one, other) = (load32(&weights[2 * pair].values), load32(&weights[2 * pair + 1].values));
+        let (one, other) = (&weights[2 * pair].values, &weights[2 * pair + 1].values);
         for t in 0..T {
             let x = &x[t].0[piece];
             let (one, other) = (products(one, &x[2 * pair]), products(other, &x[2 * pair + 1]));
-            pairs[t][pair] =
-                _mm256_add_epi32(_mm256_unpacklo_epi32(one, other), _mm256_unpackhi_epi32(one, other));
+            pairs[t][pair] = _mm_add_epi32(_mm_unpacklo_epi32(one, other), _mm_unpackhi_epi32(one, other));
         }
     }
     let scales = scales(weights);
     for t in 0..T {
         let [one, other] = pairs[t];
-        // In both halves a sum of sixteen for each block.
-        let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
-        let scales = _mm256_mul_ps(scales, in_both_halves(load4(&x[t].1[piece])));
-        totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), scales, totals[t]);
+        let sums = _mm_add_epi32(_mm_unpacklo_epi64(one, other), _mm_unpackhi_epi64(one, other));
+        let scales = _mm_mul_ps(scales, load4(&x[t].1[piece]));
+        totals[t] = _mm_fmadd_ps(_mm_cvtepi32_ps(sums), scales, totals[t]);
     }
 }
 
-/// Sums of four products each.
+/// Sums of eight products each.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn products(weights: __m256i, x: &[i8; BLOCK]) -> __m256i {
-    // At most 2 * 128 * 127 in 16 bits.
-    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(load_int8(x), weights));
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+fn products(weights: &[u8; BLOCK], x: &[i8; BLOCK]) -> __m128i {
+    let mut sums = _mm_setzero_si128();
+    for (weights, x) in weights.as_chunks().0.iter().zip(x.as_chunks().0) {
+        let weights = load16_bytes(weights);
+        // At most 2 * 128 * 127 in 16 bits.
+        let pairs = _mm_maddubs_epi16(_mm_abs_epi8(weights), _mm_sign_epi8(load16_int8(x), weights));
+        sums = _mm_add_epi32(sums, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
+    }
+    sums
 }
 
-/// The blocks' scales, in both halves.
+/// The blocks' scales.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn scales(weights: &Weights) -> __m256 {
+fn scales(weights: &Weights) -> __m128 {
     let mut halves = [0; TOGETHER];
     for (half, block) in halves.iter_mut().zip(weights) {
         *half = i16::from_le_bytes(block.d);
     }
     let [a, b, c, d] = halves;
-    in_both_halves(_mm_cvtph_ps(_mm_setr_epi16(a, b, c, d, 0, 0, 0, 0)))
+    _mm_cvtph_ps(_mm_setr_epi16(a, b, c, d, 0, 0, 0, 0))
 }
 
 /// Four values.
@@ -121,10 +124,4 @@ fn scales(weights: &Weights) -> __m256 {
 fn load4(values: &[f32; TOGETHER]) -> __m128 {
     // SAFETY: a reference to four floats; the load needs no alignment.
     unsafe { _mm_loadu_ps(values.as_ptr()) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-#[inline]
-fn in_both_halves(four: __m128) -> __m256 {
-    _mm256_set_m128(four, four)
 }
