@@ -48,7 +48,7 @@ The three stages: `convert` prepares the weights, `config` makes the operator co
 #[derive(Debug, Parser)]
 #[command(name = "dsv3", version, after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Instructions to compute with: scalar, avx2, avx2-halves or avx512 [default: the last of them that this machine has]
+    /// Instructions to compute with: scalar, avx2, avx2-halves or avx512 [default: what this machine is fastest with]
     #[arg(long, value_name = "NAME", global = true, help_heading = "Running", hide_short_help = true)]
     pub(crate) isa: Option<Isa>,
     /// What to do.

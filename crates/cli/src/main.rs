@@ -112,8 +112,7 @@ fn try_follow(cli: &Cli) -> Result<()> {
 /// The instructions that were asked for, if any were.
 fn choose_kernels(isa: Option<Isa>) -> Result<()> {
     let Some(isa) = isa else { return Ok(()) };
-    Kernels::choose(isa)
-        .map_err(|latest| anyhow!("this machine has no {isa}: the latest that it has is {latest}"))
+    Kernels::choose(isa).map_err(|best| anyhow!("this machine has no {isa}: the best that it has is {best}"))
 }
 
 /// The error and its causes. A cause that its error already ends with is not said twice.

@@ -179,8 +179,8 @@ impl Kernels {
     /// `out[t, r] = sum over c of x[t, c] * w[r, c]`, in integers within [groups](Format::group_cols) of columns. What the
     /// result lacks in accuracy against [`matmul`](Self::matmul): half a step of `x` times the weights; of FP8, times `x`,
     /// half of a step of the group's, which is a 64th of its largest magnitude at most, or a 32nd of the scale where that is
-    /// more; and of FP8 and more than four tokens of `q8_0`, on AVX2, less than 128 steps of a product for 32 columns,
-    /// because sums have 16 bits.
+    /// more; and of FP8 and `q8_0`, on AVX2, less than 128 steps of a product for 32 columns, because sums have 16 bits
+    /// (but for the few tokens of `q8_0` that [`Isa::Avx2Halves`] multiplies exactly).
     ///
     /// # Shapes
     /// w [rows, cols], x [tokens, cols], out [tokens, rows].

@@ -44,7 +44,8 @@ impl Few {
     }
 }
 
-/// Bits that a product of two neighbouring columns may lose of `q8_0` and FP8 on AVX2, rounded downwards and upwards in turn.
+/// Bits that a product of two neighbouring columns may lose of `q8_0` and FP8 on AVX2 where tokens lie side by side in lanes,
+/// rounded downwards and upwards in turn.
 pub(crate) const LOST_BITS: i32 = 4;
 
 /// The exponent field of FP8 that a group's largest one is taken for at least: where values are less than 2 of 448, steps

@@ -217,18 +217,20 @@ fn largest_values_do_not_overflow() {
             // An FP8 of 448 and a byte of -128; all of one sign.
             let mut q8_0 = vec![0x00, 0x3c];
             q8_0.extend([0x80; 32]);
+            // More blocks than are added up together.
+            let q8_0 = q8_0.repeat(5);
             let mut q4k = vec![0x00, 0x3c, 0, 0];
             q4k.extend([0xff; 140]);
             let one = 1.0_f32.to_le_bytes();
             let scales =
                 BlockScales { bytes: &one, block_rows: 1, block_cols: 128, grid_cols: 1, first_row: 0 };
             let cases = [
-                (Format::Fp8, vec![0x7e; 128], Some(scales), 448.0 * 128.0),
-                (Format::Q8_0, q8_0, None, -128.0 * 32.0),
-                (Format::Q4K, q4k, None, 15.0 * 63.0 * 256.0),
+                (Format::Fp8, 128, vec![0x7e; 128], Some(scales), 448.0),
+                (Format::Q8_0, 5 * 32, q8_0, None, -128.0),
+                (Format::Q4K, 256, q4k, None, 15.0 * 63.0),
             ];
-            for (format, bytes, scales, expected) in cases {
-                let cols = format.group_cols().max(format.block_cols());
+            for (format, cols, bytes, scales, value) in cases {
+                let expected = value * cols as f64;
                 let w = MatrixView::from_bytes(format, &bytes, 1, cols, scales);
                 let x = vec![1.0; tokens * cols];
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens]);
@@ -272,19 +274,46 @@ fn an_fp8_nan_reaches_its_row_and_no_other() {
 #[test]
 fn a_nan_of_a_token_reaches_it_and_no_other() {
     let mut random = Random(6);
-    for format in [Format::Fp8, Format::Q8_0, Format::Q4K] {
-        let spec = Spec { format, rows: 9, cols: 512, block: (8, 128), first_row: 0, offset: 0 };
+    // Of q8_0 a block more than are added up together.
+    for (format, cols) in [(Format::Fp8, 512), (Format::Q8_0, 544), (Format::Q4K, 512)] {
+        let spec = Spec { format, rows: 9, cols, block: (8, 128), first_row: 0, offset: 0 };
         let weights = Weights::random(spec, &mut random);
         let w = weights.view();
         for kernels in tables() {
-            for tokens in [2, 7, 13, 21] {
-                let mut x = random.values(tokens * 512);
-                x[512 + 300] = f32::NAN;
+            for (tokens, column) in [2, 7, 13, 21].into_iter().flat_map(|t| [(t, 300), (t, cols - 1)]) {
+                let mut x = random.values(tokens * cols);
+                x[cols + column] = f32::NAN;
                 let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens * 9]);
-                kernels.quantize(MatrixRef::new(&x, tokens, 512), integers.reshape(tokens, 512, format));
+                kernels.quantize(MatrixRef::new(&x, tokens, cols), integers.reshape(tokens, cols, format));
                 kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, 9));
                 for (index, got) in out.into_iter().enumerate() {
-                    assert_eq!(got.is_nan(), index / 9 == 1, "{kernels:?} {format} {index}");
+                    assert_eq!(got.is_nan(), index / 9 == 1, "{kernels:?} {format} {column} {index}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_no_number_reaches_its_row_and_no_other() {
+    const ROWS: usize = 9;
+    // Nine blocks of q8_0, one more than are added up together; two of q4_K.
+    for (format, cols) in [(Format::Q8_0, 9 * 32), (Format::Q4K, 2 * 256)] {
+        let block = format.bytes(format.block_cols());
+        for (row, column) in [(0, 0), (4, cols / 2), (8, cols - 1)] {
+            // Scales of one, and of q4_K minima of one, too.
+            let one: Vec<u8> = [0x00, 0x3c].repeat(2).into_iter().chain([0x11; 140]).take(block).collect();
+            let mut bytes = one.repeat(ROWS * cols / format.block_cols());
+            let at = format.bytes(row * cols + column / format.block_cols() * format.block_cols());
+            bytes[at..at + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+            let w = MatrixView::from_bytes(format, &bytes, ROWS, cols, None);
+            for (kernels, tokens) in tables().into_iter().flat_map(|k| [1, 4, 9, 17].map(|t| (k, t))) {
+                let (mut integers, mut out) = (IntegerMatrix::default(), vec![0.0; tokens * ROWS]);
+                let x = vec![0.5; tokens * cols];
+                kernels.quantize(MatrixRef::new(&x, tokens, cols), integers.reshape(tokens, cols, format));
+                kernels.matmul_integer(&w, integers.as_ref(), MatrixMut::new(&mut out, tokens, ROWS));
+                for (index, got) in out.into_iter().enumerate() {
+                    assert_eq!(got.is_nan(), index % ROWS == row, "{kernels:?} {tokens} {format} {index}");
                 }
             }
         }
