@@ -292,11 +292,13 @@ def is_readable_in_both_themes(page):
     assert light != dark, (light, dark)
 
 
-# Whoever has given the key asks before the page knows the model.
+# Whoever has given the key asks before the page knows the model: it gets no answer about that until `answerModels`.
 LATE = """() => {
     const real = window.fetch;
+    const held = new Promise((resolve) => { window.answerModels = resolve; });
     window.fetch = async (url, options) => {
-        if (String(url).endsWith("/models")) await new Promise((resolve) => setTimeout(resolve, 1000));
+        const stopped = new Promise((resolve) => options.signal?.addEventListener("abort", resolve));
+        if (String(url).endsWith("/models")) await Promise.race([held, stopped]);
         return real(url, options);
     };
 }"""
@@ -311,7 +313,12 @@ def wants_a_key(browser, binary):
         page.page.locator("#settings [name=api_key]").fill("secret")
         page.page.locator("#settings").get_by_role("button", name="Close").click()
         page.ask(QUESTION)
-        expect(page.answered().locator("> .body")).to_contain_text("85")
+        page.page.locator("#stop").click()
+        expect(page.answered().locator(".figures")).to_have_text("stopped")
+        page.ask(QUESTION)
+        expect(page.page.locator("#stop")).to_be_visible()
+        page.page.evaluate("answerModels()")
+        expect(page.answered(2).locator("> .body")).to_contain_text("85")
         page.wrong = [line for line in page.wrong if "401" not in line]
         page.end()
 

@@ -221,6 +221,16 @@ impl<'a> MatrixMut<'a> {
         let lower = MatrixMut { first, rows: self.rows - row, ..self };
         (MatrixMut { rows: row, ..self }, lower)
     }
+
+    /// Ranges of `most` rows, but for the last, and the part that each is.
+    pub(crate) fn row_chunks(self, most: usize) -> impl Iterator<Item = (Range<usize>, MatrixMut<'a>)> {
+        (0..self.rows).step_by(most).map(move |start| {
+            let rows = start..self.rows.min(start + most);
+            // As above: no two have a row in common.
+            let first = self.first.wrapping_add(start.wrapping_mul(self.row_stride));
+            (rows.clone(), MatrixMut { first, rows: rows.len(), ..self })
+        })
+    }
 }
 
 #[cfg(test)]

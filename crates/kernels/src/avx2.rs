@@ -143,7 +143,8 @@ pub(crate) fn prefetch(address: *const u8) {
     prefetch_range(address, 1);
 }
 
-/// As [`prefetch`], for each line's length of some bytes. How to ask is looked up once.
+/// As [`prefetch`], for the lines of `start`, `start + 64` and so on of some bytes: how to ask is looked up once. What of the
+/// last byte's line lies behind that, the next range asks for.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 pub(crate) fn prefetch_range(start: *const u8, bytes: usize) {

@@ -12,17 +12,18 @@ pub enum Isa {
     /// x86-64 with AVX2, FMA and F16C (every server since 2015).
     Avx2,
     /// The same instructions for processors that compute a vector's halves one after the other (AMD's Zen 1): few tokens of q8_0
-    /// are multiplied in integers, and so rounded.
+    /// are multiplied in integers, and so rounded. Any machine with AVX2 can be asked for it.
     Avx2Halves,
     /// x86-64 with AVX-512 and its extensions BW, DQ, VL, VBMI and VNNI (Intel's servers since Ice Lake, AMD's since Zen 4).
     Avx512,
 }
 
 impl Isa {
-    /// Every instruction set that this crate knows, the slowest first.
+    /// Every instruction set that this crate knows, each behind those that it is preferred to where it is meant.
     pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx2Halves, Isa::Avx512];
 
-    /// The instruction set that this machine is fastest with: the latest that it has. Asks the processor.
+    /// The instruction set that this machine is fastest with: the last of [`ALL`](Self::ALL) that it has, but `Avx2Halves` only
+    /// where the processor says that its units are 128 bits wide. Asks the processor.
     pub fn best() -> Self {
         let is_meant = |isa: &Isa| *isa != Isa::Avx2Halves || computes_halves();
         Isa::ALL

@@ -96,12 +96,12 @@ impl Kernels {
         isa.is_available().then_some(table)
     }
 
-    /// The tables that this machine can use, the slowest first.
+    /// The tables that this machine can use, in the order of [`Isa::ALL`].
     pub fn available() -> impl Iterator<Item = &'static Kernels> {
         Isa::ALL.into_iter().filter_map(Kernels::for_isa)
     }
 
-    /// The table of the latest instruction set that this machine has, or of the one that was [chosen](Self::choose).
+    /// The table of [`Isa::best`], or of the one that was [chosen](Self::choose).
     pub fn best() -> &'static Kernels {
         BEST.get_or_init(|| Kernels::for_isa(Isa::best()).expect("an available instruction set"))
     }

@@ -51,11 +51,8 @@ fn few(w: &MatrixView<'_>, mut x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
         unsafe { matmul_add(w, x.row_range(0..tokens), some) };
         (x, out) = (x.row_range(tokens..x.rows()), rest);
     }
-    for first in (0..x.rows()).step_by(most) {
-        let x = x.row_range(first..x.rows().min(first + most));
-        let (some, rest) = out.split_rows_at(x.rows());
-        stream_few(w, x, some);
-        out = rest;
+    for (tokens, some) in out.row_chunks(most) {
+        stream_few(w, x.row_range(tokens), some);
     }
 }
 

@@ -35,13 +35,11 @@ pub(crate) fn matmul(order: Order, w: &MatrixView<'_>, x: MatrixRef<'_>, out: Ma
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi")]
 fn few(w: &MatrixView<'_>, x: MatrixRef<'_>, mut out: MatrixMut<'_>) {
     out.fill(0.0);
-    for first in (0..x.rows()).step_by(STREAMED) {
-        let x = x.row_range(first..x.rows().min(first + STREAMED));
-        let (some, rest) = out.split_rows_at(x.rows());
+    for (tokens, some) in out.row_chunks(STREAMED) {
+        let x = x.row_range(tokens);
         with_count!(x.rows(), T of [1 2 3 4], match w.format() {
             Format::Q8_0 => stream_q8_0::matmul_add::<T>(w, x, some),
             _ => stream_fp8::matmul_add::<T>(w, x, some),
         });
-        out = rest;
     }
 }

@@ -1,6 +1,6 @@
-//! Of `q4_K`, few tokens read each weight once and use it from the register (`stream_q4k`). More tokens lie side by side in
-//! lanes: weights of 4 bits are multiplied as they are (`tile_q4k`), those of 8 bits as magnitudes, their signs being the
-//! tokens' (`tile_signed`).
+//! Few tokens read each weight of `q4_K` once and use it from the register (`stream_q4k`); more lie side by side in lanes
+//! (`tile_q4k`). Weights of 8 bits are multiplied with tokens in lanes, as magnitudes, their signs being the tokens'
+//! (`tile_signed`). Processors that compute vectors in halves have their own ways for few tokens (`halves`).
 
 pub(crate) mod halves;
 pub(super) mod q4k;
@@ -13,7 +13,7 @@ use crate::avx2::with_count;
 use crate::integers::BLOCK;
 use crate::{Format, IntegerRef, MatrixMut, MatrixView, Order};
 use std::arch::x86_64::*;
-use stream_q4k::Whole;
+use stream_q4k::{Sums, Whole};
 
 /// Tokens that one pass over the weights takes at most, from the register.
 const STREAMED: usize = 4;
@@ -22,7 +22,7 @@ const STREAMED: usize = 4;
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
     match w.format() {
-        Format::Q4K if order.is_few(x.rows(), STREAMED) => few(w, x, out),
+        Format::Q4K if order.is_few(x.rows(), STREAMED) => few_q4k::<Whole>(w, x, out),
         Format::Q4K => tile_q4k::matmul(w, x, out),
         Format::Q8_0 | Format::Fp8 => tile_signed::matmul(w, x, out),
         Format::F32 | Format::Bf16 => unreachable!("{} has no integer product", w.format()),
@@ -31,12 +31,10 @@ pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
 
 /// Some tokens at a time, of q4_K.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn few(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
-    for first in (0..x.rows()).step_by(STREAMED) {
-        let x = x.row_range(first..x.rows().min(first + STREAMED));
-        let (some, rest) = out.split_rows_at(x.rows());
-        with_count!(x.rows(), T of [1 2 3 4], stream_q4k::matmul::<Whole, T>(w, x, some));
-        out = rest;
+fn few_q4k<S: Sums>(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    for (tokens, some) in out.row_chunks(STREAMED) {
+        let x = x.row_range(tokens);
+        with_count!(x.rows(), T of [1 2 3 4], stream_q4k::matmul::<S, T>(w, x, some));
     }
 }
 

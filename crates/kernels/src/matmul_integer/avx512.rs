@@ -40,10 +40,9 @@ pub(crate) fn matmul_integer(order: Order, w: &MatrixView<'_>, x: IntegerRef<'_>
 
 /// Some tokens at a time, of q4_K or FP8.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vbmi,avx512vnni")]
-fn few(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
-    for first in (0..x.rows()).step_by(STREAMED) {
-        let x = x.row_range(first..x.rows().min(first + STREAMED));
-        let (mut some, rest) = out.split_rows_at(x.rows());
+fn few(w: &MatrixView<'_>, x: IntegerRef<'_>, out: MatrixMut<'_>) {
+    for (tokens, mut some) in out.row_chunks(STREAMED) {
+        let x = x.row_range(tokens);
         with_count!(x.rows(), T of [1 2 3 4], match w.format() {
             Format::Q4K => stream_q4k::matmul::<T>(w, x, some),
             _ => {
@@ -51,6 +50,5 @@ fn few(w: &MatrixView<'_>, x: IntegerRef<'_>, mut out: MatrixMut<'_>) {
                 stream_fp8::matmul_add::<T>(w, x, some);
             }
         });
-        out = rest;
     }
 }

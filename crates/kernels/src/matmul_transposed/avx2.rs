@@ -38,11 +38,9 @@ pub(super) unsafe fn matmul_transposed_by(
         // SAFETY: what the caller promises.
         return unsafe { tile::matmul_transposed_add(tiles, w, x, out) };
     }
-    for first in (0..x.rows()).step_by(STREAMED) {
-        let x = x.row_range(first..x.rows().min(first + STREAMED));
-        let (some, rest) = out.split_rows_at(x.rows());
+    for (tokens, some) in out.row_chunks(STREAMED) {
+        let x = x.row_range(tokens);
         few_add(w, x, some);
-        out = rest;
     }
 }
 

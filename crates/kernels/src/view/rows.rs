@@ -62,7 +62,8 @@ pub(crate) struct AheadOfRow {
 }
 
 impl AheadOfRow {
-    /// The address for a byte of the row.
+    /// The address for a byte of the row. Who asks for what follows it, too, asks behind the matrix where another one is read
+    /// from within that range on: a line or two of each matrix.
     #[inline]
     pub(crate) fn of(self, byte: usize) -> *const u8 {
         if byte < self.turn { self.near } else { self.far }.wrapping_add(byte)

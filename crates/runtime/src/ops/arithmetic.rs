@@ -190,27 +190,33 @@ impl<'a> Inputs<'a> {
 mod tests {
     use super::*;
     use dsv3_kernels::{Format, Isa};
+    use dsv3_mesh::Mesh;
 
     #[test]
     fn integers_are_taken_where_the_format_has_them() {
-        let device = Device::single(2).unwrap();
+        for kernels in Kernels::available() {
+            check_integers_of(&Device::new(Mesh::single(), kernels, 2).unwrap());
+        }
+    }
+
+    fn check_integers_of(device: &Device) {
         // Of q8_0: a scale of 1/64, then 64s, so that products of 16 bits lose nothing; of f32, ones.
         let block: Vec<u8> = [0x00, 0x24].into_iter().chain([64; 32]).collect();
         let bytes = block.repeat(3 * 1000);
         let blocks = MatrixView::from_bytes(Format::Q8_0, &bytes, 3, 32_000, None);
         let ones = vec![1.0; 3 * 32_000];
         let floats = MatrixView::f32(&ones, 3, 32_000);
-        // One token is multiplied in f32 but where vectors are computed in halves.
+        // One token is multiplied in f32 but by the table for vectors in halves.
         let one = device.kernels().isa() == Isa::Avx2Halves;
         // More values than one task quantises.
         for (rows, arithmetic, expected) in
             [(20, Arithmetic::Integer, true), (20, Arithmetic::Float, false), (1, Arithmetic::Integer, one)]
         {
             let x = Tensor::from_vec(rows, 32_000, vec![0.5; rows * 32_000]);
-            let integers = Integers::quantize(&x, &blocks, arithmetic, &device);
+            let integers = Integers::quantize(&x, &blocks, arithmetic, device);
             assert_eq!(integers.is_some(), expected);
-            assert!(Integers::quantize(&x, &floats, arithmetic, &device).is_none());
-            let gathered = integers.as_ref().map(|all| all.gather(rows, |row| rows - 1 - row, &device));
+            assert!(Integers::quantize(&x, &floats, arithmetic, device).is_none());
+            let gathered = integers.as_ref().map(|all| all.gather(rows, |row| rows - 1 - row, device));
             for w in [blocks, floats] {
                 let mut out = Tensor::from_vec(rows, 3, vec![f32::NAN; rows * 3]);
                 let inputs = Inputs::new(&x, gathered.as_ref(), arithmetic.order());

@@ -12,6 +12,8 @@ let current = all[0] ?? null;
 let model = "";
 /** The controller of the answer that comes in, if one does. */
 let running = null;
+/** The timer of the next question for the model, while it is loaded. */
+let searching = null;
 
 // ---------------------------------------------------------------- conversations
 
@@ -174,7 +176,7 @@ async function ask() {
   };
   try {
     // The key may have been given just now.
-    if (!model) await findModel();
+    if (!model) await learnModel(mine.signal);
     for await (const part of answer({ model, ...body }, store.apiKey(), mine.signal)) {
       if (part.reasoning || part.content) clock.first ??= performance.now();
       message.reasoning += part.reasoning ?? "";
@@ -281,14 +283,20 @@ function showTheme() {
   $("theme").textContent = `Theme: ${name ?? "system"}`;
 }
 
+async function learnModel(signal) {
+  model = (await models(store.apiKey(), signal))[0]?.id ?? "";
+  $("model").textContent = model;
+}
+
+/** Says where the model's name stands what is wrong, if something is. */
 async function findModel() {
+  clearTimeout(searching);
   try {
-    model = (await models(store.apiKey()))[0]?.id ?? "";
-    $("model").textContent = model;
+    await learnModel();
   } catch (error) {
     $("model").textContent = error instanceof ApiError ? error.message : "no server";
     // A large model takes its time to load.
-    if (error.status === 503) setTimeout(findModel, 1000);
+    if (error.status === 503) searching = setTimeout(findModel, 1000);
   }
 }
 

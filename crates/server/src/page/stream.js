@@ -62,9 +62,9 @@ export async function* answer(request, key, signal) {
   }
 }
 
-/** The models that the server has. */
-export async function models(key) {
-  const response = await fetch("v1/models", { headers: headers(key) });
+/** The models that the server has; `signal` may stop the question. */
+export async function models(key, signal) {
+  const response = await fetch("v1/models", { headers: headers(key), signal });
   if (!response.ok) throw await failure(response);
   return (await response.json()).data;
 }

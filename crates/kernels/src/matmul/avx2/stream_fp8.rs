@@ -4,7 +4,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use crate::avx2::fp8::{HALF_UNIT, PARTS, UNIT, by_part, saw_nan, take_apart, watch_nan};
-use crate::avx2::{self, LANES, LINE, padded, prefetch_range, sum_each};
+use crate::avx2::{self, LANES, LINE, padded, prefetch_range, sum_each, whole};
 use crate::view::{AheadOfRow, AheadOfRows, RowsBytes};
 use crate::{MatrixMut, MatrixRef, MatrixView};
 use std::arch::x86_64::*;
@@ -18,9 +18,9 @@ const GROUP: usize = 4;
 /// How many bytes ahead memory is asked for weights that come into the first cache: about as much as a core can wait for at
 /// a time, for the inputs of rows of 7168, 28 kB, are to stay there.
 const AHEAD: usize = 1536;
-/// Columns between two requests to memory, whole cache lines: to find an address takes a tenth of the time in which one line is
-/// multiplied with one token. The sums of more tokens leave no registers for more vectors on their way.
-const fn step(tokens: usize) -> usize {
+/// Columns between two requests to memory, in whole cache lines: to find an address takes a tenth of the time in which one line
+/// is multiplied with one token. The sums of more tokens leave no registers for more vectors on their way.
+const fn columns_per_request(tokens: usize) -> usize {
     if tokens == 1 { 2 * LINE } else { LINE }
 }
 
@@ -152,18 +152,19 @@ unsafe fn row_sums<const C: usize, const T: usize>(
     assert!(weights.len() <= COLUMNS, "inputs are laid out for all columns");
     let mut sums = [[_mm256_setzero_ps(); C]; T];
     let mut nan = _mm256_setzero_si256();
-    let step = step(T);
-    let whole = weights.len() - weights.len() % step;
-    for column in (0..whole).step_by(step) {
-        prefetch_range(ahead.of(column), step);
-        for column in (column..column + step).step_by(UNIT) {
+    let step = columns_per_request(T);
+    let asked = weights.len() - weights.len() % step;
+    for first in (0..asked).step_by(step) {
+        prefetch_range(ahead.of(first), step);
+        for column in (first..first + step).step_by(UNIT) {
             // SAFETY: the row has these columns, and the inputs are laid out.
             unsafe { add_unit(weights.as_ptr().add(column), inputs, column, &mut sums, &mut nan) };
         }
     }
-    for column in (whole..weights.len()).step_by(UNIT) {
-        let unit: [u8; UNIT] = padded(&weights[column..weights.len().min(column + UNIT)]);
-        // SAFETY: the copy holds a unit, and inputs are laid out to the end of the last one.
+    for column in (asked..weights.len()).step_by(UNIT) {
+        let mut end = None;
+        let unit: &[u8; UNIT] = whole(&weights[column..weights.len().min(column + UNIT)], &mut end);
+        // SAFETY: a reference to a unit, and inputs are laid out to the end of the last one.
         unsafe { add_unit(unit.as_ptr(), inputs, column, &mut sums, &mut nan) };
     }
     let mut totals = [_mm256_setzero_ps(); T];

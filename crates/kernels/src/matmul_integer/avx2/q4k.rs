@@ -1,4 +1,4 @@
-//! What the two ways to multiply `q4_K` share: its blocks taken apart.
+//! What the ways to multiply `q4_K` share: its blocks taken apart.
 
 use crate::quantized::BlockQ4K;
 use std::arch::x86_64::*;
@@ -26,7 +26,7 @@ pub(in crate::matmul_integer) fn widen(bytes: u64) -> __m256 {
 /// Two halves, little-endian, each in every lane.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-pub(super) fn broadcast_halves([[a, b], [c, d]]: [[u8; 2]; 2]) -> [__m256; 2] {
+pub(in crate::matmul_integer) fn broadcast_halves([[a, b], [c, d]]: [[u8; 2]; 2]) -> [__m256; 2] {
     let both = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes([a, b, c, d])));
     [_mm256_broadcastss_ps(both), _mm256_broadcastss_ps(_mm_movehdup_ps(both))]
 }

@@ -26,7 +26,7 @@ pub(super) trait Sums {
     /// result has the other's work between.
     ///
     /// # Safety
-    /// The processor has the features that this is compiled for.
+    /// The processor has AVX2, FMA and F16C; an implementation is compiled for these and no others.
     unsafe fn of<const N: usize>(weights: &BlockQ4K, x: [&Values; N]) -> [__m256i; N];
 }
 
@@ -116,7 +116,7 @@ fn block_add<S: Sums, const N: usize, const T: usize>(
     token: usize,
     totals: &mut [__m256; T],
 ) {
-    // SAFETY: the features are those of this function.
+    // SAFETY: this function has AVX2, FMA and F16C, and implementations need no more.
     let sums = unsafe { S::of(weights, x.map(|(values, ..)| values)) };
     let (scales, minima) = scales_and_minima(weights);
     let [d, dmin] = broadcast_halves([weights.d, weights.dmin]);
@@ -153,7 +153,7 @@ impl Sums for Whole {
             let mut fours = [_mm_setzero_si128(); 2];
             for i in 0..2 {
                 let (one, other) = (pairs[n][2 * i], pairs[n][2 * i + 1]);
-                // Of each group two neighbouring lanes in either half, with 8 products each.
+                // Of each group two neighbouring lanes in either half, with 8 products each: at most 8 * 15 * 127.
                 let eights =
                     _mm256_add_epi16(_mm256_unpacklo_epi64(one, other), _mm256_unpackhi_epi64(one, other));
                 let halves = _mm256_madd_epi16(eights, _mm256_set1_epi16(1));

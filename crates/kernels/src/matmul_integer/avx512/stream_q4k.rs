@@ -2,9 +2,9 @@
 
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
-use crate::avx2::{LINE, broadcast_half, load as load_eight, load32, prefetch_range};
+use crate::avx2::{LINE, load as load_eight, load32, prefetch_range};
 use crate::avx512::NEAR;
-use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
+use crate::matmul_integer::avx2::q4k::{broadcast_halves, scales_and_minima, widen};
 use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
 use crate::quantized::BlockQ4K;
 use crate::view::AheadOfRow;
@@ -60,8 +60,8 @@ fn add_block<const T: usize>(
     totals: &mut [__m512; T],
 ) {
     let (scales, minima) = scales_and_minima(weights);
-    let scales = _mm256_mul_ps(widen(scales), broadcast_half(weights.d));
-    let minima = _mm256_mul_ps(widen(minima), broadcast_half(weights.dmin));
+    let [d, dmin] = broadcast_halves([weights.d, weights.dmin]);
+    let (scales, minima) = (_mm256_mul_ps(widen(scales), d), _mm256_mul_ps(widen(minima), dmin));
     let mut factors = [_mm512_setzero_ps(); T];
     for t in 0..T {
         let own = _mm256_mul_ps(scales, load_eight(&inputs[t].scales[block]));

@@ -1,4 +1,4 @@
-//! Sums of a block of `q4_K`, the same as in whole vectors.
+//! Sums of a block of `q4_K`, the same bits as in whole vectors.
 
 #![allow(clippy::needless_range_loop, reason = "a token is an index into several arrays")]
 
@@ -9,8 +9,8 @@ use crate::matmul_integer::avx2::stream_q4k::{Sums, Values};
 use crate::quantized::BlockQ4K;
 use std::arch::x86_64::*;
 
-/// Values in a vector.
-const HALF: usize = 16;
+/// Bytes in a vector.
+const VECTOR: usize = 16;
 
 /// Sums in vectors of 128 bits.
 pub(super) enum Halves {}
@@ -38,7 +38,7 @@ impl Sums for Halves {
             let mut fours = [zero; 2];
             for i in 0..2 {
                 let (one, other) = (pairs[n][2 * i], pairs[n][2 * i + 1]);
-                // Of each group two neighbouring lanes, with 16 products each.
+                // Of each group two neighbouring lanes, with 16 products each: at most 16 * 15 * 127 of 2^15 - 1.
                 let sixteens = _mm_add_epi16(_mm_unpacklo_epi64(one, other), _mm_unpackhi_epi64(one, other));
                 fours[i] = _mm_madd_epi16(sixteens, _mm_set1_epi16(1));
             }
@@ -52,7 +52,7 @@ impl Sums for Halves {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 fn products(bytes: [__m128i; 2], x: &[i8; BLOCK]) -> __m128i {
-    let (mask, x) = (_mm_set1_epi8(15), x.as_chunks::<HALF>().0);
+    let (mask, x) = (_mm_set1_epi8(15), x.as_chunks::<VECTOR>().0);
     let mut halves = [_mm_setzero_si128(); 2];
     for half in 0..2 {
         halves[half] = _mm_maddubs_epi16(_mm_and_si128(bytes[half], mask), load16_int8(&x[half]));
