@@ -246,7 +246,7 @@ fn facts(model: &OpenModel, args: DeviceArgs) -> Facts {
         ("the version of dsv3", env!("CARGO_PKG_VERSION").to_owned()),
         ("--mesh", args.mesh.layout.layout().to_string()),
         // Devices that choose experts for themselves must round alike.
-        ("the instruction set", Kernels::best().isa().to_string()),
+        ("the instruction set (--isa)", Kernels::best().isa().to_string()),
     ];
     Ok(own.into_iter().chain(model.facts()).map(|(name, value)| (name.to_owned(), value)).collect())
 }
