@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop, reason = "a row or a token is an index into several arrays")]
 
 use super::load_int8;
-use super::q4k::{broadcast_halves, nibbles, scales_and_minima, widen};
+use super::q4k::{factors_and_offsets, nibbles};
 use crate::avx2::{AHEAD, ahead, load, load32, prefetch_range, sum};
 use crate::integers::BLOCK;
 use crate::quantized::{BlockQ4K, Q4K_COLS, Q4K_GROUPS, blocks};
@@ -118,12 +118,10 @@ fn block_add<S: Sums, const N: usize, const T: usize>(
 ) {
     // SAFETY: this function has AVX2, FMA and F16C, and implementations need no more.
     let sums = unsafe { S::of(weights, x.map(|(values, ..)| values)) };
-    let (scales, minima) = scales_and_minima(weights);
-    let [d, dmin] = broadcast_halves([weights.d, weights.dmin]);
-    let (scales, minima) = (_mm256_mul_ps(widen(scales), d), _mm256_mul_ps(widen(minima), dmin));
+    let [scales, offsets] = factors_and_offsets(weights);
     for n in 0..N {
         let (_, x_scales, x_sums) = x[n];
-        let total = _mm256_fnmadd_ps(minima, load(x_sums), totals[token + n]);
+        let total = _mm256_fnmadd_ps(offsets, load(x_sums), totals[token + n]);
         let factors = _mm256_mul_ps(scales, load(x_scales));
         totals[token + n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[n]), factors, total);
     }

@@ -4,7 +4,7 @@ use super::tile::{BLOCKS, Row};
 use crate::avx2::{half, load32, store32, whole};
 use crate::avx512::{load64, store64};
 use crate::integers::BLOCK;
-use crate::matmul_integer::avx2::q4k::{scales_and_minima, widen};
+use crate::matmul_integer::avx2::q4k::factors_and_offsets;
 use crate::matmul_integer::{FP8_GROUP, LEAST_EXPONENT, group_scales};
 use crate::quantized::{BlockQ4K, BlockQ8_0, Q4K_GROUPS, blocks};
 use crate::{Format, MatrixView};
@@ -85,10 +85,9 @@ impl<const MINIMA: bool, const SPAN: usize, const BESIDE: usize> Row<MINIMA, SPA
                     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(bytes), _mm256_srli_epi16::<4>(bytes));
                 store64(groups, _mm512_and_si512(both, _mm512_set1_epi8(15)));
             }
-            let (group_scales, group_minima) = scales_and_minima(weights);
-            let [d, dmin] = [weights.d, weights.dmin].map(|bytes| _mm256_set1_ps(half(bytes)));
-            crate::avx2::store(&mut scales[block], _mm256_mul_ps(widen(group_scales), d));
-            crate::avx2::store(&mut minima[block], _mm256_mul_ps(widen(group_minima), dmin));
+            let [factors, offsets] = factors_and_offsets(weights);
+            crate::avx2::store(&mut scales[block], factors);
+            crate::avx2::store(&mut minima[block], offsets);
         }
     }
 

@@ -4,7 +4,7 @@
 
 use crate::avx2::{LINE, load as load_eight, load32, prefetch_range};
 use crate::avx512::NEAR;
-use crate::matmul_integer::avx2::q4k::{broadcast_halves, scales_and_minima, widen};
+use crate::matmul_integer::avx2::q4k::factors_and_offsets;
 use crate::matmul_integer::avx2::stream_q4k::{Inputs, matmul_by};
 use crate::quantized::BlockQ4K;
 use crate::view::AheadOfRow;
@@ -59,14 +59,12 @@ fn add_block<const T: usize>(
     inputs: &[Inputs<'_>; T],
     totals: &mut [__m512; T],
 ) {
-    let (scales, minima) = scales_and_minima(weights);
-    let [d, dmin] = broadcast_halves([weights.d, weights.dmin]);
-    let (scales, minima) = (_mm256_mul_ps(widen(scales), d), _mm256_mul_ps(widen(minima), dmin));
+    let [scales, offsets] = factors_and_offsets(weights);
     let mut factors = [_mm512_setzero_ps(); T];
     for t in 0..T {
         let own = _mm256_mul_ps(scales, load_eight(&inputs[t].scales[block]));
         factors[t] = _mm512_castps256_ps512(own);
-        let offset = _mm256_mul_ps(minima, load_eight(&inputs[t].sums[block]));
+        let offset = _mm256_mul_ps(offsets, load_eight(&inputs[t].sums[block]));
         totals[t] = _mm512_sub_ps(totals[t], _mm512_zextps256_ps512(offset));
     }
     // A group lies in the lower halves of bytes, the next in the upper ones.
